@@ -1,0 +1,148 @@
+# kecho: `make serve` runs the server, `make check` tests it, `make help` lists the rest.
+#
+# PYTHON=python3.12 picks the interpreter (remembered in .venv), ARGS="..." is passed on.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := all
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+# Naming another PYTHON makes .venv anew; naming none keeps the .venv there is.
+ifeq ($(origin PYTHON),undefined)
+PYTHON := python3
+VENV := .venv/.made
+else
+VENV := .venv/.made-by-$(subst /,_,$(PYTHON))
+endif
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+ARGS ?=
+PEER_CFLAGS ?= -O2 -g -std=gnu11 -Wall -Wextra -pthread
+
+PY := .venv/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+RELEASE := build/release/.built
+NATIVE := setup.py $(wildcard $(foreach d,ext ext/* ext/*/*,$(d)/*.pyx $(d)/*.pxd $(d)/*.c $(d)/*.h))
+PEERS := $(patsubst benchmarks/%.c,build/%,$(wildcard benchmarks/peers/*.c))
+C_STYLE := $(filter %.c %.h,$(NATIVE)) $(wildcard benchmarks/*.[ch] benchmarks/*/*.[ch])
+CYTHON_STYLE := $(filter %.pyx %.pxd,$(NATIVE)) $(wildcard tests/sanitizers/*.pyx)
+PYTHON_STYLE := setup.py $(wildcard kecho tests benchmarks)
+
+# $(call requirements,KEY...) reads lists of requirements from pyproject.toml, so
+# that they are written once; pip has no option for it that is old enough.
+requirements = $(PY) -c 'import sys, tomllib; t = tomllib.load(open("pyproject.toml", "rb")); \
+	[t := t[k] for k in sys.argv[1:]]; print(*t, sep="\n")' $(1)
+# $(call setup,KIND,COMMAND) keeps all that a kind of build makes under build/KIND.
+setup = $(PY) setup.py --quiet $(2) --build-temp build/$(1)/temp --build-lib build/$(1)/lib
+
+# One line says all that is missing, before pip or gcc fail at length.
+define CHECK_SYSTEM
+python=$$1 package=python3 missing=
+case $${python##*/} in python3.*) package=$${python##*/} ;; esac
+command -v gcc >/dev/null || missing+=" gcc"
+if ! version=$$("$$python" -c 'import platform; print(platform.python_version())' 2>/dev/null); then
+    missing+=" $$package $$package-dev $$package-venv"
+elif ! "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    echo "kecho needs Python 3.11 or newer, $$python is $$version:" \
+        "apt-get install -y$$missing python3.11-dev python3.11-venv && make PYTHON=python3.11" >&2
+    exit 1
+else
+    "$$python" -c 'import os, sys, sysconfig
+sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' ||
+        missing+=" $$package-dev"
+    "$$python" -c 'import ensurepip, venv' 2>/dev/null || missing+=" $$package-venv"
+fi
+[ -z "$$missing" ] || { echo "kecho needs more packages: apt-get install -y$$missing" >&2; exit 1; }
+endef
+export CHECK_SYSTEM
+check_system = @bash -c "$$CHECK_SYSTEM" bash
+
+.PHONY: all help serve check test lint format debug asan tsan annotate dist clean distclean
+
+all: $(RELEASE) $(PEERS) ## build the environment, the extensions in place, the C peers (default)
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' Makefile
+
+serve: $(RELEASE) ## run the server on 127.0.0.1:12345; ARGS="..." are its options
+	@$(PY) -m kecho $(ARGS)
+
+check: all .venv/.dev ## run every test
+	@$(PY) -m pytest
+
+test: all .venv/.dev ## run pytest with ARGS="..."
+	@$(PY) -m pytest $(ARGS)
+
+lint: .venv/.dev ## check style and types; compile with warnings as errors
+	$(PY) -m ruff check $(PYTHON_STYLE)
+	$(PY) -m ruff format --check $(PYTHON_STYLE)
+	$(PY) -m mypy
+	PATH="$$PWD/.venv/bin:$$PATH" cython-lint $(CYTHON_STYLE)
+ifneq ($(C_STYLE),)
+	.venv/bin/clang-format --dry-run -Werror $(C_STYLE)
+endif
+	$(check_system) $(PY)
+	KECHO_WERROR=1 $(call setup,werror,build)
+
+format: .venv/.dev ## rewrite Python and C in the style that lint checks
+	$(PY) -m ruff check --fix $(PYTHON_STYLE)
+	$(PY) -m ruff format $(PYTHON_STYLE)
+ifneq ($(C_STYLE),)
+	.venv/bin/clang-format -i $(C_STYLE)
+endif
+
+debug: .venv/.build ## build without optimisation into build/debug and say how to use it
+	$(check_system) $(PY)
+	@mkdir -p build/debug/lib && find build/debug/lib -name '*.py' -delete
+	KECHO_DEBUG=1 $(call setup,debug,build)
+	@echo 'PYTHONSAFEPATH=1 PYTHONPATH=build/debug/lib gdb --args $(PY) -m kecho'
+
+asan: .venv/.dev ## run the tests under ASan and UBSan, then look for leaks; ARGS="..." for pytest
+	$(check_system) $(PY)
+	@tests/sanitizers/run asan $(ARGS)
+
+tsan: .venv/.dev ## run the tests under TSan; ARGS="..." for pytest
+	$(check_system) $(PY)
+	@tests/sanitizers/run tsan $(ARGS)
+
+annotate: .venv/.build ## write Cython's HTML annotation, which shows where Python is called
+	@KECHO_ANNOTATE=1 $(PY) setup.py --quiet --name >/dev/null
+	@find build/annotate -name '*.html'
+
+dist: .venv/.dev ## make dist/: an sdist and the wheel built from it
+	$(check_system) $(PY)
+	$(PY) -m build
+
+clean: ## remove what was built, but not .venv
+	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find kecho tests benchmarks -name __pycache__ -exec rm -rf {} +
+	rm -f kecho/*.so
+
+distclean: clean ## remove .venv as well
+	rm -rf .venv
+
+$(VENV):
+	$(check_system) '$(PYTHON)'
+	@'$(PYTHON)' -m venv --clear .venv
+	@touch .venv/.made $@
+
+.venv/.build: $(VENV) pyproject.toml
+	@$(call requirements,build-system requires) | $(PIP) install -r /dev/stdin
+	@touch $@
+
+.venv/.dev: .venv/.build
+	@$(call requirements,project optional-dependencies dev) | $(PIP) install -r /dev/stdin
+	@touch $@
+
+# The .pth file lets `python -m kecho` and pytest find kecho from any directory.
+$(RELEASE): .venv/.build $(NATIVE)
+	$(check_system) $(PY)
+	@echo '$(CURDIR)' >"$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/kecho.pth"
+	@$(call setup,release,build_ext --inplace)
+	@touch $@
+
+build/peers/%: benchmarks/peers/%.c $(wildcard benchmarks/peers/*.h)
+	@mkdir -p $(@D)
+	$(CC) $(PEER_CFLAGS) $(CPPFLAGS) $(LDFLAGS) -o $@ $< $(LDLIBS)

@@ -1,0 +1,244 @@
+"""The epoll backend: one worker's loop, from its first wait to the end of the drain."""
+from common.atomics cimport (
+    atomic_u32_decrement, atomic_u32_load, atomic_u32_load_relaxed, atomic_u32_store,
+    atomic_u64_load_relaxed, atomic_u64_swap_acquire,
+)
+from engine.accept cimport ACCEPTS_BEFORE_CLOSING, ACCEPTS_PER_TURN, accept_turn
+from engine.connection cimport (
+    READS_PER_TURN, SERVED_CLOSED, connection_close, connection_serve, connection_settle,
+)
+from engine.layout cimport (
+    CLOSE_ABORTED, CLOSE_IDLE, OWNERSHIP_FREE, PHASE_DRAINING, PHASE_RUNNING, PHASE_STOPPING,
+    Connection, Control, Queue, Worker,
+)
+from engine.listener cimport TOKEN_LISTENERS, TOKEN_WAKE, listeners_resume
+from engine.slab cimport (
+    CLAIM_WON, ownership_claim, ownership_release, ownership_try, slab_get, slab_high_water,
+    slab_in_use,
+)
+from kernel.clock cimport clock_now_ms
+from kernel.epoll cimport (
+    EPOLLERR, EPOLLHUP, EPOLLPRI, EPOLLRDHUP, epoll_event, epoll_wait,
+)
+from kernel.eventfd cimport eventfd_write
+from libc.errno cimport EINTR, errno
+from libc.stdint cimport uint32_t, uint64_t
+from posix.unistd cimport close
+
+
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
+
+cdef enum:
+    EVENTS_PER_WAIT = 64
+    DRAIN_LOOK_MS = 20        # how long a drain may miss that another worker ended it
+    SWEEP_AT_MOST_EVERY_MS = 10
+    SWEEP_AT_LEAST_EVERY_MS = 500
+
+
+# ---- stopping: also called by the threads that are not workers --------------------------------
+
+cdef inline void wake_everybody(Control* control) noexcept nogil:
+    """Wakes one worker of each queue; that one wakes the next when it sees the new phase."""
+    cdef uint32_t queue
+    for queue in range(control.queue_count):
+        eventfd_write(control.queues[queue].wake_fd, 1)
+
+
+cdef inline void _give_up(Worker* worker, int error, const char* syscall) noexcept nogil:
+    """A fatal error: keeps its cause and stops the whole engine."""
+    if worker.fatal_errno == 0:
+        worker.fatal_errno = error
+        worker.fatal_syscall = syscall
+    atomic_u32_store(&worker.control.phase, PHASE_STOPPING)
+    wake_everybody(worker.control)
+
+
+# ---- one round --------------------------------------------------------------------------------
+
+cdef inline void _serve_event(Worker* worker, epoll_event* event) noexcept nogil:
+    cdef uint32_t token = <uint32_t>event.data.u64
+    cdef uint32_t generation = <uint32_t>(event.data.u64 >> 32)
+    cdef bint until_empty
+    cdef Connection* connection
+    if token == TOKEN_WAKE:
+        # Meant for a worker that sleeps, which may find that this one has taken it.
+        if worker.is_draining and atomic_u32_load(&worker.control.workers_accepting) != 0:
+            eventfd_write(worker.queue.wake_fd, 1)
+            sched_yield()
+        return
+    if token >= TOKEN_LISTENERS:
+        if not worker.is_draining:
+            accept_turn(worker, token - TOKEN_LISTENERS, ACCEPTS_PER_TURN)
+        return
+    connection = slab_get(&worker.queue.slab, token)
+    if ownership_claim(connection, generation) != CLAIM_WON:
+        return
+    until_empty = event.events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI) != 0
+    connection_settle(
+        worker, connection, connection_serve(worker, connection, until_empty, READS_PER_TURN))
+
+
+cdef inline void _serve_held(Worker* worker) noexcept nogil:
+    cdef Connection* connection = worker.held
+    worker.held = NULL
+    connection_settle(
+        worker, connection, connection_serve(worker, connection, True, READS_PER_TURN))
+
+
+cdef inline int _round(Worker* worker, int timeout_ms) noexcept nogil:
+    """Waits once and serves what is ready. Returns 0 or -errno of epoll_wait."""
+    cdef epoll_event events[EVENTS_PER_WAIT]
+    cdef int ready, i
+    if worker.held != NULL:
+        timeout_ms = 0
+    ready = epoll_wait(worker.queue.epoll_fd, events, EVENTS_PER_WAIT, timeout_ms)
+    if ready < 0 and errno != EINTR:
+        return -errno
+    worker.now_ms = clock_now_ms()
+    for i in range(ready):
+        _serve_event(worker, &events[i])
+    if worker.held != NULL:
+        _serve_held(worker)
+    return 0
+
+
+# ---- timers -----------------------------------------------------------------------------------
+
+cdef inline uint64_t _sweep_interval_ms(Control* control) noexcept nogil:
+    cdef uint64_t interval_ms = control.idle_timeout_ms // 4
+    return min(
+        max(interval_ms, <uint64_t>SWEEP_AT_MOST_EVERY_MS), <uint64_t>SWEEP_AT_LEAST_EVERY_MS)
+
+
+cdef inline int _until_timer_ms(Worker* worker) noexcept nogil:
+    """How long the worker may wait for events; -1: for ever."""
+    cdef uint64_t due_ms = worker.resume_at_ms
+    cdef uint64_t sweep_ms
+    if worker.control.idle_timeout_ms != 0:
+        sweep_ms = atomic_u64_load_relaxed(&worker.queue.next_sweep_ms)
+        if due_ms == 0 or sweep_ms < due_ms:
+            due_ms = sweep_ms
+    elif due_ms == 0:
+        return -1
+    return <int>(due_ms - worker.now_ms) + 1 if due_ms > worker.now_ms else 1
+
+
+cdef inline bint _is_idle(Worker* worker, Connection* connection) noexcept nogil:
+    # In 32 bits, so that a record another worker has just marked active does not underflow.
+    cdef uint32_t age_ms = (
+        <uint32_t>worker.now_ms - atomic_u32_load_relaxed(&connection.last_active_ms))
+    return age_ms >= worker.control.idle_timeout_ms and age_ms < 0x80000000u
+
+
+cdef inline void _close_idle(Worker* worker) noexcept nogil:
+    cdef Queue* queue = worker.queue
+    cdef uint32_t index
+    cdef Connection* connection
+    for index in range(slab_high_water(&queue.slab)):
+        connection = slab_get(&queue.slab, index)
+        if not _is_idle(worker, connection) or not ownership_try(connection):
+            continue
+        if _is_idle(worker, connection):
+            connection_close(worker, connection, CLOSE_IDLE)
+        elif not ownership_release(connection):
+            connection_settle(
+                worker, connection, connection_serve(worker, connection, True, READS_PER_TURN))
+
+
+cdef inline void _run_timers(Worker* worker) noexcept nogil:
+    cdef uint64_t due_ms
+    if worker.resume_at_ms != 0 and worker.now_ms >= worker.resume_at_ms:
+        worker.resume_at_ms = 0
+        listeners_resume(worker)
+    if worker.control.idle_timeout_ms == 0:
+        return
+    due_ms = atomic_u64_load_relaxed(&worker.queue.next_sweep_ms)
+    if worker.now_ms >= due_ms and atomic_u64_swap_acquire(
+            &worker.queue.next_sweep_ms, due_ms,
+            worker.now_ms + _sweep_interval_ms(worker.control)):
+        _close_idle(worker)
+
+
+# ---- drain ------------------------------------------------------------------------------------
+
+cdef inline void _close_listeners(Worker* worker) noexcept nogil:
+    """By the last worker to see the stop. The accept queues are emptied first: closing a
+    listener resets the clients that wait in it."""
+    cdef Control* control = worker.control
+    cdef uint32_t number
+    for number in range(control.listener_count):
+        accept_turn(worker, number, ACCEPTS_BEFORE_CLOSING)
+        close(control.listeners[number].fd)
+        control.listeners[number].fd = -1
+
+
+cdef inline void _serve_everybody(Worker* worker) noexcept nogil:
+    """Echoes what every connection has received; connection_settle() then closes those that are
+    done. Those that another worker has are settled by that worker, when it comes here."""
+    cdef Queue* queue = worker.queue
+    cdef uint32_t index
+    cdef Connection* connection
+    for index in range(slab_high_water(&queue.slab)):
+        connection = slab_get(&queue.slab, index)
+        if ownership_try(connection):
+            connection_settle(
+                worker, connection, connection_serve(worker, connection, True, READS_PER_TURN))
+
+
+cdef inline void _abort_everybody(Worker* worker) noexcept nogil:
+    """By the last worker of a queue, so that it has every connection to itself."""
+    cdef Queue* queue = worker.queue
+    cdef uint32_t index
+    cdef Connection* connection
+    for index in range(slab_high_water(&queue.slab)):
+        connection = slab_get(&queue.slab, index)
+        if <uint32_t>connection.ownership != OWNERSHIP_FREE:
+            connection_close(worker, connection, CLOSE_ABORTED)
+
+
+cdef inline int _drain(Worker* worker) noexcept nogil:
+    """Stops accepting, echoes what was received, and closes, until nothing is left or the
+    deadline has come. Returns 0 or -errno of epoll_wait."""
+    cdef Control* control = worker.control
+    cdef uint64_t deadline_ms
+    cdef int result = 0
+    worker.now_ms = clock_now_ms()
+    if atomic_u32_load(&control.phase) == PHASE_DRAINING:
+        _serve_everybody(worker)
+    while atomic_u32_load(&control.phase) == PHASE_DRAINING and slab_in_use(&worker.queue.slab):
+        deadline_ms = atomic_u64_load_relaxed(&control.deadline_ms)
+        if worker.now_ms >= deadline_ms:
+            break
+        result = _round(worker, <int>min(deadline_ms - worker.now_ms, <uint64_t>DRAIN_LOOK_MS))
+        if result < 0:
+            break
+    return result
+
+
+# ---- the seam ---------------------------------------------------------------------------------
+
+cdef inline void worker_run(Worker* worker) noexcept nogil:
+    """A worker's life. Leaves when the phase says so, or after a fatal error, which it keeps in
+    worker.fatal_errno and worker.fatal_syscall; every connection of the queue is closed by then,
+    if this is the queue's last worker."""
+    cdef Control* control = worker.control
+    cdef int result = 0
+    worker.now_ms = clock_now_ms()
+    while result == 0 and atomic_u32_load(&control.phase) == PHASE_RUNNING:
+        result = _round(worker, _until_timer_ms(worker))
+        _run_timers(worker)
+    if result < 0:
+        _give_up(worker, -result, "epoll_wait")
+    eventfd_write(worker.queue.wake_fd, 1)
+    worker.is_draining = True
+    if atomic_u32_decrement(&control.workers_accepting) == 0:
+        _close_listeners(worker)
+    if result == 0:
+        result = _drain(worker)
+        if result < 0:
+            _give_up(worker, -result, "epoll_wait")
+    eventfd_write(worker.queue.wake_fd, 1)
+    if atomic_u32_decrement(&worker.queue.workers_running) == 0:
+        _abort_everybody(worker)

@@ -1,0 +1,127 @@
+"""How work is spread over the workers: who owns the listener and the epoll instance.
+
+shared   one queue; its ready list is the global work queue, and any worker takes the next event.
+percpu   a queue for each worker; every TCP listener is a SO_REUSEPORT group with one socket for
+         each queue, and classic BPF picks the socket by the CPU that handles the SYN.
+"""
+from engine.layout cimport (
+    KECHO_EVERY_QUEUE, Control, Listener, Queue, Worker,
+)
+from engine.listener cimport TOKEN_WAKE, listener_arm
+from engine.slab cimport slab_destroy, slab_init
+from kernel.epoll cimport (
+    EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLET, EPOLLIN, epoll_create1, epoll_ctl, epoll_event,
+)
+from kernel.eventfd cimport EFD_CLOEXEC, EFD_NONBLOCK, eventfd
+from kernel.filter cimport (
+    BPF_A, BPF_ABS, BPF_ALU, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_MOD, BPF_RET, BPF_W, SKF_AD_CPU,
+    SKF_AD_OFF, SO_ATTACH_REUSEPORT_CBPF, sock_filter, sock_fprog,
+)
+from kernel.socket cimport SOL_SOCKET, setsockopt
+from libc.errno cimport EINVAL, errno
+from libc.stdint cimport uint32_t
+from posix.unistd cimport close
+
+
+cdef inline int queue_open(Queue* queue) noexcept nogil:
+    """Returns 0 or -errno; queue_close() is due in either case."""
+    cdef epoll_event event
+    cdef int result
+    queue.epoll_fd = queue.wake_fd = -1
+    result = slab_init(&queue.slab)
+    if result < 0:
+        return result
+    queue.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
+    queue.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+    if queue.epoll_fd < 0 or queue.wake_fd < 0:
+        return -errno
+    event.events = EPOLLIN | EPOLLET
+    event.data.u64 = TOKEN_WAKE
+    if epoll_ctl(queue.epoll_fd, EPOLL_CTL_ADD, queue.wake_fd, &event) < 0:
+        return -errno
+    return 0
+
+
+cdef inline void queue_close(Queue* queue) noexcept nogil:
+    if queue.epoll_fd >= 0:
+        close(queue.epoll_fd)
+    if queue.wake_fd >= 0:
+        close(queue.wake_fd)
+    slab_destroy(&queue.slab)
+
+
+cdef inline int _connect_listeners(Control* control) noexcept nogil:
+    cdef uint32_t number, queue
+    cdef Listener* listener
+    cdef int result
+    for number in range(control.listener_count):
+        listener = &control.listeners[number]
+        for queue in range(control.queue_count):
+            if listener.queue == KECHO_EVERY_QUEUE or <uint32_t>listener.queue == queue:
+                result = listener_arm(control, &control.queues[queue], number)
+                if result < 0:
+                    return result
+    return 0
+
+
+cdef inline int dispatch_shared(Control* control) noexcept nogil:
+    """One queue for all the workers. Returns 0 or -errno."""
+    cdef uint32_t i
+    for i in range(control.listener_count):
+        control.listeners[i].queue = 0
+    for i in range(control.worker_count):
+        control.workers[i].queue = &control.queues[0]
+    control.queues[0].workers_running = control.worker_count
+    return _connect_listeners(control)
+
+
+cdef inline int dispatch_percpu(Control* control) noexcept nogil:
+    """A queue for each worker; the listeners say which one they belong to. Returns 0 or -errno."""
+    cdef uint32_t i
+    for i in range(control.worker_count):
+        control.workers[i].queue = &control.queues[i]
+        control.queues[i].workers_running = 1
+    return _connect_listeners(control)
+
+
+cdef enum:
+    STEER_BY_CPU_MOST = 1024  # CPUs; the jump offsets of classic BPF are never longer than one
+
+
+cdef inline int steer_by_cpu(int fd, const uint32_t* cpus, uint32_t cpu_count) noexcept nogil:
+    """Gives a SYN that cpus[i] handles to the i-th socket that was bound to the group of `fd`,
+    and one from any other CPU to socket (CPU mod cpu_count). Returns 0 or -errno.
+
+    The program, by socket(7) SO_ATTACH_REUSEPORT_CBPF: its return value is the socket's index.
+        A = the CPU
+        if A == cpus[0]: return 0; if A == cpus[1]: return 1; ...
+        return A mod cpu_count
+    """
+    cdef sock_filter program[2 * STEER_BY_CPU_MOST + 3]
+    cdef sock_fprog attached
+    cdef uint32_t i
+    cdef unsigned short size = 0
+    if cpu_count == 0 or cpu_count > STEER_BY_CPU_MOST:
+        return -EINVAL
+    size = _append(program, size, BPF_LD | BPF_W | BPF_ABS, 0, <uint32_t>(SKF_AD_OFF + SKF_AD_CPU))
+    for i in range(cpu_count):
+        size = _append(program, size, BPF_JMP | BPF_JEQ | BPF_K, 1, cpus[i])
+        size = _append(program, size, BPF_RET | BPF_K, 0, i)
+    size = _append(program, size, BPF_ALU | BPF_MOD | BPF_K, 0, cpu_count)
+    size = _append(program, size, BPF_RET | BPF_A, 0, 0)
+    attached.len = size
+    attached.filter = program
+    if setsockopt(fd, SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, &attached, sizeof(attached)) < 0:
+        return -errno
+    return 0
+
+
+cdef inline unsigned short _append(
+    sock_filter* program, unsigned short size, unsigned short code, unsigned char jump_if_false,
+    uint32_t k,
+) noexcept nogil:
+    program[size].code = code
+    program[size].jt = 0
+    program[size].jf = jump_if_false
+    program[size].k = k
+    return size + 1

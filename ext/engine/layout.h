@@ -1,0 +1,174 @@
+/* The engine's records: what they hold, who writes them, how they lie in memory.
+ *
+ *   engine -> queue (an epoll instance, its listeners, its connections) -> connection
+ *          -> worker (a thread; reads from one queue)
+ *
+ * shared: one queue, all the workers.   percpu: as many queues as workers, one each.
+ */
+#ifndef KECHO_ENGINE_LAYOUT_H
+#define KECHO_ENGINE_LAYOUT_H
+
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define KECHO_CACHE_LINE 64
+
+/* ---- connection -------------------------------------------------------------------------- */
+
+/* The low half of kecho_connection.ownership; the high half is the generation, which changes
+ * whenever the record is freed, so that an event for an earlier connection is recognised. */
+enum kecho_ownership {
+    OWNERSHIP_FREE = 0,  /* in the slab's free list */
+    OWNERSHIP_NOBODY,    /* open, waiting for an event */
+    OWNERSHIP_ONE,       /* a worker serves it */
+    OWNERSHIP_ONE_RECALL /* the same, and an event came meanwhile: that worker serves it again */
+};
+
+enum kecho_connection_flag {
+    CONNECTION_REGISTERED = 1,   /* is in the queue's epoll set */
+    CONNECTION_ARMED_WRITE = 2,  /* epoll watches for room to send, not for data */
+    CONNECTION_READ_TWICE = 4    /* a short read does not prove the socket empty (AF_UNIX) */
+};
+
+struct kecho_connection {
+    uint64_t ownership;      /* atomic: generation << 32 | enum kecho_ownership */
+    uint8_t *pending;        /* what the kernel would not take yet; NULL unless backpressured */
+    uint32_t pending_begin;  /* [begin, end) of `pending`, bytes */
+    uint32_t pending_end;
+    int32_t fd;
+    uint32_t index;          /* of this record in its slab */
+    uint32_t next_free;      /* index of the next free record, while this one is free */
+    uint32_t last_active_ms; /* atomic: low 32 bits of the clock when bytes last moved */
+    uint16_t flags;          /* enum kecho_connection_flag */
+    uint16_t accepted_by;    /* index of the worker whose `active` counts it */
+} __attribute__((aligned(KECHO_CACHE_LINE)));
+
+_Static_assert(sizeof(struct kecho_connection) == KECHO_CACHE_LINE,
+               "an idle connection costs one cache line, and two never share one");
+
+/* ---- slab: where a queue's connections live ---------------------------------------------- */
+
+#define KECHO_SLAB_CHUNK_CONNECTIONS 1024 /* 64 KiB a chunk */
+#define KECHO_SLAB_CHUNKS 4096            /* 4,194,304 connections a queue */
+
+/* Chunks are never given back before the engine ends: a record stays a record, so a worker that
+ * holds a stale event may still look at its generation. */
+struct kecho_slab {
+    pthread_mutex_t lock; /* guards next_free of free records, free_head, high_water, `chunks` */
+    struct kecho_connection *chunks[KECHO_SLAB_CHUNKS]; /* atomic to read without the lock */
+    uint32_t free_head;                                 /* index, or KECHO_SLAB_END */
+    uint32_t high_water;                                /* atomic: records ever handed out */
+    uint32_t in_use;                                    /* atomic */
+};
+
+#define KECHO_SLAB_END UINT32_MAX
+
+/* ---- listener ---------------------------------------------------------------------------- */
+
+enum kecho_listener_state {
+    LISTENER_OPEN = 0,
+    LISTENER_PAUSED, /* out of descriptors or memory, or max_connections reached */
+    LISTENER_DEAD    /* no longer listening: destroyed from outside */
+};
+
+#define KECHO_EVERY_QUEUE (-1)
+
+struct kecho_listener {
+    int32_t fd;
+    uint32_t is_unix;
+    int32_t queue;         /* index of the queue that accepts from it, or KECHO_EVERY_QUEUE */
+    uint32_t state;        /* atomic: enum kecho_listener_state */
+};
+
+/* ---- queue ------------------------------------------------------------------------------- */
+
+struct kecho_queue {
+    int32_t epoll_fd;
+    int32_t wake_fd;          /* eventfd, written when the phase changes */
+    uint32_t workers_running; /* atomic: the last one to leave closes what is left */
+    uint64_t next_sweep_ms;   /* atomic: when the next idle sweep is due */
+    struct kecho_slab slab;
+};
+
+/* ---- control: what all the threads of an engine look at ---------------------------------- */
+
+enum kecho_phase {
+    PHASE_RUNNING = 0,
+    PHASE_DRAINING, /* no new connections; echo what was received, until the deadline */
+    PHASE_STOPPING  /* leave now */
+};
+
+struct kecho_control {
+    uint32_t phase;           /* atomic: enum kecho_phase, only ever grows */
+    uint64_t deadline_ms;     /* atomic: end of the drain, on the clock of clock_now_ms() */
+    uint32_t active;          /* atomic: open connections of all the queues */
+    uint32_t paused;          /* atomic: listeners that are LISTENER_PAUSED */
+    uint32_t workers_accepting; /* atomic: workers that have not yet seen the stop */
+    uint32_t max_connections; /* UINT32_MAX: no limit of ours */
+    uint32_t idle_timeout_ms; /* 0: none */
+    uint32_t queue_count;
+    uint32_t worker_count;
+    uint32_t listener_count;
+    struct kecho_queue *queues;
+    struct kecho_worker *workers;
+    struct kecho_listener *listeners;
+};
+
+/* ---- worker ------------------------------------------------------------------------------ */
+
+enum kecho_close_reason {
+    CLOSE_EOF = 0,   /* the client ended, everything was echoed */
+    CLOSE_RESET,     /* the client reset it */
+    CLOSE_TIMED_OUT, /* the kernel gave up on the client (keepalive, retransmission) */
+    CLOSE_IDLE,      /* idle_timeout */
+    CLOSE_DRAINED,   /* the server stopped, everything received was echoed */
+    CLOSE_ABORTED,   /* the server stopped before everything was echoed */
+    CLOSE_ERROR,     /* anything else; counted as an error, too */
+    CLOSE_REASONS
+};
+
+enum kecho_error_kind {
+    ERROR_ACCEPT = 0,  /* a connection broke before accept returned it */
+    ERROR_DESCRIPTORS, /* EMFILE, ENFILE: accepting paused */
+    ERROR_MEMORY,      /* ENOMEM, ENOBUFS, or malloc */
+    ERROR_LISTENER,    /* a listener is gone */
+    ERROR_RECV,
+    ERROR_SEND,
+    ERROR_EPOLL,
+    ERROR_KINDS
+};
+
+/* One writer, the worker (`active` excepted); relaxed. */
+struct kecho_counters {
+    uint64_t accepted;
+    uint64_t bytes_received;
+    uint64_t bytes_sent;
+    uint64_t echoes;       /* chunks as recv returned them, once given back whole */
+    uint64_t backpressure; /* times the kernel took less than was to be sent */
+    uint64_t accept_pauses;
+    uint64_t closed[CLOSE_REASONS];
+    uint64_t errors[ERROR_KINDS];
+} __attribute__((aligned(KECHO_CACHE_LINE)));
+
+#define KECHO_BUFFER_BYTES 65536
+
+struct kecho_worker {
+    struct kecho_counters counters;
+    struct kecho_control *control __attribute__((aligned(KECHO_CACHE_LINE)));
+    struct kecho_queue *queue;
+    uint8_t *buffer;               /* KECHO_BUFFER_BYTES: what recv fills and send empties */
+    struct kecho_connection *held; /* owned, has more to read: served between two waits */
+    uint64_t now_ms;               /* when the last wait returned */
+    uint64_t resume_at_ms;         /* when to try a paused listener again; 0: none is paused */
+    uint32_t index;
+    uint32_t is_draining;
+    int32_t fatal_errno; /* why the worker gave up; read after its thread was joined */
+    const char *fatal_syscall;
+    uint32_t active __attribute__((aligned(KECHO_CACHE_LINE))); /* atomic: written by all */
+};
+
+_Static_assert(offsetof(struct kecho_worker, active) % KECHO_CACHE_LINE == 0,
+               "what other workers write has a cache line of its own");
+
+#endif

@@ -1,0 +1,123 @@
+"""The engine's records, declared to Cython; layout.h says what each field means."""
+from kernel.pthread cimport pthread_mutex_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef extern from "engine/layout.h" nogil:
+    enum:
+        OWNERSHIP_FREE
+        OWNERSHIP_NOBODY
+        OWNERSHIP_ONE
+        OWNERSHIP_ONE_RECALL
+
+    enum:
+        CONNECTION_REGISTERED
+        CONNECTION_ARMED_WRITE
+        CONNECTION_READ_TWICE
+
+    enum:
+        KECHO_CACHE_LINE
+        KECHO_SLAB_CHUNK_CONNECTIONS
+        KECHO_SLAB_CHUNKS
+        KECHO_BUFFER_BYTES
+        KECHO_EVERY_QUEUE
+
+    const uint32_t KECHO_SLAB_END
+
+    enum:
+        LISTENER_OPEN
+        LISTENER_PAUSED
+        LISTENER_DEAD
+
+    enum:
+        PHASE_RUNNING
+        PHASE_DRAINING
+        PHASE_STOPPING
+
+    enum:
+        CLOSE_EOF
+        CLOSE_RESET
+        CLOSE_TIMED_OUT
+        CLOSE_IDLE
+        CLOSE_DRAINED
+        CLOSE_ABORTED
+        CLOSE_ERROR
+
+    enum:
+        ERROR_ACCEPT
+        ERROR_DESCRIPTORS
+        ERROR_MEMORY
+        ERROR_LISTENER
+        ERROR_RECV
+        ERROR_SEND
+        ERROR_EPOLL
+
+    ctypedef struct Connection "struct kecho_connection":
+        uint64_t ownership
+        uint8_t* pending
+        uint32_t pending_begin
+        uint32_t pending_end
+        int32_t fd
+        uint32_t index
+        uint32_t next_free
+        uint32_t last_active_ms
+        uint16_t flags
+        uint16_t accepted_by
+
+    ctypedef struct Slab "struct kecho_slab":
+        pthread_mutex_t lock
+        Connection** chunks
+        uint32_t free_head
+        uint32_t high_water
+        uint32_t in_use
+
+    ctypedef struct Listener "struct kecho_listener":
+        int32_t fd
+        uint32_t is_unix
+        int32_t queue
+        uint32_t state
+
+    ctypedef struct Queue "struct kecho_queue":
+        int32_t epoll_fd
+        int32_t wake_fd
+        uint32_t workers_running
+        uint64_t next_sweep_ms
+        Slab slab
+
+    ctypedef struct Control "struct kecho_control":
+        uint32_t phase
+        uint64_t deadline_ms
+        uint32_t active
+        uint32_t paused
+        uint32_t workers_accepting
+        uint32_t max_connections
+        uint32_t idle_timeout_ms
+        uint32_t queue_count
+        uint32_t worker_count
+        uint32_t listener_count
+        Queue* queues
+        Worker* workers
+        Listener* listeners
+
+    ctypedef struct Counters "struct kecho_counters":
+        uint64_t accepted
+        uint64_t bytes_received
+        uint64_t bytes_sent
+        uint64_t echoes
+        uint64_t backpressure
+        uint64_t accept_pauses
+        uint64_t* closed
+        uint64_t* errors
+
+    ctypedef struct Worker "struct kecho_worker":
+        Counters counters
+        Control* control
+        Queue* queue
+        uint8_t* buffer
+        Connection* held
+        uint64_t now_ms
+        uint64_t resume_at_ms
+        uint32_t index
+        uint32_t is_draining
+        int32_t fatal_errno
+        const char* fatal_syscall
+        uint32_t active

@@ -1,0 +1,23 @@
+"""<sys/socket.h>: socket(7), accept(2), recv(2), send(2)."""
+
+cdef extern from "<sys/socket.h>" nogil:
+    enum:
+        MSG_NOSIGNAL
+        SOCK_CLOEXEC
+        SOCK_NONBLOCK
+        SOL_SOCKET
+        SO_LINGER
+
+    ctypedef unsigned int socklen_t
+
+    struct sockaddr:
+        pass
+
+    struct linger:
+        int l_onoff
+        int l_linger
+
+    int accept4(int fd, sockaddr* address, socklen_t* length, int flags)
+    ssize_t recv(int fd, void* buffer, size_t length_bytes, int flags)
+    ssize_t send(int fd, const void* buffer, size_t length_bytes, int flags)
+    int setsockopt(int fd, int level, int option, const void* value, socklen_t length_bytes)

@@ -1,0 +1,336 @@
+"""python -m kecho: the server as a command.
+
+Flags, environment variables and defaults come from the options of CommandConfig; a flag wins over
+the environment, the environment over the default. Everything is said on stderr.
+
+Exit status: 0 after a stop by SIGINT or SIGTERM, 1 when the system refuses something, 2 for wrong
+usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NoReturn
+
+from . import foreground, tuning
+from ._version import __version__
+from .config import (
+    BENCH,
+    Option,
+    ServerConfig,
+    check_options,
+    choice,
+    environment_variable,
+    flag,
+    option,
+    options_of,
+    seconds,
+)
+from .errors import ListenError, OptionError
+from .server import Server, describe_addresses
+from .stats import Stats
+
+__all__ = ["CommandConfig", "main"]
+
+log = logging.getLogger("kecho")
+
+EXIT_REFUSED = 1
+EXIT_USAGE = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandConfig(ServerConfig):
+    """The server's options, and those that only the command has."""
+
+    stats_interval: float | None = option(
+        None, seconds("print a line of counters so often; SIGUSR1 prints one at any time", optional=True)
+    )
+    log_level: str = option(
+        "info", choice("how much to say on stderr", "debug", "info", "warning", "error")
+    )
+    log_format: str = option(
+        "text", choice("lines for a person, or a JSON object each", "text", "json")
+    )
+
+
+OPTIONS: dict[str, Option] = {"bench": BENCH, **options_of(CommandConfig)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    try:
+        return _main(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # Whoever read --help or --print-config has gone; Python must not trip over it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_REFUSED
+
+
+def _main(arguments: Sequence[str]) -> int:
+    flags = vars(_parser().parse_args(arguments))
+    print_config = flags.pop("print_config")
+    sources: dict[str, str] = {}
+    try:
+        config = CommandConfig(**check_options(CommandConfig, _gather(flags, os.environ, sources)))
+    except OptionError as error:
+        source = sources.get(error.option, error.option)
+        print(f"kecho: error: {source}: {error.reason}", file=sys.stderr)
+        return EXIT_USAGE
+    if print_config:
+        _print_config(config, sources)
+        return 0
+    _configure_logging(config)
+    try:
+        return _serve(config)
+    except ListenError as error:
+        log.error("%s: %s", sources.get(error.option, flag(error.option)), error.reason)
+    except OSError as error:
+        log.error("%s", error.strerror or error)
+    return EXIT_REFUSED
+
+
+# ---- where the values come from ---------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, and where to find more; argparse would print the whole usage."""
+        self.exit(EXIT_USAGE, f"kecho: error: {message} (--help lists the options)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="kecho",
+        description="A TCP echo server: every byte comes back, in order.",
+        epilog="A flag wins over its environment variable, that over the default. "
+        "SIGINT and SIGTERM drain and exit, a second one stops at once; SIGUSR1 prints counters.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    defaults = {described.name: described.default for described in fields(CommandConfig)}
+    for name, spec in OPTIONS.items():
+        default = defaults.get(name)
+        shown = ", ".join(default) if isinstance(default, tuple) else default
+        notes = [] if shown in (None, False) else [f"default {shown}"]
+        notes.append(environment_variable(name))
+        help_text = f"{spec.help} [{'; '.join(notes)}]".replace("%", "%%")
+        if spec.metavar is None:
+            parser.add_argument(flag(name), dest=name, action="store_const", const="1", help=help_text)
+            parser.add_argument(
+                flag("no_" + name), dest=name, action="store_const", const="0", help=argparse.SUPPRESS
+            )
+        elif spec.repeatable:
+            parser.add_argument(
+                flag(name), dest=name, action="append", metavar=spec.metavar, help=help_text
+            )
+        elif spec.value_if_bare is not None:
+            parser.add_argument(
+                flag(name), dest=name, nargs="?", const=spec.value_if_bare, metavar=spec.metavar,
+                help=help_text,
+            )
+        else:
+            parser.add_argument(flag(name), dest=name, metavar=spec.metavar, help=help_text)
+    parser.add_argument(
+        "--print-config",
+        action="store_true",
+        default=False,
+        help="print every option, its value and where that comes from, and exit",
+    )
+    parser.add_argument("--version", action="version", version=f"kecho {__version__}")
+    return parser
+
+
+def _gather(
+    flags: Mapping[str, Any], environment: Mapping[str, str], sources: dict[str, str]
+) -> dict[str, object]:
+    """Values of the options that somebody gave; `sources` gets the flag or variable of each.
+
+    A variable that is set but empty counts as not set. Raises OptionError that names the source.
+    """
+    values: dict[str, object] = {}
+    for name, spec in OPTIONS.items():
+        if name in flags:
+            source, text = flag(name), flags[name]
+        elif environment.get(environment_variable(name)):
+            source = environment_variable(name)
+            text = environment[source]
+        else:
+            continue
+        try:
+            # Each --host is one address; in a variable several are parted by commas.
+            parsed = tuple(text) if isinstance(text, list) else spec.parse(text)
+            values[name] = spec.check(parsed)
+        except ValueError as error:
+            raise OptionError(source, str(error)) from None
+        sources[name] = source
+    _let_the_flag_win(values, sources)
+    return values
+
+
+def _let_the_flag_win(values: dict[str, object], sources: dict[str, str]) -> None:
+    """--bench and --dispatch are one option: a flag for one wins over a variable for the other."""
+    if "bench" in sources and "dispatch" in sources:
+        by_flag = [name for name in ("bench", "dispatch") if sources[name].startswith("--")]
+        if len(by_flag) == 1:
+            loser = "dispatch" if by_flag == ["bench"] else "bench"
+            del values[loser], sources[loser]
+
+
+def _print_config(config: CommandConfig, sources: Mapping[str, str]) -> None:
+    origin = dict(sources)
+    if "bench" in origin:
+        origin.setdefault("dispatch", origin["bench"])
+    values = {described.name: getattr(config, described.name) for described in fields(config)}
+    if config.log_format == "json":
+        rows = {
+            name: {"value": value, "source": origin.get(name, "default")}
+            for name, value in values.items()
+        }
+        print(json.dumps(rows, indent=2))
+        return
+    for name, value in values.items():
+        shown = " ".join(value) if isinstance(value, tuple) else value
+        shown = {None: "-", True: "on", False: "off", "": "-"}.get(shown, shown)
+        print(f"{name.replace('_', '-'):17} {shown!s:24} {origin.get(name, 'default')}")
+
+
+# ---- what it says -----------------------------------------------------------------------------
+
+
+class _TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        return f"kecho: {level}{record.getMessage()}"
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, object] = {
+            "time": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        fields.update(getattr(record, "fields", {}))
+        return json.dumps(fields)
+
+
+def _configure_logging(config: CommandConfig) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter() if config.log_format == "json" else _TextFormatter())
+    logging.raiseExceptions = False  # a reader of stderr that went away is no reason to stop
+    log.handlers[:] = [handler]
+    log.setLevel(config.log_level.upper())
+    log.propagate = False
+
+
+def _log_fields(message: str, event: str, **fields: object) -> None:
+    log.info(message, extra={"fields": {"event": event, **fields}})
+
+
+def _serve(config: CommandConfig) -> int:
+    limit = tuning.raise_descriptor_limit()
+    log.debug("descriptors: at most %d", limit)
+    server = Server.from_config(config)
+    stats = foreground.run(
+        server,
+        on_start=_say_where,
+        on_stop_signal=_say_stopping(server),
+        report=_say_counters(),
+        report_interval=config.stats_interval,
+    )
+    _log_fields(f"stopped after {_summary(stats)}", "stopped", stats=stats.to_dict())
+    return 0
+
+
+def _say_where(server: Server) -> None:
+    config = server.config
+    backlog = tuning.backlog_in_force(config.backlog)
+    exposed = any(_is_exposed(address) for address in server.addresses)
+    _log_fields(
+        f"listening on {describe_addresses(server.addresses)}"
+        f"{', reachable from other hosts' if exposed else ''}"
+        f" (backlog {backlog}, dispatch {config.dispatch}, {_plural(server.threads, 'thread')})",
+        "listening",
+        addresses=server.addresses,
+        exposed=exposed,
+        backlog=backlog,
+        dispatch=config.dispatch,
+        threads=server.threads,
+        pid=os.getpid(),
+    )
+
+
+def _is_exposed(address: object) -> bool:
+    return not isinstance(address, str) and not ipaddress.ip_address(
+        address[0].partition("%")[0]  # type: ignore[index]
+    ).is_loopback
+
+
+def _say_stopping(server: Server) -> Callable[[int], None]:
+    signals_seen: list[int] = []
+
+    def say(number: int) -> None:
+        signals_seen.append(number)
+        name = signal.Signals(number).name
+        if len(signals_seen) == 1:
+            timeout = server.config.graceful_timeout
+            _log_fields(
+                f"{name}: draining for at most {timeout:g} s; again to stop at once", "draining"
+            )
+        elif len(signals_seen) == 2:
+            _log_fields(f"{name}: stopping at once", "aborting")
+
+    return say
+
+
+def _say_counters() -> Callable[[Server], None]:
+    earlier: list[Stats] = []
+
+    def say(server: Server) -> None:
+        now = server.stats()
+        interval = now - earlier[0] if earlier else now
+        earlier[:] = [now]
+        rate = interval.echoes / interval.seconds if interval.seconds > 0 else 0.0
+        _log_fields(
+            f"{_summary(now)}; {rate:,.0f} echoes/s over {interval.seconds:.1f} s",
+            "stats",
+            stats=now.to_dict(),
+            interval=interval.to_dict(),
+        )
+
+    return say
+
+
+def _summary(stats: Stats) -> str:
+    errors = {name: count for name, count in stats.errors.items() if count}
+    closed = {name: count for name, count in stats.closed.items() if count}
+    parts = [
+        f"{stats.seconds:.1f} s",
+        f"{_plural(stats.accepted, 'connection')} accepted",
+        f"{stats.active:,} active",
+        f"{_plural(stats.echoes, 'echo', 'echoes')}",
+        f"{stats.bytes_received:,} bytes in",
+        f"{stats.bytes_sent:,} bytes out",
+        f"closed {_counts(closed)}",
+        f"errors {_counts(errors)}",
+    ]
+    return parts[0] + ": " + ", ".join(parts[1:])
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return " ".join(f"{name}={count}" for name, count in counts.items()) or "none"
+
+
+def _plural(count: int, one: str, many: str | None = None) -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"

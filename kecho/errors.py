@@ -1,0 +1,40 @@
+"""What kecho raises beyond the built-in exceptions it derives from."""
+
+from __future__ import annotations
+
+__all__ = ["ListenError", "OptionError"]
+
+
+class OptionError(ValueError):
+    """An option has a value that cannot be used.
+
+    option: its name as the caller wrote it: ``port`` in Python, ``--port`` on the command line,
+    ``KECHO_PORT`` in the environment.
+    """
+
+    def __init__(self, option: str, reason: str) -> None:
+        super().__init__(f"{option}: {reason}")
+        self.option = option
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[OptionError], tuple[str, str]]:
+        return type(self), (self.option, self.reason)
+
+
+class ListenError(OSError):
+    """The system refused a listening socket: address in use, no permission, unknown host.
+
+    option: the option whose value was refused (``host``, ``port`` or ``uds``).
+    errno: the system's error number, or a ``socket.EAI_*`` code for an unknown host.
+    """
+
+    def __init__(self, option: str, errno: int | None, reason: str) -> None:
+        super().__init__(errno, f"{option}: {reason}")
+        self.option = option
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.option}: {self.reason}"
+
+    def __reduce__(self) -> tuple[type[ListenError], tuple[str, int | None, str]]:
+        return type(self), (self.option, self.errno, self.reason)

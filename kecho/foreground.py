@@ -1,0 +1,144 @@
+"""Running a server in the foreground: the calling thread waits for signals until it stops."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from .server import Server
+from .stats import Stats
+
+__all__ = ["run", "serve"]
+
+_SERVER_ENDED = 0  # in the pipe beside the signals' numbers, none of which is 0
+
+
+def serve(*, on_start: Callable[[Server], object] | None = None, **options: object) -> Stats:
+    """Runs an echo server until SIGINT or SIGTERM, and returns the final counters.
+
+    The first signal drains (see Server.stop()), a second one stops at once. Called from a thread
+    that is not the main one it leaves the signals alone; the server is then ended through the
+    Server that `on_start` is called with, once clients can connect. Raises what kecho.Server(),
+    its start() and its wait() raise.
+    """
+    return run(Server(**options), on_start=on_start)
+
+
+def run(
+    server: Server,
+    *,
+    on_start: Callable[[Server], object] | None = None,
+    on_stop_signal: Callable[[int], object] | None = None,
+    report: Callable[[Server], object] | None = None,
+    report_interval: float | None = None,
+) -> Stats:
+    """What serve() and the command line share.
+
+    on_stop_signal: called with the signal's number before the server is told to stop.
+    report: called every `report_interval` seconds, and at any time for SIGUSR1.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        server.start()
+        if on_start is not None:
+            _call_or_stop(server, on_start)
+        server.wait()
+        return server.stats()
+
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if report is not None:
+        signals.append(signal.SIGUSR1)
+    with _signals_in_a_pipe(signals) as (read_fd, write_fd):
+        server.start()
+        try:
+            server.on_end(lambda: os.write(write_fd, bytes([_SERVER_ENDED])))
+            if on_start is not None:
+                on_start(server)
+            _wait_for_signals(server, read_fd, on_stop_signal, report, report_interval)
+        except KeyboardInterrupt:
+            server.stop()
+        except BaseException:
+            _stop_quietly(server)
+            raise
+        server.wait()
+        return server.stats()
+
+
+def _call_or_stop(server: Server, on_start: Callable[[Server], object]) -> None:
+    try:
+        on_start(server)
+    except BaseException:
+        _stop_quietly(server)
+        raise
+
+
+def _stop_quietly(server: Server) -> None:
+    """For use while an exception is on its way, which says more than the server could."""
+    try:
+        server.stop()
+    except OSError:
+        pass
+
+
+def _wait_for_signals(
+    server: Server,
+    read_fd: int,
+    on_stop_signal: Callable[[int], object] | None,
+    report: Callable[[Server], object] | None,
+    report_interval: float | None,
+) -> None:
+    """Returns when the server has ended."""
+    asked_to_stop = False
+    next_report = time.monotonic() + report_interval if report_interval else None
+    while True:
+        timeout = max(0.0, next_report - time.monotonic()) if next_report else None
+        readable, _, _ = select.select([read_fd], [], [], timeout)
+        for number in os.read(read_fd, 512) if readable else b"":
+            if number == _SERVER_ENDED:
+                return
+            if number == signal.SIGUSR1:
+                if report is not None:
+                    report(server)
+            elif number in (signal.SIGINT, signal.SIGTERM):
+                if on_stop_signal is not None:
+                    on_stop_signal(number)
+                if asked_to_stop:
+                    server.abort()
+                else:
+                    server.request_stop()
+                asked_to_stop = True
+        if next_report is not None and report is not None and report_interval is not None:
+            now = time.monotonic()
+            if now >= next_report:
+                report(server)
+                next_report = max(next_report + report_interval, now)
+
+
+@contextmanager
+def _signals_in_a_pipe(signals: list[signal.Signals]) -> Iterator[tuple[int, int]]:
+    """Has the numbers of `signals` written to a pipe, and nothing else done about them.
+
+    The server's end is written there, too, so one select() waits for everything, and nothing
+    runs inside a signal handler. What was set before is put back.
+    """
+    read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    previous_fd = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
+    previous = {number: signal.signal(number, _written_to_the_pipe) for number in signals}
+    try:
+        yield read_fd, write_fd
+    finally:
+        for number, handler in previous.items():
+            # None: it was not set from Python, and cannot be put back from here.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        signal.set_wakeup_fd(previous_fd)
+        os.close(read_fd)
+        os.close(write_fd)
+
+
+def _written_to_the_pipe(number: int, frame: FrameType | None) -> None:
+    """The wake-up descriptor carries the number; Python wants a handler all the same."""

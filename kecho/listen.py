@@ -1,0 +1,259 @@
+"""Listening sockets: names to addresses, one socket for each worker that wants its own, and the
+Unix socket's file."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .config import ServerConfig
+from .errors import ListenError
+
+__all__ = ["Listener", "SocketFile", "open_listeners"]
+
+Address = tuple[str, int] | tuple[str, int, int, int] | str
+EVERY_QUEUE = -1
+_FREE_PORT_TRIES = 16
+
+
+@dataclass(frozen=True)
+class SocketFile:
+    """The file of a Unix socket, remembered well enough not to remove somebody else's."""
+
+    path: str
+    device: int
+    inode: int
+
+    @classmethod
+    def at(cls, path: str) -> SocketFile:
+        found = os.lstat(path)
+        return cls(os.path.abspath(path), found.st_dev, found.st_ino)
+
+    def remove(self) -> None:
+        try:
+            if SocketFile.at(self.path) == self:
+                os.unlink(self.path)
+        except OSError:
+            pass  # it is gone, or no longer ours to remove
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A listening socket, non-blocking.
+
+    queue: index of the worker that accepts from it, or EVERY_QUEUE.
+    file: the file to remove in the end, of a Unix socket.
+    """
+
+    socket: socket.socket
+    queue: int
+    file: SocketFile | None = None
+
+    @property
+    def is_unix(self) -> bool:
+        return self.socket.family == socket.AF_UNIX
+
+    @property
+    def address(self) -> Address:
+        address: Address = self.socket.getsockname()
+        return address
+
+    def close(self) -> None:
+        self.socket.close()
+        if self.file is not None:
+            self.file.remove()
+
+
+def open_listeners(config: ServerConfig, worker_count: int) -> list[Listener]:
+    """Opens every socket that `config` asks for. Raises ListenError; none is left open then.
+
+    Under percpu, the `worker_count` sockets of one address stand in the list in the order of
+    the workers, which is their order in the kernel's SO_REUSEPORT group.
+    """
+    opened: list[Listener] = []
+    try:
+        if config.uds is not None:
+            opened.append(_listen_unix(config.uds, config.backlog))
+        if config.host:
+            _open_tcp(config, worker_count, opened)
+    except BaseException:
+        for listener in opened:
+            listener.close()
+        raise
+    return opened
+
+
+# ---- TCP ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Target:
+    """One address to listen on, and the name that it came from."""
+
+    family: int
+    sockaddr: tuple[str, int] | tuple[str, int, int, int]
+    host: str
+
+    def with_port(self, port: int) -> _Target:
+        address = self.sockaddr
+        return _Target(self.family, (address[0], port, *address[2:]), self.host)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        host = f"[{self.sockaddr[0]}]" if self.family == socket.AF_INET6 else self.sockaddr[0]
+        return f"{host}:{self.sockaddr[1]}"
+
+
+def _open_tcp(config: ServerConfig, worker_count: int, opened: list[Listener]) -> None:
+    targets = _resolve(config.host, config.port)
+    for _ in range(_FREE_PORT_TRIES):
+        attempt: list[Listener] = []
+        try:
+            _listen_everywhere(config, targets, worker_count, attempt)
+        except BaseException as error:
+            for listener in attempt:
+                listener.close()
+            # A port that is free on one address may be taken on another: try the next one.
+            if config.port == 0 and attempt and _is_in_use(error):
+                continue
+            raise
+        opened.extend(attempt)
+        return
+    raise ListenError("port", errno.EADDRINUSE, "no port is free on all of the addresses")
+
+
+def _is_in_use(error: BaseException) -> bool:
+    return isinstance(error, ListenError) and error.errno == errno.EADDRINUSE
+
+
+def _resolve(hosts: Sequence[str], port: int) -> list[_Target]:
+    targets: dict[object, _Target] = {}
+    for host in hosts:
+        try:
+            found = socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
+        except (OSError, UnicodeError) as error:
+            number = error.errno if isinstance(error, OSError) else None
+            reason = error.strerror if isinstance(error, OSError) else "not a name"
+            raise ListenError("host", number, f"{host!r} cannot be resolved: {reason}") from None
+        for family, _, _, _, sockaddr in found:
+            if family in (socket.AF_INET, socket.AF_INET6):
+                target = _Target(family, sockaddr, host)  # type: ignore[arg-type]
+                targets.setdefault((family, sockaddr), target)
+    return list(targets.values())
+
+
+def _listen_everywhere(
+    config: ServerConfig, targets: list[_Target], worker_count: int, opened: list[Listener]
+) -> None:
+    port = config.port
+    # A name may stand for addresses that this host does not have (::1 without IPv6, say): one
+    # of them is enough.
+    served: set[str] = set()
+    refused: dict[str, ListenError] = {}
+    for target in targets:
+        try:
+            _listen_tcp(config, target.with_port(port), worker_count, opened)
+        except ListenError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                raise
+            refused.setdefault(target.host, error)
+            continue
+        served.add(target.host)
+        port = opened[-1].socket.getsockname()[1]
+    for host, error in refused.items():
+        if host not in served:
+            raise error
+
+
+def _listen_tcp(
+    config: ServerConfig, target: _Target, worker_count: int, opened: list[Listener]
+) -> None:
+    sockets: list[socket.socket] = []
+    try:
+        if config.dispatch == "shared":
+            _bind_tcp(target, config.reuse_port, sockets)
+        else:
+            # The first one is bound without SO_REUSEPORT, so that a port which another server
+            # holds is found to be in use instead of being shared with it.
+            _bind_tcp(target, config.reuse_port, sockets)
+            sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            bound = target.with_port(sockets[0].getsockname()[1])
+            for _ in range(1, worker_count):
+                _bind_tcp(bound, True, sockets)
+        for one in sockets:
+            one.listen(config.backlog)
+    except OSError as error:
+        for one in sockets:
+            one.close()
+        option = "host" if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) else "port"
+        raise ListenError(option, error.errno, _why_refused(str(target), error)) from None
+    opened.extend(Listener(one, queue) for queue, one in enumerate(sockets))
+
+
+def _bind_tcp(target: _Target, reuse_port: bool, sockets: list[socket.socket]) -> None:
+    one = socket.socket(target.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sockets.append(one)
+    # Accepted sockets inherit the options below. TCP_NODELAY: an echo must not wait for the
+    # acknowledgement of the one before. SO_OOBINLINE: an urgent byte is a byte of the stream.
+    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if reuse_port:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if target.family == socket.AF_INET6:
+        # So that 0.0.0.0 and :: can be served side by side: ipv6(7).
+        one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    one.bind(target.sockaddr)
+
+
+def _why_refused(where: str, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"{where} is in use by another socket"
+    if error.errno == errno.EACCES:
+        return (
+            f"no permission to listen on {where}; ports below "
+            "net.ipv4.ip_unprivileged_port_start need CAP_NET_BIND_SERVICE"
+        )
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{where} is not an address of this host"
+    return f"cannot listen on {where}: {error.strerror}"
+
+
+# ---- Unix -----------------------------------------------------------------------------------
+
+
+def _listen_unix(path: str, backlog: int) -> Listener:
+    one = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        try:
+            one.bind(path)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            _remove_stale(path)
+            one.bind(path)
+        file = SocketFile.at(path)
+        one.listen(backlog)
+    except OSError as error:
+        one.close()
+        if isinstance(error, ListenError):
+            raise
+        reason = f"cannot listen on {path!r}: {error.strerror}"
+        raise ListenError("uds", error.errno, reason) from None
+    return Listener(one, EVERY_QUEUE, file)
+
+
+def _remove_stale(path: str) -> None:
+    """Removes the file of a Unix socket that nobody listens on any more."""
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        raise ListenError("uds", errno.EADDRINUSE, f"{path!r} exists and is not a socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        refused = probe.connect_ex(path)
+    if refused != errno.ECONNREFUSED:
+        raise ListenError("uds", errno.EADDRINUSE, f"{path!r} is in use by another process")
+    os.unlink(path)

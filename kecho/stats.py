@@ -1,0 +1,151 @@
+"""Snapshots of what a server has counted: immutable, they add up and subtract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Counters", "NamedCounts", "Stats"]
+
+_COUNTS = ("accepted", "bytes_received", "bytes_sent", "echoes", "backpressure", "accept_pauses")
+
+
+class NamedCounts(Mapping[str, int]):
+    """Counts by name, immutable: ``stats.closed["eof"]``."""
+
+    def __init__(self, counts: Mapping[str, int]) -> None:
+        self._counts = dict(counts)
+
+    def __getitem__(self, name: str) -> int:
+        return self._counts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._counts)
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._counts.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._counts)
+
+    def combine(self, other: NamedCounts, sign: int) -> NamedCounts:
+        names = dict.fromkeys([*self, *other])
+        return NamedCounts(
+            {name: self.get(name, 0) + sign * other.get(name, 0) for name in names}
+        )
+
+    @property
+    def total(self) -> int:
+        return sum(self._counts.values())
+
+
+_NO_COUNTS = NamedCounts({})
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What one worker has counted, or several together.
+
+    accepted: connections accepted.
+    active: connections open now; of one worker: those it accepted that are still open, whichever
+        worker serves them.
+    bytes_received, bytes_sent: bytes read from and handed to the kernel.
+    echoes: chunks, as recv(2) returned them, that were given back whole.
+    backpressure: times the kernel took less than was to be sent, and the rest had to wait.
+    accept_pauses: times accepting paused: no descriptors or memory left, or max_connections.
+    closed: connections that ended, by reason: ``eof`` (the client ended, all was echoed),
+        ``reset`` (by the client), ``timed_out`` (the kernel gave up on the client), ``idle``
+        (idle_timeout), ``drained`` (the server stopped, all was echoed), ``aborted`` (the server
+        stopped before all was echoed; the client saw a reset), ``error``.
+    errors: by kind: ``accept`` (a connection that broke before accept returned it),
+        ``descriptors`` (EMFILE, ENFILE), ``memory``, ``listener``, ``recv``, ``send``, ``epoll``.
+    """
+
+    accepted: int = 0
+    active: int = 0
+    bytes_received: int = 0
+    bytes_sent: int = 0
+    echoes: int = 0
+    backpressure: int = 0
+    accept_pauses: int = 0
+    closed: NamedCounts = _NO_COUNTS
+    errors: NamedCounts = _NO_COUNTS
+
+    def __add__(self, other: Counters) -> Counters:
+        return Counters(**_arithmetic(self, other, 1))
+
+    def __sub__(self, earlier: Counters) -> Counters:
+        return Counters(**_arithmetic(self, earlier, -1))
+
+
+def _arithmetic(left: Counters, right: Counters, sign: int) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        name: getattr(left, name) + sign * getattr(right, name) for name in _COUNTS
+    }
+    # A gauge: of two workers it adds up, over time the later one holds.
+    result["active"] = left.active + right.active if sign > 0 else left.active
+    result["closed"] = left.closed.combine(right.closed, sign)
+    result["errors"] = left.errors.combine(right.errors, sign)
+    return result
+
+
+@dataclass(frozen=True)
+class Stats(Counters):
+    """The counters of all workers together, and of each.
+
+    seconds: how long the server has been running, or ran.
+    workers: the counters of each worker, in the order of their indices.
+
+    ``later - earlier`` is what happened between two snapshots of the same run, `seconds` its
+    length; `active` is then the later one's.
+    """
+
+    seconds: float = 0.0
+    workers: tuple[Counters, ...] = ()
+
+    @classmethod
+    def of_workers(cls, workers: list[dict[str, Any]], seconds: float) -> Stats:
+        """From what the engine's counters() returns."""
+        parts = tuple(
+            Counters(
+                **{
+                    name: NamedCounts(value) if isinstance(value, dict) else value
+                    for name, value in worker.items()
+                }
+            )
+            for worker in workers
+        )
+        total = Counters()
+        for part in parts:
+            total = total + part
+        return cls(**vars(total), seconds=seconds, workers=parts)
+
+    def __sub__(self, earlier: Counters) -> Stats:
+        if not isinstance(earlier, Stats) or len(self.workers) != len(earlier.workers):
+            raise ValueError("only snapshots of the same run can be subtracted")
+        return Stats(
+            **_arithmetic(self, earlier, -1),
+            seconds=self.seconds - earlier.seconds,
+            workers=tuple(
+                mine - theirs for mine, theirs in zip(self.workers, earlier.workers, strict=True)
+            ),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists and numbers, for JSON."""
+        plain = _plain(self)
+        plain["seconds"] = self.seconds
+        plain["workers"] = [_plain(worker) for worker in self.workers]
+        return plain
+
+
+def _plain(counters: Counters) -> dict[str, Any]:
+    plain: dict[str, Any] = {name: getattr(counters, name) for name in _COUNTS}
+    plain["active"] = counters.active
+    plain["closed"] = dict(counters.closed)
+    plain["errors"] = dict(counters.errors)
+    return plain
