@@ -1,0 +1,99 @@
+"""Fixtures that every test may use, and the check that no test leaves anything behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from processes import ServerProcess
+
+import kecho
+
+DISPATCHES = ("shared", "percpu")
+
+
+@pytest.fixture(params=DISPATCHES)
+def dispatch(request: pytest.FixtureRequest) -> str:
+    """Has a test run under each way of spreading the work."""
+    return str(request.param)
+
+
+@pytest.fixture
+def start_server() -> Iterator[Callable[..., kecho.Server]]:
+    """start_server(**options) -> a running Server on a free port of 127.0.0.1; stopped in the end.
+
+    Two workers unless the test says otherwise, so that hand-over between threads is exercised.
+    """
+    servers: list[kecho.Server] = []
+
+    def start(**options: object) -> kecho.Server:
+        if "uds" not in options:
+            options.setdefault("port", 0)
+        options.setdefault("threads", 2)
+        server = kecho.Server(**options)
+        server.start()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        if server.is_running:
+            server.stop(graceful_timeout=0)
+
+
+@pytest.fixture
+def server(start_server: Callable[..., kecho.Server], dispatch: str) -> kecho.Server:
+    """A running server, under each dispatch."""
+    return start_server(dispatch=dispatch)
+
+
+@pytest.fixture
+def start_process() -> Iterator[Callable[..., ServerProcess]]:
+    """start_process(*arguments, **environment) -> `python -m kecho` once it listens.
+
+    `--port 0` is added unless the arguments say where to listen. Killed in the end.
+    """
+    processes: list[ServerProcess] = []
+
+    def start(*arguments: str, **environment: str) -> ServerProcess:
+        process = ServerProcess(arguments, environment)
+        processes.append(process)
+        process.wait_until_listening()
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+
+
+def _descriptors() -> dict[int, str]:
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            pass  # the descriptor that listed them
+    return found
+
+
+def _threads() -> set[int]:
+    return {int(name) for name in os.listdir("/proc/self/task")}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """Fails a test after which there are more descriptors or threads than before."""
+    gc.collect()
+    descriptors, threads = _descriptors(), _threads()
+    yield
+    gc.collect()
+    deadline = time.monotonic() + 5  # a joined thread is still listed for a moment
+    while _threads() - threads and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not _threads() - threads, [thread.name for thread in threading.enumerate()]
+    left = {fd: what for fd, what in _descriptors().items() if descriptors.get(fd) != what}
+    assert not left, f"descriptors left open: {left}"
