@@ -16,7 +16,6 @@ import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn
@@ -36,7 +35,8 @@ from .config import (
     seconds,
 )
 from .errors import ListenError, OptionError
-from .server import Server, describe_addresses
+from .listen import describe_addresses
+from .server import Server
 from .stats import Stats
 
 __all__ = ["CommandConfig", "main"]
@@ -52,7 +52,8 @@ class CommandConfig(ServerConfig):
     """The server's options, and those that only the command has."""
 
     stats_interval: float | None = option(
-        None, seconds("print a line of counters so often; SIGUSR1 prints one at any time", optional=True)
+        None,
+        seconds("print a line of counters so often; SIGUSR1 prints one at any time", optional=True),
     )
     log_level: str = option(
         "info", choice("how much to say on stderr", "debug", "info", "warning", "error")
@@ -126,9 +127,15 @@ def _parser() -> argparse.ArgumentParser:
         notes.append(environment_variable(name))
         help_text = f"{spec.help} [{'; '.join(notes)}]".replace("%", "%%")
         if spec.metavar is None:
-            parser.add_argument(flag(name), dest=name, action="store_const", const="1", help=help_text)
             parser.add_argument(
-                flag("no_" + name), dest=name, action="store_const", const="0", help=argparse.SUPPRESS
+                flag(name), dest=name, action="store_const", const="1", help=help_text
+            )
+            parser.add_argument(
+                flag("no_" + name),
+                dest=name,
+                action="store_const",
+                const="0",
+                help=argparse.SUPPRESS,
             )
         elif spec.repeatable:
             parser.add_argument(
@@ -136,7 +143,11 @@ def _parser() -> argparse.ArgumentParser:
             )
         elif spec.value_if_bare is not None:
             parser.add_argument(
-                flag(name), dest=name, nargs="?", const=spec.value_if_bare, metavar=spec.metavar,
+                flag(name),
+                dest=name,
+                nargs="?",
+                const=spec.value_if_bare,
+                metavar=spec.metavar,
                 help=help_text,
             )
         else:
@@ -272,9 +283,12 @@ def _say_where(server: Server) -> None:
 
 
 def _is_exposed(address: object) -> bool:
-    return not isinstance(address, str) and not ipaddress.ip_address(
-        address[0].partition("%")[0]  # type: ignore[index]
-    ).is_loopback
+    return (
+        not isinstance(address, str)
+        and not ipaddress.ip_address(
+            address[0].partition("%")[0]  # type: ignore[index]
+        ).is_loopback
+    )
 
 
 def _say_stopping(server: Server) -> Callable[[int], None]:

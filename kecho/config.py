@@ -86,7 +86,9 @@ def _parse_integer(text: str) -> int:
     return int(text)
 
 
-def integer(help: str, low: int, high: int, metavar: str = "N", *, optional: bool = False) -> Option:
+def integer(
+    help: str, low: int, high: int, metavar: str = "N", *, optional: bool = False
+) -> Option:
     def check(value: object) -> object:
         if value is None and optional:
             return None
@@ -290,7 +292,9 @@ BENCH = replace(
 _DISPATCH_OF_BENCH = ("shared", "percpu")
 
 
-def check_options(config_class: type[ServerConfig], options: Mapping[str, object]) -> dict[str, Any]:
+def check_options(
+    config_class: type[ServerConfig], options: Mapping[str, object]
+) -> dict[str, Any]:
     """The fields of `config_class` that `options` stand for: see ServerConfig.from_options()."""
     given = dict(options)
     unknown = given.keys() - options_of(config_class).keys() - {"bench"}

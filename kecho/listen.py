@@ -13,11 +13,23 @@ from dataclasses import dataclass
 from .config import ServerConfig
 from .errors import ListenError
 
-__all__ = ["Listener", "SocketFile", "open_listeners"]
+__all__ = ["Address", "Listener", "SocketFile", "describe_addresses", "open_listeners"]
 
 Address = tuple[str, int] | tuple[str, int, int, int] | str
 EVERY_QUEUE = -1
 _FREE_PORT_TRIES = 16
+
+
+def describe_addresses(addresses: tuple[Address, ...]) -> str:
+    """As ``tcp 127.0.0.1:12345, tcp [::1]:12345, unix /run/kecho``."""
+    return ", ".join(map(_describe_address, addresses)) or "(not started)"
+
+
+def _describe_address(address: Address) -> str:
+    if isinstance(address, str):
+        return f"unix {address}"
+    host = f"[{address[0]}]" if ":" in address[0] else address[0]
+    return f"tcp {host}:{address[1]}"
 
 
 @dataclass(frozen=True)
@@ -100,7 +112,7 @@ class _Target:
 
     def with_port(self, port: int) -> _Target:
         address = self.sockaddr
-        return _Target(self.family, (address[0], port, *address[2:]), self.host)  # type: ignore[arg-type]
+        return _Target(self.family, (address[0], port, *address[2:]), self.host)
 
     def __str__(self) -> str:
         host = f"[{self.sockaddr[0]}]" if self.family == socket.AF_INET6 else self.sockaddr[0]
@@ -133,9 +145,7 @@ def _resolve(hosts: Sequence[str], port: int) -> list[_Target]:
     targets: dict[object, _Target] = {}
     for host in hosts:
         try:
-            found = socket.getaddrinfo(
-                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         except (OSError, UnicodeError) as error:
             number = error.errno if isinstance(error, OSError) else None
             reason = error.strerror if isinstance(error, OSError) else "not a name"
@@ -154,20 +164,19 @@ def _listen_everywhere(
     # A name may stand for addresses that this host does not have (::1 without IPv6, say): one
     # of them is enough.
     served: set[str] = set()
-    refused: dict[str, ListenError] = {}
+    absent: dict[str, ListenError] = {}
     for target in targets:
         try:
             _listen_tcp(config, target.with_port(port), worker_count, opened)
         except ListenError as error:
             if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 raise
-            refused.setdefault(target.host, error)
+            absent.setdefault(target.host, error)
             continue
         served.add(target.host)
         port = opened[-1].socket.getsockname()[1]
-    for host, error in refused.items():
-        if host not in served:
-            raise error
+    for host in absent.keys() - served:
+        raise absent[host]
 
 
 def _listen_tcp(

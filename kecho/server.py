@@ -17,7 +17,7 @@ from . import tuning
 from ._engine import Engine, attach_cpu_steering
 from .config import ServerConfig, check_timeout
 from .cpus import usable_cpu_count, usable_cpus
-from .listen import Address, Listener, open_listeners
+from .listen import Address, Listener, describe_addresses, open_listeners
 from .stats import Stats
 
 if TYPE_CHECKING:
@@ -390,16 +390,4 @@ def _steer(config: ServerConfig, listeners: list[Listener], cpus: list[int | Non
         return
     for listener in listeners:
         if listener.queue == 0 and not listener.is_unix:
-            attach_cpu_steering(listener.socket.fileno(), cpus)
-
-
-def describe_addresses(addresses: tuple[Address, ...]) -> str:
-    """"tcp 127.0.0.1:12345, tcp [::1]:12345, unix /run/kecho" """
-    return ", ".join(map(_describe_address, addresses)) or "(not started)"
-
-
-def _describe_address(address: Address) -> str:
-    if isinstance(address, str):
-        return f"unix {address}"
-    host = f"[{address[0]}]" if ":" in address[0] else address[0]
-    return f"tcp {host}:{address[1]}"
+            attach_cpu_steering(listener.socket.fileno(), [cpu for cpu in cpus if cpu is not None])

@@ -34,9 +34,7 @@ class NamedCounts(Mapping[str, int]):
 
     def combine(self, other: NamedCounts, sign: int) -> NamedCounts:
         names = dict.fromkeys([*self, *other])
-        return NamedCounts(
-            {name: self.get(name, 0) + sign * other.get(name, 0) for name in names}
-        )
+        return NamedCounts({name: self.get(name, 0) + sign * other.get(name, 0) for name in names})
 
     @property
     def total(self) -> int:
@@ -110,15 +108,7 @@ class Stats(Counters):
     @classmethod
     def of_workers(cls, workers: list[dict[str, Any]], seconds: float) -> Stats:
         """From what the engine's counters() returns."""
-        parts = tuple(
-            Counters(
-                **{
-                    name: NamedCounts(value) if isinstance(value, dict) else value
-                    for name, value in worker.items()
-                }
-            )
-            for worker in workers
-        )
+        parts = tuple(map(_from_engine, workers))
         total = Counters()
         for part in parts:
             total = total + part
@@ -141,6 +131,11 @@ class Stats(Counters):
         plain["seconds"] = self.seconds
         plain["workers"] = [_plain(worker) for worker in self.workers]
         return plain
+
+
+def _from_engine(counted: dict[str, Any]) -> Counters:
+    named = {name: NamedCounts(counted[name]) for name in ("closed", "errors")}
+    return Counters(**(counted | named))
 
 
 def _plain(counters: Counters) -> dict[str, Any]:

@@ -8,9 +8,9 @@ is there.
 from common.atomics cimport atomic_u32_store_relaxed
 from engine.counters cimport count, count_by, count_closed, count_error
 from engine.layout cimport (
-    CLOSE_ABORTED, CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_RESET, CLOSE_TIMED_OUT, CONNECTION_ARMED_WRITE,
-    CONNECTION_READ_TWICE, CONNECTION_REGISTERED, ERROR_EPOLL, ERROR_MEMORY, ERROR_RECV,
-    ERROR_SEND, KECHO_BUFFER_BYTES, Connection, Worker,
+    CLOSE_ABORTED, CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_RESET, CLOSE_TIMED_OUT,
+    CONNECTION_ARMED_WRITE, CONNECTION_READ_TWICE, CONNECTION_REGISTERED, ERROR_EPOLL,
+    ERROR_MEMORY, ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES, Connection, Worker,
 )
 from engine.listener cimport listeners_resume
 from engine.slab cimport ownership_generation, ownership_release, slab_give_back
@@ -38,7 +38,9 @@ cdef enum:
     READS_PER_TURN = 4  # of up to 64 KiB, then the others get theirs
 
 
-cdef inline void connection_close(Worker* worker, Connection* connection, int reason) noexcept nogil:
+cdef inline void connection_close(
+    Worker* worker, Connection* connection, int reason,
+) noexcept nogil:
     """Closes with FIN when every byte read has been handed to the kernel, otherwise with RST:
     a client must not take a cut-off stream for a finished one."""
     cdef linger abort_at_once
@@ -99,7 +101,9 @@ cdef inline int connection_arm(
     return 0
 
 
-cdef inline ssize_t _send_some(Connection* connection, const void* data, size_t size) noexcept nogil:
+cdef inline ssize_t _send_some(
+    Connection* connection, const void* data, size_t size,
+) noexcept nogil:
     """Bytes that the kernel took, 0 when there is no room now, or -errno."""
     cdef ssize_t sent
     while True:

@@ -19,7 +19,7 @@ from engine.layout cimport (
 )
 from engine.slab cimport aligned_alloc
 from kernel.clock cimport clock_now_ms
-from libc.stdint cimport UINT32_MAX, int64_t, uint32_t, uint64_t
+from libc.stdint cimport UINT32_MAX, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 from posix.unistd cimport close

@@ -26,15 +26,15 @@ enum kecho_ownership {
 };
 
 enum kecho_connection_flag {
-    CONNECTION_REGISTERED = 1,   /* is in the queue's epoll set */
-    CONNECTION_ARMED_WRITE = 2,  /* epoll watches for room to send, not for data */
-    CONNECTION_READ_TWICE = 4    /* a short read does not prove the socket empty (AF_UNIX) */
+    CONNECTION_REGISTERED = 1,  /* is in the queue's epoll set */
+    CONNECTION_ARMED_WRITE = 2, /* epoll watches for room to send, not for data */
+    CONNECTION_READ_TWICE = 4   /* a short read does not prove the socket empty (AF_UNIX) */
 };
 
 struct kecho_connection {
-    uint64_t ownership;      /* atomic: generation << 32 | enum kecho_ownership */
-    uint8_t *pending;        /* what the kernel would not take yet; NULL unless backpressured */
-    uint32_t pending_begin;  /* [begin, end) of `pending`, bytes */
+    uint64_t ownership;     /* atomic: generation << 32 | enum kecho_ownership */
+    uint8_t *pending;       /* what the kernel would not take yet; NULL unless backpressured */
+    uint32_t pending_begin; /* [begin, end) of `pending`, bytes */
     uint32_t pending_end;
     int32_t fd;
     uint32_t index;          /* of this record in its slab */
@@ -77,8 +77,8 @@ enum kecho_listener_state {
 struct kecho_listener {
     int32_t fd;
     uint32_t is_unix;
-    int32_t queue;         /* index of the queue that accepts from it, or KECHO_EVERY_QUEUE */
-    uint32_t state;        /* atomic: enum kecho_listener_state */
+    int32_t queue;  /* index of the queue that accepts from it, or KECHO_EVERY_QUEUE */
+    uint32_t state; /* atomic: enum kecho_listener_state */
 };
 
 /* ---- queue ------------------------------------------------------------------------------- */
@@ -100,13 +100,13 @@ enum kecho_phase {
 };
 
 struct kecho_control {
-    uint32_t phase;           /* atomic: enum kecho_phase, only ever grows */
-    uint64_t deadline_ms;     /* atomic: end of the drain, on the clock of clock_now_ms() */
-    uint32_t active;          /* atomic: open connections of all the queues */
-    uint32_t paused;          /* atomic: listeners that are LISTENER_PAUSED */
+    uint32_t phase;             /* atomic: enum kecho_phase, only ever grows */
+    uint64_t deadline_ms;       /* atomic: end of the drain, on the clock of clock_now_ms() */
+    uint32_t active;            /* atomic: open connections of all the queues */
+    uint32_t paused;            /* atomic: listeners that are LISTENER_PAUSED */
     uint32_t workers_accepting; /* atomic: workers that have not yet seen the stop */
-    uint32_t max_connections; /* UINT32_MAX: no limit of ours */
-    uint32_t idle_timeout_ms; /* 0: none */
+    uint32_t max_connections;   /* UINT32_MAX: no limit of ours */
+    uint32_t idle_timeout_ms;   /* 0: none */
     uint32_t queue_count;
     uint32_t worker_count;
     uint32_t listener_count;

@@ -5,8 +5,9 @@ connection it stands for (generation) and whether a worker has it; whoever wins 
 the rest of the record, nobody else.
 """
 from common.atomics cimport (
-    atomic_pointer_load_acquire, atomic_pointer_store_release, atomic_u32_load, atomic_u32_load_relaxed,
-    atomic_u32_store, atomic_u32_store_relaxed, atomic_u64_load_acquire, atomic_u64_store_release,
+    atomic_pointer_load_acquire, atomic_pointer_store_release, atomic_u32_load,
+    atomic_u32_load_relaxed, atomic_u32_store, atomic_u32_store_relaxed, atomic_u64_load_acquire,
+    atomic_u64_store_release,
     atomic_u64_swap_acquire, atomic_u64_swap_release,
 )
 from engine.layout cimport (
