@@ -11,7 +11,7 @@ from engine.connection cimport (
 )
 from engine.counters cimport count_error, count_opened
 from engine.layout cimport (
-    CONNECTION_READ_TWICE, CONNECTION_REGISTERED, ERROR_ACCEPT, ERROR_DESCRIPTORS, ERROR_EPOLL,
+    CONNECTION_READ_TO_END, CONNECTION_REGISTERED, ERROR_ACCEPT, ERROR_DESCRIPTORS, ERROR_EPOLL,
     ERROR_LISTENER, ERROR_MEMORY, LISTENER_OPEN, Connection, Control, Listener, Worker,
 )
 from engine.listener cimport (
@@ -57,11 +57,11 @@ cdef inline void _begin(Worker* worker, Listener* listener, int fd) noexcept nog
         return
     connection.fd = fd
     connection.pending = NULL
-    connection.flags = CONNECTION_READ_TWICE if listener.is_unix else 0
+    connection.flags = CONNECTION_READ_TO_END if listener.is_unix else 0
     connection.accepted_by = <unsigned short>worker.index
     atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
     count_opened(worker)
-    served = connection_serve(worker, connection, False, 1)
+    served = connection_serve(worker, connection, 1)
     if served == SERVED_CLOSED:
         return
     if not connection.flags & CONNECTION_REGISTERED:

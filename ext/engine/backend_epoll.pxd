@@ -5,7 +5,7 @@ from common.atomics cimport (
 )
 from engine.accept cimport ACCEPTS_BEFORE_CLOSING, ACCEPTS_PER_TURN, accept_turn
 from engine.connection cimport (
-    READS_PER_TURN, SERVED_CLOSED, connection_close, connection_serve, connection_settle,
+    READS_PER_TURN, connection_close, connection_serve, connection_settle,
 )
 from engine.layout cimport (
     CLOSE_ABORTED, CLOSE_IDLE, OWNERSHIP_FREE, PHASE_DRAINING, PHASE_RUNNING, PHASE_STOPPING,
@@ -60,7 +60,8 @@ cdef inline void _give_up(Worker* worker, int error, const char* syscall) noexce
 cdef inline void _serve_event(Worker* worker, epoll_event* event) noexcept nogil:
     cdef uint32_t token = <uint32_t>event.data.u64
     cdef uint32_t generation = <uint32_t>(event.data.u64 >> 32)
-    cdef bint until_empty
+    cdef bint to_end = (
+        event.events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI) != 0)
     cdef Connection* connection
     if token == TOKEN_WAKE:
         # Meant for a worker that sleeps, which may find that this one has taken it.
@@ -73,18 +74,16 @@ cdef inline void _serve_event(Worker* worker, epoll_event* event) noexcept nogil
             accept_turn(worker, token - TOKEN_LISTENERS, ACCEPTS_PER_TURN)
         return
     connection = slab_get(&worker.queue.slab, token)
-    if ownership_claim(connection, generation) != CLAIM_WON:
-        return
-    until_empty = event.events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI) != 0
-    connection_settle(
-        worker, connection, connection_serve(worker, connection, until_empty, READS_PER_TURN))
+    if ownership_claim(connection, generation, to_end) == CLAIM_WON:
+        connection_settle(
+            worker, connection, connection_serve(worker, connection, READS_PER_TURN))
 
 
 cdef inline void _serve_held(Worker* worker) noexcept nogil:
     cdef Connection* connection = worker.held
     worker.held = NULL
     connection_settle(
-        worker, connection, connection_serve(worker, connection, True, READS_PER_TURN))
+        worker, connection, connection_serve(worker, connection, READS_PER_TURN))
 
 
 cdef inline int _round(Worker* worker, int timeout_ms) noexcept nogil:
@@ -144,7 +143,7 @@ cdef inline void _close_idle(Worker* worker) noexcept nogil:
             connection_close(worker, connection, CLOSE_IDLE)
         elif not ownership_release(connection):
             connection_settle(
-                worker, connection, connection_serve(worker, connection, True, READS_PER_TURN))
+                worker, connection, connection_serve(worker, connection, READS_PER_TURN))
 
 
 cdef inline void _run_timers(Worker* worker) noexcept nogil:
@@ -184,7 +183,7 @@ cdef inline void _serve_everybody(Worker* worker) noexcept nogil:
         connection = slab_get(&queue.slab, index)
         if ownership_try(connection):
             connection_settle(
-                worker, connection, connection_serve(worker, connection, True, READS_PER_TURN))
+                worker, connection, connection_serve(worker, connection, READS_PER_TURN))
 
 
 cdef inline void _abort_everybody(Worker* worker) noexcept nogil:

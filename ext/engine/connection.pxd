@@ -9,7 +9,7 @@ from common.atomics cimport atomic_u32_store_relaxed
 from engine.counters cimport count, count_by, count_closed, count_error
 from engine.layout cimport (
     CLOSE_ABORTED, CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_RESET, CLOSE_TIMED_OUT,
-    CONNECTION_ARMED_WRITE, CONNECTION_READ_TWICE, CONNECTION_REGISTERED, ERROR_EPOLL,
+    CONNECTION_ARMED_WRITE, CONNECTION_READ_TO_END, CONNECTION_REGISTERED, ERROR_EPOLL,
     ERROR_MEMORY, ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES, Connection, Worker,
 )
 from engine.listener cimport listeners_resume
@@ -166,27 +166,25 @@ cdef inline int _echo_chunk(Worker* worker, Connection* connection, size_t size)
 
 
 cdef inline Served connection_serve(
-    Worker* worker, Connection* connection, bint until_empty, int reads,
+    Worker* worker, Connection* connection, int reads,
 ) noexcept nogil:
     """Echoes what is there, in at most `reads` chunks.
 
     A recv that returns less than was asked for has emptied a TCP socket, and what comes later
     makes a new edge, so there is no second recv just to see EAGAIN. Three things can stand
     behind a short read all the same: an end of file, an error, and the rest of the stream behind
-    an urgent mark, where recv stops. The event names them (EPOLLRDHUP, EPOLLERR, EPOLLPRI), and
-    the caller then asks for `until_empty`.
+    an urgent mark, where recv stops. The event names them (EPOLLRDHUP, EPOLLERR, EPOLLPRI), which
+    sets CONNECTION_READ_TO_END for good.
     """
+    cdef bint to_end = connection.flags & CONNECTION_READ_TO_END != 0 or worker.is_draining
     cdef ssize_t size
     cdef int result
-    if connection.flags & CONNECTION_READ_TWICE or worker.is_draining:
-        until_empty = True
     if connection.pending != NULL:
         result = _flush_pending(worker, connection)
         if result < 0:
             return connection_fail(worker, connection, -result, ERROR_SEND)
         if result == 0:
             return SERVED_ALL
-        until_empty = True
     while True:
         if reads == 0:
             return SERVED_MORE
@@ -208,7 +206,7 @@ cdef inline Served connection_serve(
             return connection_fail(worker, connection, -result, ERROR_SEND)
         if result == 0:
             break
-        if size < KECHO_BUFFER_BYTES and not until_empty:
+        if size < KECHO_BUFFER_BYTES and not to_end:
             break
     if connection.pending != NULL:
         if not connection.flags & CONNECTION_ARMED_WRITE:
@@ -247,4 +245,4 @@ cdef inline void connection_settle(
         if ownership_release(connection):
             return
         if served == SERVED_ALL:
-            served = connection_serve(worker, connection, True, READS_PER_TURN)
+            served = connection_serve(worker, connection, READS_PER_TURN)

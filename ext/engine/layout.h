@@ -19,16 +19,17 @@
 /* The low half of kecho_connection.ownership; the high half is the generation, which changes
  * whenever the record is freed, so that an event for an earlier connection is recognised. */
 enum kecho_ownership {
-    OWNERSHIP_FREE = 0,  /* in the slab's free list */
-    OWNERSHIP_NOBODY,    /* open, waiting for an event */
-    OWNERSHIP_ONE,       /* a worker serves it */
-    OWNERSHIP_ONE_RECALL /* the same, and an event came meanwhile: that worker serves it again */
+    OWNERSHIP_FREE = 0,         /* in the slab's free list */
+    OWNERSHIP_NOBODY,           /* open, waiting for an event */
+    OWNERSHIP_ONE,              /* a worker serves it */
+    OWNERSHIP_ONE_RECALL,       /* the same, and an event came meanwhile: it looks again */
+    OWNERSHIP_ONE_RECALL_TO_END /* the same, and the event wants CONNECTION_READ_TO_END */
 };
 
 enum kecho_connection_flag {
     CONNECTION_REGISTERED = 1,  /* is in the queue's epoll set */
     CONNECTION_ARMED_WRITE = 2, /* epoll watches for room to send, not for data */
-    CONNECTION_READ_TWICE = 4   /* a short read does not prove the socket empty (AF_UNIX) */
+    CONNECTION_READ_TO_END = 4  /* a short read does not prove the socket empty (AF_UNIX) */
 };
 
 struct kecho_connection {

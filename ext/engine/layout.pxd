@@ -8,11 +8,12 @@ cdef extern from "engine/layout.h" nogil:
         OWNERSHIP_NOBODY
         OWNERSHIP_ONE
         OWNERSHIP_ONE_RECALL
+        OWNERSHIP_ONE_RECALL_TO_END
 
     enum:
         CONNECTION_REGISTERED
         CONNECTION_ARMED_WRITE
-        CONNECTION_READ_TWICE
+        CONNECTION_READ_TO_END
 
     enum:
         KECHO_CACHE_LINE

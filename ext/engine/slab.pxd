@@ -11,8 +11,9 @@ from common.atomics cimport (
     atomic_u64_swap_acquire, atomic_u64_swap_release,
 )
 from engine.layout cimport (
-    KECHO_CACHE_LINE, KECHO_SLAB_CHUNK_CONNECTIONS, KECHO_SLAB_CHUNKS, KECHO_SLAB_END,
-    OWNERSHIP_FREE, OWNERSHIP_NOBODY, OWNERSHIP_ONE, OWNERSHIP_ONE_RECALL, Connection, Slab,
+    CONNECTION_READ_TO_END, KECHO_CACHE_LINE, KECHO_SLAB_CHUNK_CONNECTIONS, KECHO_SLAB_CHUNKS,
+    KECHO_SLAB_END, OWNERSHIP_FREE, OWNERSHIP_NOBODY, OWNERSHIP_ONE, OWNERSHIP_ONE_RECALL,
+    OWNERSHIP_ONE_RECALL_TO_END, Connection, Slab,
 )
 from kernel.pthread cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
@@ -121,23 +122,28 @@ cdef inline uint32_t ownership_generation(Connection* connection) noexcept nogil
     return <uint32_t>(atomic_u64_load_acquire(&connection.ownership) >> 32)
 
 
-cdef inline Claim ownership_claim(Connection* connection, uint32_t generation) noexcept nogil:
-    """Tries to own the connection that an event was for."""
+cdef inline Claim ownership_claim(
+    Connection* connection, uint32_t generation, bint to_end,
+) noexcept nogil:
+    """Tries to own the connection that an event was for; to_end: see CONNECTION_READ_TO_END."""
     cdef uint64_t word = _ownership_word(generation, OWNERSHIP_NOBODY)
-    while True:
-        if atomic_u64_swap_acquire(
-                &connection.ownership, word, _ownership_word(generation, OWNERSHIP_ONE)):
-            return CLAIM_WON
-        word = _ownership_word(generation, OWNERSHIP_ONE)
-        if atomic_u64_swap_acquire(
-                &connection.ownership, word, _ownership_word(generation, OWNERSHIP_ONE_RECALL)):
-            return CLAIM_ELSEWHERE
+    cdef uint32_t recall = OWNERSHIP_ONE_RECALL_TO_END if to_end else OWNERSHIP_ONE_RECALL
+    cdef uint32_t state
+    while not atomic_u64_swap_acquire(
+            &connection.ownership, word, _ownership_word(generation, OWNERSHIP_ONE)):
         word = atomic_u64_load_acquire(&connection.ownership)
-        if word == _ownership_word(generation, OWNERSHIP_ONE_RECALL):
-            return CLAIM_ELSEWHERE
-        if word >> 32 != generation or <uint32_t>word == OWNERSHIP_FREE:
+        state = <uint32_t>word
+        if word >> 32 != generation or state == OWNERSHIP_FREE:
             return CLAIM_STALE
+        if state == OWNERSHIP_NOBODY:
+            continue
+        if state >= recall or atomic_u64_swap_acquire(
+                &connection.ownership, word, _ownership_word(generation, recall)):
+            return CLAIM_ELSEWHERE
         word = _ownership_word(generation, OWNERSHIP_NOBODY)
+    if to_end:
+        connection.flags |= CONNECTION_READ_TO_END
+    return CLAIM_WON
 
 
 cdef inline bint ownership_try(Connection* connection) noexcept nogil:
@@ -151,12 +157,15 @@ cdef inline bint ownership_try(Connection* connection) noexcept nogil:
 
 cdef inline bint ownership_release(Connection* connection) noexcept nogil:
     """False when an event came meanwhile: the caller still owns it and must look again."""
-    cdef uint32_t generation = ownership_generation(connection)
+    cdef uint64_t owned = _ownership_word(ownership_generation(connection), OWNERSHIP_ONE)
+    cdef uint64_t word = owned
     if atomic_u64_swap_release(
-            &connection.ownership, _ownership_word(generation, OWNERSHIP_ONE),
-            _ownership_word(generation, OWNERSHIP_NOBODY)):
+            &connection.ownership, owned, owned - OWNERSHIP_ONE + OWNERSHIP_NOBODY):
         return True
-    atomic_u64_store_release(&connection.ownership, _ownership_word(generation, OWNERSHIP_ONE))
+    while not atomic_u64_swap_acquire(&connection.ownership, word, owned):
+        word = atomic_u64_load_acquire(&connection.ownership)
+    if <uint32_t>word == OWNERSHIP_ONE_RECALL_TO_END:
+        connection.flags |= CONNECTION_READ_TO_END
     return False
 
 
