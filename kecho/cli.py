@@ -68,6 +68,7 @@ OPTIONS: dict[str, Option] = {"bench": BENCH, **options_of(CommandConfig)}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
+    _occupy_standard_descriptors()
     try:
         return _main(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
@@ -76,6 +77,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read --help or --print-config has gone; Python must not trip over it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_REFUSED
+
+
+def _occupy_standard_descriptors() -> None:
+    """Opens 0, 1 and 2 if somebody closed them: otherwise the next socket would get such a
+    number, and a client whatever is written to stderr."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
 
 
 def _main(arguments: Sequence[str]) -> int:
