@@ -80,6 +80,7 @@ def generate(extensions):
                     "boundscheck": False,
                     "cdivision": True,
                     "embedsignature": True,
+                    "freethreading_compatible": True,
                     "initializedcheck": False,
                     "wraparound": False,
                 },

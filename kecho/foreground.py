@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from .server import Server
 from .stats import Stats
 
 __all__ = ["run", "serve"]
-
-_SERVER_ENDED = 0  # in the pipe beside the signals' numbers, none of which is 0
 
 
 def serve(*, on_start: Callable[[Server], object] | None = None, **options: object) -> Stats:
@@ -53,13 +52,13 @@ def run(
     signals = [signal.SIGINT, signal.SIGTERM]
     if report is not None:
         signals.append(signal.SIGUSR1)
-    with _signals_in_a_pipe(signals) as (read_fd, write_fd):
+    with _signals_in_a_pipe(signals) as pipe:
         server.start()
         try:
-            server.on_end(lambda: os.write(write_fd, bytes([_SERVER_ENDED])))
+            server.on_end(pipe.wake)
             if on_start is not None:
                 on_start(server)
-            _wait_for_signals(server, read_fd, on_stop_signal, report, report_interval)
+            _wait_for_signals(server, pipe, on_stop_signal, report, report_interval)
         except KeyboardInterrupt:
             server.stop()
         except BaseException:
@@ -79,15 +78,13 @@ def _call_or_stop(server: Server, on_start: Callable[[Server], object]) -> None:
 
 def _stop_quietly(server: Server) -> None:
     """For use while an exception is on its way, which says more than the server could."""
-    try:
+    with suppress(OSError):
         server.stop()
-    except OSError:
-        pass
 
 
 def _wait_for_signals(
     server: Server,
-    read_fd: int,
+    pipe: _SignalPipe,
     on_stop_signal: Callable[[int], object] | None,
     report: Callable[[Server], object] | None,
     report_interval: float | None,
@@ -95,12 +92,9 @@ def _wait_for_signals(
     """Returns when the server has ended."""
     asked_to_stop = False
     next_report = time.monotonic() + report_interval if report_interval else None
-    while True:
+    while server.is_running:
         timeout = max(0.0, next_report - time.monotonic()) if next_report else None
-        readable, _, _ = select.select([read_fd], [], [], timeout)
-        for number in os.read(read_fd, 512) if readable else b"":
-            if number == _SERVER_ENDED:
-                return
+        for number in pipe.read(timeout):
             if number == signal.SIGUSR1:
                 if report is not None:
                     report(server)
@@ -119,26 +113,55 @@ def _wait_for_signals(
                 next_report = max(next_report + report_interval, now)
 
 
+class _SignalPipe:
+    """Where the numbers of signals arrive, and a zero for anything else worth waking up for."""
+
+    def __init__(self) -> None:
+        self._read_fd, self.write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._lock = threading.Lock()
+        self._poll = select.poll()
+        self._poll.register(self._read_fd, select.POLLIN)
+
+    def read(self, timeout: float | None) -> bytes:
+        """What has arrived, after at most `timeout` seconds; empty if nothing has."""
+        # Rounded up: waking too early would mean to spin until it is time.
+        timeout_ms = None if timeout is None else math.ceil(timeout * 1000)
+        return os.read(self._read_fd, 512) if self._poll.poll(timeout_ms) else b""
+
+    def wake(self) -> None:
+        """From any thread, at any time."""
+        with self._lock:
+            if self.write_fd >= 0:
+                # If it is full, its reader has enough to wake up for.
+                with suppress(BlockingIOError):
+                    os.write(self.write_fd, b"\0")
+
+    def close(self) -> None:
+        with self._lock:
+            os.close(self._read_fd)
+            os.close(self.write_fd)
+            self.write_fd = -1
+
+
 @contextmanager
-def _signals_in_a_pipe(signals: list[signal.Signals]) -> Iterator[tuple[int, int]]:
+def _signals_in_a_pipe(signals: list[signal.Signals]) -> Iterator[_SignalPipe]:
     """Has the numbers of `signals` written to a pipe, and nothing else done about them.
 
-    The server's end is written there, too, so one select() waits for everything, and nothing
-    runs inside a signal handler. What was set before is put back.
+    The server's end is told there, too, so that one wait is for everything, and nothing runs
+    inside a signal handler. What was set before is put back.
     """
-    read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    previous_fd = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
-    previous = {number: signal.signal(number, _written_to_the_pipe) for number in signals}
+    pipe = _SignalPipe()
+    previous_fd = signal.set_wakeup_fd(pipe.write_fd, warn_on_full_buffer=False)
+    previous = {number: signal.signal(number, _goes_to_the_pipe) for number in signals}
     try:
-        yield read_fd, write_fd
+        yield pipe
     finally:
         for number, handler in previous.items():
             # None: it was not set from Python, and cannot be put back from here.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         signal.set_wakeup_fd(previous_fd)
-        os.close(read_fd)
-        os.close(write_fd)
+        pipe.close()
 
 
-def _written_to_the_pipe(number: int, frame: FrameType | None) -> None:
+def _goes_to_the_pipe(number: int, frame: FrameType | None) -> None:
     """The wake-up descriptor carries the number; Python wants a handler all the same."""
