@@ -8,7 +8,7 @@ class Engine:
 
     listeners: (fd, queue, is_unix) each; listening, non-blocking. queue is the index of the
     worker that accepts from it under percpu, or -1 for every worker's; ignored under shared.
-    The engine takes the descriptors over and closes them, also when this raises.
+    The engine takes the descriptors over when this returns, and closes them in the end.
     """
 
     def __init__(
@@ -26,6 +26,8 @@ class Engine:
         """Starts the drain, or brings its deadline forward. Returns at once; any thread."""
     def abort(self) -> None:
         """Stops at once: every connection is reset. Returns at once; any thread."""
+    def forget(self) -> None:
+        """In the child after fork(2): closes its copies of every descriptor, quietly."""
     def counters(self) -> list[dict[str, int | dict[str, int]]]:
         """What each worker has counted so far, at any time, from any thread."""
 

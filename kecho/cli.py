@@ -221,7 +221,10 @@ def _print_config(config: CommandConfig, sources: Mapping[str, str]) -> None:
         return
     for name, value in values.items():
         shown = " ".join(value) if isinstance(value, tuple) else value
-        shown = {None: "-", True: "on", False: "off", "": "-"}.get(shown, shown)
+        if shown is None or shown == "":
+            shown = "-"
+        elif isinstance(shown, bool):
+            shown = "on" if shown else "off"
         print(f"{name.replace('_', '-'):17} {shown!s:24} {origin.get(name, 'default')}")
 
 

@@ -103,6 +103,8 @@ def integer(
 
 def _parse_seconds(text: str) -> float:
     try:
+        if not text.isascii() or "_" in text or text != text.strip():
+            raise ValueError
         return float(text)
     except ValueError:
         raise ValueError(f"{text!r} is not a number of seconds") from None

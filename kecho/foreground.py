@@ -39,7 +39,8 @@ def run(
 ) -> Stats:
     """What serve() and the command line share.
 
-    on_stop_signal: called with the signal's number before the server is told to stop.
+    on_start: called once clients can connect; signals are looked at when it has returned.
+    on_stop_signal: called with the signal's number after the server was told to stop.
     report: called every `report_interval` seconds, and at any time for SIGUSR1.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -99,13 +100,13 @@ def _wait_for_signals(
                 if report is not None:
                     report(server)
             elif number in (signal.SIGINT, signal.SIGTERM):
-                if on_stop_signal is not None:
-                    on_stop_signal(number)
                 if asked_to_stop:
                     server.abort()
                 else:
                     server.request_stop()
                 asked_to_stop = True
+                if on_stop_signal is not None:
+                    on_stop_signal(number)
         if next_report is not None and report is not None and report_interval is not None:
             now = time.monotonic()
             if now >= next_report:
@@ -159,7 +160,10 @@ def _signals_in_a_pipe(signals: list[signal.Signals]) -> Iterator[_SignalPipe]:
         for number, handler in previous.items():
             # None: it was not set from Python, and cannot be put back from here.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        signal.set_wakeup_fd(previous_fd)
+        try:
+            signal.set_wakeup_fd(previous_fd)
+        except (OSError, ValueError):  # it was closed meanwhile
+            signal.set_wakeup_fd(-1)
         pipe.close()
 
 

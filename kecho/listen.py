@@ -4,10 +4,13 @@ Unix socket's file."""
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import stat
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from .config import ServerConfig
@@ -18,6 +21,8 @@ __all__ = ["Address", "Listener", "SocketFile", "describe_addresses", "open_list
 Address = tuple[str, int] | tuple[str, int, int, int] | str
 EVERY_QUEUE = -1
 _FREE_PORT_TRIES = 16
+_LOCK_TRIES = 100
+_LOCK_RETRY_S = 0.01
 
 
 def describe_addresses(addresses: tuple[Address, ...]) -> str:
@@ -32,25 +37,34 @@ def _describe_address(address: Address) -> str:
     return f"tcp {host}:{address[1]}"
 
 
-@dataclass(frozen=True)
 class SocketFile:
-    """The file of a Unix socket, remembered well enough not to remove somebody else's."""
+    """The file of a Unix socket that this process has bound.
 
-    path: str
-    device: int
-    inode: int
+    Holds it open (O_PATH), so that its inode's number cannot go to somebody else's file, which
+    remove() would then take for ours.
+    """
 
-    @classmethod
-    def at(cls, path: str) -> SocketFile:
-        found = os.lstat(path)
-        return cls(os.path.abspath(path), found.st_dev, found.st_ino)
+    def __init__(self, path: str) -> None:
+        self.path = os.path.abspath(path)
+        self._fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+    def is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._fd), os.lstat(self.path))
+        except OSError:
+            return False
 
     def remove(self) -> None:
-        try:
-            if SocketFile.at(self.path) == self:
+        if self.is_in_place():
+            with suppress(OSError):
                 os.unlink(self.path)
-        except OSError:
-            pass  # it is gone, or no longer ours to remove
+        self.forget()
+
+    def forget(self) -> None:
+        """Leaves the file where it is."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 @dataclass(frozen=True)
@@ -239,22 +253,53 @@ def _why_refused(where: str, error: OSError) -> str:
 def _listen_unix(path: str, backlog: int) -> Listener:
     one = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        try:
-            one.bind(path)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            _remove_stale(path)
-            one.bind(path)
-        file = SocketFile.at(path)
-        one.listen(backlog)
+        with _locked(os.path.dirname(path) or "."):
+            try:
+                one.bind(path)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                _remove_stale(path)
+                one.bind(path)
+            one.listen(backlog)
+            file = SocketFile(path)
     except OSError as error:
         one.close()
         if isinstance(error, ListenError):
             raise
         reason = f"cannot listen on {path!r}: {error.strerror}"
         raise ListenError("uds", error.errno, reason) from None
+    except BaseException:
+        one.close()
+        raise
     return Listener(one, EVERY_QUEUE, file)
+
+
+@contextmanager
+def _locked(directory: str) -> Iterator[None]:
+    """Keeps other kecho servers from replacing files in a directory at the same time.
+
+    Between two servers that find the same stale file, the second would remove what the first
+    has put in its place. Where the lock cannot be had within a second (somebody else's, or a
+    file system without), things go on as if it could.
+    """
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield  # bind will say what is wrong with it
+        return
+    try:
+        for _ in range(_LOCK_TRIES):
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(_LOCK_RETRY_S)
+            except OSError:
+                break
+        yield
+    finally:
+        os.close(fd)
 
 
 def _remove_stale(path: str) -> None:

@@ -54,7 +54,8 @@ class Counters:
     bytes_received, bytes_sent: bytes read from and handed to the kernel.
     echoes: chunks, as recv(2) returned them, that were given back whole.
     backpressure: times the kernel took less than was to be sent, and the rest had to wait.
-    accept_pauses: times accepting paused: no descriptors or memory left, or max_connections.
+    accept_pauses: times accepting paused (no descriptors or memory left, or max_connections);
+        a retry, ten times a second, that finds no change counts again.
     closed: connections that ended, by reason: ``eof`` (the client ended, all was echoed),
         ``reset`` (by the client), ``timed_out`` (the kernel gave up on the client), ``idle``
         (idle_timeout), ``drained`` (the server stopped, all was echoed), ``aborted`` (the server

@@ -7,7 +7,8 @@ from common.atomics cimport (
     atomic_u32_decrement, atomic_u32_increment, atomic_u32_load, atomic_u32_store_relaxed,
 )
 from engine.connection cimport (
-    SERVED_CLOSED, Served, connection_arm, connection_fail, connection_serve, connection_settle,
+    SERVED_CLOSED, Served, close_with_reset, connection_arm, connection_fail, connection_serve,
+    connection_settle,
 )
 from engine.counters cimport count_error, count_opened
 from engine.layout cimport (
@@ -18,12 +19,13 @@ from engine.listener cimport (
     listener_arm, listener_give_up, listener_pause, listeners_resume,
 )
 from engine.slab cimport slab_take
-from kernel.socket cimport SOCK_CLOEXEC, SOCK_NONBLOCK, accept4
+from kernel.socket cimport (
+    SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET, SO_OOBINLINE, accept4, setsockopt,
+)
 from libc.errno cimport (
     EAGAIN, EBADF, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOTSOCK, errno,
 )
 from libc.stdint cimport uint32_t
-from posix.unistd cimport close
 
 
 cdef enum:
@@ -44,17 +46,26 @@ cdef inline bint _admit(Worker* worker, Listener* listener) noexcept nogil:
     return False
 
 
+cdef inline void _unadmit(Worker* worker) noexcept nogil:
+    """Takes _admit() back. Another worker may have found the server full because of it."""
+    atomic_u32_decrement(&worker.control.active)
+    listeners_resume(worker)
+
+
 cdef inline void _begin(Worker* worker, Listener* listener, int fd) noexcept nogil:
     """A new connection. Its first bytes are often there already, so they are looked for before
     epoll is asked; registering afterwards reports whatever has come since."""
     cdef Served served
-    cdef int result
+    cdef int result, on = 1
     cdef Connection* connection = slab_take(&worker.queue.slab)
     if connection == NULL:
-        close(fd)
+        close_with_reset(fd)
         count_error(worker, ERROR_MEMORY)
-        atomic_u32_decrement(&worker.control.active)
+        _unadmit(worker)
         return
+    if listener.is_unix:
+        # TCP inherits this one from the listener, Unix sockets do not.
+        setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on))
     connection.fd = fd
     connection.pending = NULL
     connection.flags = CONNECTION_READ_TO_END if listener.is_unix else 0
@@ -108,7 +119,7 @@ cdef inline void accept_turn(Worker* worker, uint32_t number, int limit) noexcep
         if fd >= 0:
             _begin(worker, listener, fd)
             continue
-        atomic_u32_decrement(&worker.control.active)
+        _unadmit(worker)
         if not _accept_failed(worker, listener, errno):
             return
     if not worker.is_draining and listener_arm(worker.control, worker.queue, number) < 0:

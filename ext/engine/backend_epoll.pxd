@@ -206,6 +206,8 @@ cdef inline int _drain(Worker* worker) noexcept nogil:
     worker.now_ms = clock_now_ms()
     if atomic_u32_load(&control.phase) == PHASE_DRAINING:
         _serve_everybody(worker)
+        if worker.held != NULL:
+            _serve_held(worker)
     while atomic_u32_load(&control.phase) == PHASE_DRAINING and slab_in_use(&worker.queue.slab):
         deadline_ms = atomic_u64_load_relaxed(&control.deadline_ms)
         if worker.now_ms >= deadline_ms:

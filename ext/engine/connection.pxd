@@ -38,20 +38,29 @@ cdef enum:
     READS_PER_TURN = 4  # of up to 64 KiB, then the others get theirs
 
 
+cdef inline void close_with_reset(int fd) noexcept nogil:
+    """RST instead of FIN, and what was still to be sent is thrown away: SO_LINGER 0, socket(7).
+    A Unix socket has no such thing: its peer sees an error only if bytes were left unread."""
+    cdef linger at_once
+    at_once.l_onoff = 1
+    at_once.l_linger = 0
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once))
+    close(fd)
+
+
 cdef inline void connection_close(
     Worker* worker, Connection* connection, int reason,
 ) noexcept nogil:
     """Closes with FIN when every byte read has been handed to the kernel, otherwise with RST:
     a client must not take a cut-off stream for a finished one."""
-    cdef linger abort_at_once
-    if connection.pending != NULL or reason == CLOSE_ABORTED:
+    cdef int fd = connection.fd
+    connection.fd = -1  # before it is closed: see queue_forget()
+    if connection.pending != NULL or reason == CLOSE_ABORTED or reason == CLOSE_ERROR:
         free(connection.pending)
         connection.pending = NULL
-        abort_at_once.l_onoff = 1
-        abort_at_once.l_linger = 0
-        setsockopt(
-            connection.fd, SOL_SOCKET, SO_LINGER, &abort_at_once, sizeof(abort_at_once))
-    close(connection.fd)
+        close_with_reset(fd)
+    else:
+        close(fd)
     count_closed(worker, connection.accepted_by, reason)
     slab_give_back(&worker.queue.slab, connection)
     listeners_resume(worker)

@@ -5,10 +5,10 @@ percpu   a queue for each worker; every TCP listener is a SO_REUSEPORT group wit
          each queue, and classic BPF picks the socket by the CPU that handles the SYN.
 """
 from engine.layout cimport (
-    KECHO_EVERY_QUEUE, Control, Listener, Queue, Worker,
+    KECHO_EVERY_QUEUE, OWNERSHIP_FREE, Connection, Control, Listener, Queue,
 )
 from engine.listener cimport TOKEN_WAKE, listener_arm
-from engine.slab cimport slab_destroy, slab_init
+from engine.slab cimport slab_destroy, slab_get, slab_high_water, slab_init
 from kernel.epoll cimport (
     EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLET, EPOLLIN, epoll_create1, epoll_ctl, epoll_event,
 )
@@ -42,12 +42,41 @@ cdef inline int queue_open(Queue* queue) noexcept nogil:
     return 0
 
 
-cdef inline void queue_close(Queue* queue) noexcept nogil:
+cdef inline void _close_own(Queue* queue) noexcept nogil:
     if queue.epoll_fd >= 0:
         close(queue.epoll_fd)
     if queue.wake_fd >= 0:
         close(queue.wake_fd)
+    queue.epoll_fd = queue.wake_fd = -1
+
+
+cdef inline void queue_close(Queue* queue) noexcept nogil:
+    _close_own(queue)
     slab_destroy(&queue.slab)
+
+
+cdef inline void queue_forget(Queue* queue) noexcept nogil:
+    """In the child after fork(2), where the workers are gone, wherever they were.
+
+    Nothing is sent: the parent has the sockets, too. A record whose fd is -1 was just being
+    closed; its number may stand for something else by now.
+    """
+    cdef uint32_t index
+    cdef Connection* connection
+    _close_own(queue)
+    for index in range(slab_high_water(&queue.slab)):
+        connection = slab_get(&queue.slab, index)
+        if <uint32_t>connection.ownership != OWNERSHIP_FREE and connection.fd >= 0:
+            close(connection.fd)
+            connection.fd = -1
+
+
+cdef inline void close_listeners(Control* control) noexcept nogil:
+    cdef uint32_t number
+    for number in range(control.listener_count):
+        if control.listeners[number].fd >= 0:
+            close(control.listeners[number].fd)
+            control.listeners[number].fd = -1
 
 
 cdef inline int _connect_listeners(Control* control) noexcept nogil:

@@ -9,20 +9,20 @@ from common.atomics cimport (
 )
 from engine.backend_epoll cimport wake_everybody, worker_run
 from engine.dispatch cimport (
-    STEER_BY_CPU_MOST, dispatch_percpu, dispatch_shared, queue_close, queue_open, steer_by_cpu,
+    STEER_BY_CPU_MOST, close_listeners, dispatch_percpu, dispatch_shared, queue_close,
+    queue_forget, queue_open, steer_by_cpu,
 )
 from engine.layout cimport (
     CLOSE_ABORTED, CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_IDLE, CLOSE_RESET,
     CLOSE_TIMED_OUT, ERROR_ACCEPT, ERROR_DESCRIPTORS, ERROR_EPOLL, ERROR_LISTENER, ERROR_MEMORY,
-    ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES, KECHO_CACHE_LINE, Control, Counters, Listener,
-    PHASE_DRAINING, PHASE_RUNNING, PHASE_STOPPING, Queue, Worker,
+    ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES, KECHO_CACHE_LINE, KECHO_LISTENERS_MOST, Control,
+    Counters, Listener, PHASE_DRAINING, PHASE_RUNNING, PHASE_STOPPING, Queue, Worker,
 )
 from engine.slab cimport aligned_alloc
 from kernel.clock cimport clock_now_ms
 from libc.stdint cimport UINT32_MAX, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
-from posix.unistd cimport close
 
 import os
 
@@ -66,10 +66,11 @@ cdef class Engine:
 
     listeners: (fd, queue, is_unix) each; listening, non-blocking. queue is the index of the
     worker that accepts from it under percpu, or -1 for every worker's; ignored under shared.
-    The engine takes the descriptors over and closes them, also when this raises.
+    The engine takes the descriptors over when this returns, and closes them in the end.
     """
 
     cdef Control _control
+    cdef bint _owns_listeners
 
     def __cinit__(
         self,
@@ -83,6 +84,8 @@ cdef class Engine:
         cdef Control* control = &self._control
         cdef uint32_t i
         cdef int result
+        if len(listeners) > KECHO_LISTENERS_MOST:
+            raise ValueError(f"listeners: {KECHO_LISTENERS_MOST} at most, not {len(listeners)}")
         control.max_connections = max_connections or UINT32_MAX
         control.idle_timeout_ms = idle_timeout_ms
         control.workers_accepting = worker_count
@@ -107,13 +110,13 @@ cdef class Engine:
         result = dispatch_percpu(control) if percpu else dispatch_shared(control)
         if result < 0:
             raise _system_error(-result, "epoll_ctl")
+        self._owns_listeners = True
 
     def __dealloc__(self):
         cdef Control* control = &self._control
         cdef uint32_t i
-        for i in range(control.listener_count):
-            if control.listeners[i].fd >= 0:
-                close(control.listeners[i].fd)
+        if self._owns_listeners:
+            close_listeners(control)
         for i in range(control.queue_count):
             queue_close(&control.queues[i])
         for i in range(control.worker_count):
@@ -149,6 +152,18 @@ cdef class Engine:
         """Stops at once: every connection is reset. Returns at once; any thread."""
         atomic_u32_store(&self._control.phase, PHASE_STOPPING)
         wake_everybody(&self._control)
+
+    def forget(self):
+        """In the child after fork(2): closes its copies of every descriptor, quietly.
+
+        Otherwise clients would never see the end of a connection that the parent closes, and
+        the port would stay taken. The engine cannot be run any more.
+        """
+        cdef uint32_t i
+        if self._owns_listeners:
+            close_listeners(&self._control)
+        for i in range(self._control.queue_count):
+            queue_forget(&self._control.queues[i])
 
     def counters(self):
         """What each worker has counted so far: a list of dict, at any time, from any thread."""

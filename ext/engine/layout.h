@@ -74,6 +74,7 @@ enum kecho_listener_state {
 };
 
 #define KECHO_EVERY_QUEUE (-1)
+#define KECHO_LISTENERS_MOST 65535 /* their numbers share 32 bits with connections' indices */
 
 struct kecho_listener {
     int32_t fd;
@@ -121,7 +122,7 @@ struct kecho_control {
 enum kecho_close_reason {
     CLOSE_EOF = 0,   /* the client ended, everything was echoed */
     CLOSE_RESET,     /* the client reset it */
-    CLOSE_TIMED_OUT, /* the kernel gave up on the client (keepalive, retransmission) */
+    CLOSE_TIMED_OUT, /* the kernel gave up on the client (retransmission) */
     CLOSE_IDLE,      /* idle_timeout */
     CLOSE_DRAINED,   /* the server stopped, everything received was echoed */
     CLOSE_ABORTED,   /* the server stopped before everything was echoed */

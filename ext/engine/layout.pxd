@@ -21,6 +21,7 @@ cdef extern from "engine/layout.h" nogil:
         KECHO_SLAB_CHUNKS
         KECHO_BUFFER_BYTES
         KECHO_EVERY_QUEUE
+        KECHO_LISTENERS_MOST
 
     const uint32_t KECHO_SLAB_END
 

@@ -17,7 +17,7 @@ from engine.layout cimport (
 from kernel.epoll cimport (
     EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLET, EPOLLEXCLUSIVE, EPOLLIN, epoll_ctl, epoll_event,
 )
-from libc.errno cimport errno
+from libc.errno cimport EEXIST, errno
 from libc.stdint cimport uint32_t
 
 
@@ -35,7 +35,8 @@ cdef inline int listener_arm(Control* control, Queue* queue, uint32_t number) no
     """(Re-)registers a listener with a queue, upon which epoll reports it if somebody waits.
 
     A listener in several epoll sets is EPOLLEXCLUSIVE: one of them is woken, not all. Such a
-    registration cannot be modified (epoll_ctl(2)), so it is made anew. Returns 0 or -errno.
+    registration cannot be modified (epoll_ctl(2)), so it is made anew. EEXIST: another worker was
+    faster, and what it registered has reported whoever waits. Returns 0 or -errno.
     """
     cdef Listener* listener = &control.listeners[number]
     cdef epoll_event event
@@ -44,7 +45,7 @@ cdef inline int listener_arm(Control* control, Queue* queue, uint32_t number) no
         event.events |= EPOLLEXCLUSIVE
     event.data.u64 = TOKEN_LISTENERS + number
     epoll_ctl(queue.epoll_fd, EPOLL_CTL_DEL, listener.fd, NULL)
-    if epoll_ctl(queue.epoll_fd, EPOLL_CTL_ADD, listener.fd, &event) < 0:
+    if epoll_ctl(queue.epoll_fd, EPOLL_CTL_ADD, listener.fd, &event) < 0 and errno != EEXIST:
         return -errno
     return 0
 

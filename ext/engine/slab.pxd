@@ -88,6 +88,7 @@ cdef inline Connection* slab_take(Slab* slab) noexcept nogil:
         if index != KECHO_SLAB_END:
             connection = slab_get(slab, index)
             connection.index = index
+            connection.fd = -1
     if connection != NULL:
         atomic_u32_store_relaxed(&slab.in_use, slab.in_use + 1)
     pthread_mutex_unlock(&slab.lock)

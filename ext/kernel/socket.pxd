@@ -7,6 +7,7 @@ cdef extern from "<sys/socket.h>" nogil:
         SOCK_NONBLOCK
         SOL_SOCKET
         SO_LINGER
+        SO_OOBINLINE
 
     ctypedef unsigned int socklen_t
 

@@ -3,6 +3,7 @@
 cdef extern from * nogil:
     """
     #include <limits.h>
+    #include <sched.h>
     #include <stdlib.h>
 
     /* volatile: at -O1 the compiler would otherwise fold the bugs away. */
@@ -31,7 +32,13 @@ cdef extern from * nogil:
         (void)block;
     }
 
+    /* Both threads must be here at once: one that came after the other would have taken over
+     * the GIL from it, which orders their accesses. Relaxed: arriving orders nothing. */
     static void race(volatile int rounds) {
+        static int arrived;
+        __atomic_add_fetch(&arrived, 1, __ATOMIC_RELAXED);
+        while (__atomic_load_n(&arrived, __ATOMIC_RELAXED) < 2)
+            sched_yield();
         for (int i = 0; i < rounds; i++)
             *(volatile long *)&shared += 1;
     }

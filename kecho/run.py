@@ -1,0 +1,273 @@
+"""One run of a server: its threads and what they are given, from the listeners to the last
+thread's end."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Callable
+
+from . import tuning
+from ._engine import Engine, attach_cpu_steering
+from .config import ServerConfig
+from .cpus import usable_cpu_count, usable_cpus
+from .listen import Listener, open_listeners
+from .stats import Stats
+
+__all__ = ["Run", "thread_count"]
+
+log = logging.getLogger("kecho")
+
+# Left to a worker thread: a fault has to be reported where it happens.
+_SYNCHRONOUS_SIGNALS = {
+    signal.SIGABRT,
+    signal.SIGBUS,
+    signal.SIGFPE,
+    signal.SIGILL,
+    signal.SIGSEGV,
+    signal.SIGTRAP,
+}
+
+
+class Run:
+    """Opens everything when it is made, runs from start() until it is told to stop, and is over
+    then: the next run is another object.
+
+    The threads know this object and not the Server, so that a forgotten Server is collected.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.thread_count = thread_count(config)
+        self._cpus = _cpus_of_workers(config, self.thread_count)
+        listeners = open_listeners(config, self.thread_count)
+        try:
+            self.addresses = tuple(dict.fromkeys(listener.address for listener in listeners))
+            if config.dispatch == "percpu" and self.thread_count > 1:
+                _steer(config, listeners, self._cpus)
+            _warn_of_truncation(config.backlog)
+            self._engine: Engine | None = Engine(
+                [(one.socket.fileno(), one.queue, one.is_unix) for one in listeners],
+                percpu=config.dispatch == "percpu",
+                worker_count=self.thread_count,
+                max_connections=config.max_connections or 0,
+                idle_timeout_ms=_milliseconds(config.idle_timeout or 0),
+            )
+        except BaseException:
+            for listener in listeners:
+                listener.close()
+            raise
+        for listener in listeners:
+            listener.socket.detach()
+        self._files = [listener.file for listener in listeners if listener.file is not None]
+        self._started_at = time.monotonic()
+        self._final: Stats | None = None
+        self._lock = threading.RLock()
+        self._taken: set[int] = set()  # indices of the workers that somebody runs, or has run
+        self._remaining = self.thread_count
+        self._ended = threading.Event()
+        self._callbacks: list[Callable[[], object]] = []
+        self._failures: list[BaseException] = []
+        # Daemons: at exit the interpreter would wait for other threads before it calls the
+        # finalizer that ends these.
+        self._threads = [
+            threading.Thread(target=self._work, args=(index,), name=f"kecho-{index}", daemon=True)
+            for index in range(self.thread_count)
+        ]
+        _runs.add(self)
+
+    def start(self) -> None:
+        """Starts the workers. Raises OSError when there is no thread to be had."""
+        try:
+            for thread in self._threads:
+                thread.start()
+        except BaseException as error:
+            # Out of threads, or interrupted. Every worker has to pass through its end for the
+            # others to reach theirs: those that no thread has taken do it on this one.
+            self.abort()
+            for index in range(self.thread_count):
+                self._work(index)
+            self.join(None)
+            if isinstance(error, RuntimeError):
+                raise OSError(errno.EAGAIN, f"pthread_create: {error}") from None
+            raise
+
+    # ---- on the worker's thread ---------------------------------------------------------------
+
+    def _work(self, index: int) -> None:
+        """A worker's life; whoever comes second for an index has nothing to do."""
+        with self._lock:
+            if index in self._taken:
+                return
+            self._taken.add(index)
+            engine = self._engine
+        try:
+            if engine is not None:
+                self._prepare_thread(index)
+                engine.run_worker(index)
+        except BaseException as error:
+            self._failures.append(error)
+        finally:
+            del engine  # the last worker's _end_worker() frees it
+            self._end_worker()
+
+    def _prepare_thread(self, index: int) -> None:
+        if threading.current_thread() is not self._threads[index]:
+            return
+        # Signals are for the thread that waits for them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _SYNCHRONOUS_SIGNALS)
+        cpu = self._cpus[index]
+        if cpu is not None:
+            try:
+                os.sched_setaffinity(0, {cpu})
+            except OSError as error:
+                reason = f"sched_setaffinity: {error.strerror}, CPU {cpu}"
+                self._failures.append(OSError(error.errno, reason))
+                self.abort()  # and then on, to this worker's end
+
+    def _end_worker(self) -> None:
+        with self._lock:
+            self._remaining -= 1
+            if self._remaining:
+                return
+            try:
+                self._final = self._stats_now()
+                self._engine = None  # and with it its descriptors and buffers
+                for file in self._files:
+                    file.remove()
+            finally:
+                callbacks, self._callbacks = self._callbacks, []
+                self._ended.set()
+        for callback in callbacks:
+            _call(callback)
+
+    # ---- from any thread ----------------------------------------------------------------------
+
+    @property
+    def is_running(self) -> bool:
+        return not self._ended.is_set()
+
+    def on_end(self, callback: Callable[[], object]) -> None:
+        with self._lock:
+            if not self._ended.is_set():
+                self._callbacks.append(callback)
+                return
+        _call(callback)
+
+    def request_stop(self, graceful_timeout: float) -> None:
+        with self._lock:
+            if self._engine is not None:
+                self._engine.stop(_milliseconds(graceful_timeout))
+
+    def abort(self) -> None:
+        with self._lock:
+            if self._engine is not None:
+                self._engine.abort()
+
+    def join(self, timeout: float | None) -> bool:
+        if not self._ended.wait(timeout):
+            return False
+        for thread in self._threads:
+            if thread.ident is not None and thread is not threading.current_thread():
+                thread.join()
+        return True
+
+    def take_failure(self) -> BaseException | None:
+        with self._lock:
+            failure = self._failures[0] if self._failures else None
+            self._failures.clear()
+        return failure
+
+    def stats(self) -> Stats:
+        with self._lock:
+            return self._final or self._stats_now()
+
+    def _stats_now(self) -> Stats:
+        assert self._engine is not None
+        return Stats.of_workers(self._engine.counters(), time.monotonic() - self._started_at)
+
+    def stop_forgotten(self) -> None:
+        self.request_stop(0)
+        if threading.current_thread() not in self._threads:  # a worker may be the one collecting
+            self.join(None)
+
+    def forget(self) -> None:
+        """In the child after fork(2): the threads are the parent's, and so is the server."""
+        self._lock = threading.RLock()  # the old one may be held by a thread that is not here
+        self._ended = threading.Event()
+        if self._engine is not None:
+            self._final = self._stats_now()
+            self._engine.forget()
+            self._engine = None
+        for file in self._files:
+            file.forget()
+        self._threads.clear()
+        self._ended.set()
+
+
+_runs: weakref.WeakSet[Run] = weakref.WeakSet()
+
+
+def _forget_runs() -> None:
+    for run in list(_runs):
+        run.forget()
+
+
+os.register_at_fork(after_in_child=_forget_runs)
+
+
+def _call(callback: Callable[[], object]) -> None:
+    try:
+        callback()
+    except Exception:
+        log.exception("a callback for the end of the server failed")
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def thread_count(config: ServerConfig) -> int:
+    return usable_cpu_count() if config.threads is None else config.threads
+
+
+def _warn_of_truncation(backlog: int) -> None:
+    limit = tuning.somaxconn()
+    if backlog > limit:
+        log.warning(
+            "backlog: the kernel truncates %d to net.core.somaxconn = %d; to raise it: "
+            "sysctl -w net.core.somaxconn=%d",
+            backlog,
+            limit,
+            backlog,
+        )
+
+
+def _cpus_of_workers(config: ServerConfig, thread_count: int) -> list[int | None]:
+    """The CPU that each worker is pinned to; None: not pinned."""
+    if config.dispatch == "shared":
+        return [None] * thread_count
+    cpus = usable_cpus()
+    return [cpus[index % len(cpus)] for index in range(thread_count)]
+
+
+def _steer(config: ServerConfig, listeners: list[Listener], cpus: list[int | None]) -> None:
+    """Has each CPU's connections go to the worker pinned there.
+
+    Not with --reuse-port: other processes' sockets are in the same group, and the program would
+    give them nothing. Nor with several workers on one CPU, of which only one would get anything.
+    The kernel's hash spreads the connections then.
+    """
+    if config.reuse_port or len(set(cpus)) < len(cpus):
+        log.warning(
+            "dispatch: percpu spreads connections by hash and not by CPU %s",
+            "with --reuse-port" if config.reuse_port else "with more threads than CPUs",
+        )
+        return
+    for listener in listeners:
+        if listener.queue == 0 and not listener.is_unix:
+            attach_cpu_steering(listener.socket.fileno(), [cpu for cpu in cpus if cpu is not None])
