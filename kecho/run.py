@@ -10,7 +10,8 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from . import tuning
 from ._engine import Engine, attach_cpu_steering
@@ -23,8 +24,8 @@ __all__ = ["Run", "thread_count"]
 
 log = logging.getLogger("kecho")
 
-# Left to a worker thread: a fault has to be reported where it happens.
-_SYNCHRONOUS_SIGNALS = {
+# All but those that a fault raises, which have to be reported where it happens.
+_ASYNCHRONOUS_SIGNALS = signal.valid_signals() - {
     signal.SIGABRT,
     signal.SIGBUS,
     signal.SIGFPE,
@@ -44,25 +45,28 @@ class Run:
     def __init__(self, config: ServerConfig) -> None:
         self.thread_count = thread_count(config)
         self._cpus = _cpus_of_workers(config, self.thread_count)
+        self._engine: Engine | None = None
         listeners = open_listeners(config, self.thread_count)
         try:
             self.addresses = tuple(dict.fromkeys(listener.address for listener in listeners))
             if config.dispatch == "percpu" and self.thread_count > 1:
                 _steer(config, listeners, self._cpus)
             _warn_of_truncation(config.backlog)
-            self._engine: Engine | None = Engine(
-                [(one.socket.fileno(), one.queue, one.is_unix) for one in listeners],
-                percpu=config.dispatch == "percpu",
-                worker_count=self.thread_count,
-                max_connections=config.max_connections or 0,
-                idle_timeout_ms=_milliseconds(config.idle_timeout or 0),
-            )
+            with _signals_wait():  # or a descriptor would have two owners, or none
+                self._engine = Engine(
+                    [(one.socket.fileno(), one.queue, one.is_unix) for one in listeners],
+                    percpu=config.dispatch == "percpu",
+                    worker_count=self.thread_count,
+                    max_connections=config.max_connections or 0,
+                    idle_timeout_ms=_milliseconds(config.idle_timeout or 0),
+                )
+                for listener in listeners:
+                    listener.socket.detach()
         except BaseException:
+            self._engine = None
             for listener in listeners:
                 listener.close()
             raise
-        for listener in listeners:
-            listener.socket.detach()
         self._files = [listener.file for listener in listeners if listener.file is not None]
         self._started_at = time.monotonic()
         self._final: Stats | None = None
@@ -81,20 +85,25 @@ class Run:
         _runs.add(self)
 
     def start(self) -> None:
-        """Starts the workers. Raises OSError when there is no thread to be had."""
+        """Starts the workers. Raises OSError when there is no thread to be had; whatever it
+        raises, cancel() is due then."""
         try:
-            for thread in self._threads:
-                thread.start()
-        except BaseException as error:
-            # Out of threads, or interrupted. Every worker has to pass through its end for the
-            # others to reach theirs: those that no thread has taken do it on this one.
-            self.abort()
-            for index in range(self.thread_count):
-                self._work(index)
-            self.join(None)
-            if isinstance(error, RuntimeError):
-                raise OSError(errno.EAGAIN, f"pthread_create: {error}") from None
-            raise
+            with _signals_wait():  # threading itself does not survive an interrupt everywhere
+                for thread in self._threads:
+                    thread.start()
+        except RuntimeError as error:
+            raise OSError(errno.EAGAIN, f"pthread_create: {error}") from None
+
+    def cancel(self) -> None:
+        """Undoes a start that did not get to its end.
+
+        Every worker has to pass through its end for the others to reach theirs: those that no
+        thread has taken do it on this one.
+        """
+        self.abort()
+        for index in range(self.thread_count):
+            self._work(index)
+        self.join(None)
 
     # ---- on the worker's thread ---------------------------------------------------------------
 
@@ -119,7 +128,7 @@ class Run:
         if threading.current_thread() is not self._threads[index]:
             return
         # Signals are for the thread that waits for them.
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _SYNCHRONOUS_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ASYNCHRONOUS_SIGNALS)
         cpu = self._cpus[index]
         if cpu is not None:
             try:
@@ -225,6 +234,16 @@ def _call(callback: Callable[[], object]) -> None:
         callback()
     except Exception:
         log.exception("a callback for the end of the server failed")
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Puts off signals, and with them KeyboardInterrupt, for a moment."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, _ASYNCHRONOUS_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _milliseconds(seconds: float) -> int:

@@ -64,10 +64,14 @@ class Server:
         with self._lock:
             if self.is_running:
                 raise RuntimeError("the server is running already")
-            # Known before its first thread runs, so that whatever interrupts this can be undone.
-            run = self._run = Run(self.config)
-            self._finalizer = weakref.finalize(self, _stop_forgotten, run, repr(self))
-            run.start()
+            run = Run(self.config)
+            try:
+                self._run = run
+                self._finalizer = weakref.finalize(self, _stop_forgotten, run, repr(self))
+                run.start()
+            except BaseException:
+                run.cancel()
+                raise
 
     def stop(self, graceful_timeout: float | None = None) -> Stats:
         """Stops accepting, echoes what has been received, closes, and returns the final counters.
