@@ -17,7 +17,7 @@ from . import tuning
 from ._engine import Engine, attach_cpu_steering
 from .config import ServerConfig
 from .cpus import usable_cpu_count, usable_cpus
-from .listen import Listener, open_listeners
+from .listen import Address, Listener, SocketFile, open_listeners
 from .stats import Stats
 
 __all__ = ["Run", "thread_count"]
@@ -45,13 +45,35 @@ class Run:
     def __init__(self, config: ServerConfig) -> None:
         self.thread_count = thread_count(config)
         self._cpus = _cpus_of_workers(config, self.thread_count)
+        self._final: Stats | None = None
+        self._lock = threading.RLock()
+        self._taken: set[int] = set()  # indices of the workers that somebody runs, or has run
+        self._remaining = self.thread_count
+        self._ended = threading.Event()
+        self._callbacks: list[Callable[[], object]] = []
+        self._failures: list[BaseException] = []
+        # Daemons: at exit the interpreter would wait for other threads before it calls the
+        # finalizer that ends these.
+        self._threads = [
+            threading.Thread(target=self._work, args=(index,), name=f"kecho-{index}", daemon=True)
+            for index in range(self.thread_count)
+        ]
+        self._started_at = time.monotonic()
+        self._files: list[SocketFile] = []
+        self.addresses: tuple[Address, ...] = ()
         self._engine: Engine | None = None
+        _warn_of_truncation(config.backlog)
+        self._open(config)
+        _runs.add(self)
+
+    def _open(self, config: ServerConfig) -> None:
+        """The sockets and the engine that takes them over."""
         listeners = open_listeners(config, self.thread_count)
         try:
+            self._files = [listener.file for listener in listeners if listener.file is not None]
             self.addresses = tuple(dict.fromkeys(listener.address for listener in listeners))
             if config.dispatch == "percpu" and self.thread_count > 1:
                 _steer(config, listeners, self._cpus)
-            _warn_of_truncation(config.backlog)
             with _signals_wait():  # or a descriptor would have two owners, or none
                 self._engine = Engine(
                     [(one.socket.fileno(), one.queue, one.is_unix) for one in listeners],
@@ -67,22 +89,6 @@ class Run:
             for listener in listeners:
                 listener.close()
             raise
-        self._files = [listener.file for listener in listeners if listener.file is not None]
-        self._started_at = time.monotonic()
-        self._final: Stats | None = None
-        self._lock = threading.RLock()
-        self._taken: set[int] = set()  # indices of the workers that somebody runs, or has run
-        self._remaining = self.thread_count
-        self._ended = threading.Event()
-        self._callbacks: list[Callable[[], object]] = []
-        self._failures: list[BaseException] = []
-        # Daemons: at exit the interpreter would wait for other threads before it calls the
-        # finalizer that ends these.
-        self._threads = [
-            threading.Thread(target=self._work, args=(index,), name=f"kecho-{index}", daemon=True)
-            for index in range(self.thread_count)
-        ]
-        _runs.add(self)
 
     def start(self) -> None:
         """Starts the workers. Raises OSError when there is no thread to be had; whatever it
