@@ -10,6 +10,7 @@ usage.
 from __future__ import annotations
 
 import argparse
+import io
 import ipaddress
 import json
 import logging
@@ -70,7 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     _occupy_standard_descriptors()
     try:
-        return _main(sys.argv[1:] if arguments is None else arguments)
+        try:
+            return _main(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
@@ -116,7 +121,14 @@ def _main(arguments: Sequence[str]) -> int:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, and where to find more; argparse would print the whole usage."""
-        self.exit(EXIT_USAGE, f"kecho: error: {message} (--help lists the options)\n")
+        self.exit(EXIT_USAGE, f"kecho: error: {_one_line(message)} (--help lists the options)\n")
+
+
+def _one_line(text: str) -> str:
+    """With what would break or garble the line written as an escape."""
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -178,36 +190,30 @@ def _gather(
 
     A variable that is set but empty counts as not set. Raises OptionError that names the source.
     """
+    texts = dict(flags)
+    for name in OPTIONS.keys() - flags.keys():
+        variable = environment_variable(name)
+        if environment.get(variable) and flags.keys().isdisjoint(_SAME_OPTION.get(name, ())):
+            texts[name] = environment[variable]
     values: dict[str, object] = {}
-    for name, spec in OPTIONS.items():
-        if name in flags:
-            source, text = flag(name), flags[name]
-        elif environment.get(environment_variable(name)):
-            source = environment_variable(name)
-            text = environment[source]
-        else:
-            continue
+    for name in OPTIONS.keys() & texts.keys():
+        sources[name] = flag(name) if name in flags else environment_variable(name)
+        spec, text = OPTIONS[name], texts[name]
         try:
             # Each --host is one address; in a variable several are parted by commas.
-            parsed = tuple(text) if isinstance(text, list) else spec.parse(text)
-            values[name] = spec.check(parsed)
+            values[name] = spec.check(tuple(text) if isinstance(text, list) else spec.parse(text))
         except ValueError as error:
-            raise OptionError(source, str(error)) from None
-        sources[name] = source
-    _let_the_flag_win(values, sources)
+            raise OptionError(sources[name], str(error)) from None
     return values
 
 
-def _let_the_flag_win(values: dict[str, object], sources: dict[str, str]) -> None:
-    """--bench and --dispatch are one option: a flag for one wins over a variable for the other."""
-    if "bench" in sources and "dispatch" in sources:
-        by_flag = [name for name in ("bench", "dispatch") if sources[name].startswith("--")]
-        if len(by_flag) == 1:
-            loser = "dispatch" if by_flag == ["bench"] else "bench"
-            del values[loser], sources[loser]
+# A flag for one wins over a variable for the other, too.
+_SAME_OPTION = {"bench": ("dispatch",), "dispatch": ("bench",)}
 
 
 def _print_config(config: CommandConfig, sources: Mapping[str, str]) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a path comes out as it came in
     origin = dict(sources)
     if "bench" in origin:
         origin.setdefault("dispatch", origin["bench"])

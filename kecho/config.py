@@ -116,7 +116,10 @@ def seconds(help: str, *, optional: bool = False, zero: bool = False) -> Option:
             return None
         if not (_is_integer(value) or isinstance(value, float)):
             raise ValueError(f"{value!r} is not a number of seconds")
-        number = float(value)  # type: ignore[arg-type]
+        try:
+            number = float(value)  # type: ignore[arg-type]
+        except OverflowError:
+            number = math.inf
         lowest_s = 0.0 if zero else 0.001
         if not (math.isfinite(number) and lowest_s <= number <= LONGEST_TIMEOUT_S):
             raise ValueError(f"{value} is not between {lowest_s:g} and {LONGEST_TIMEOUT_S} seconds")

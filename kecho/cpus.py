@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def _cpu_groups(proc_self: Path) -> Iterator[tuple[str, Path]]:
     mounts: dict[str, tuple[str, Path]] = {}
     for line in _lines(proc_self / "mountinfo"):
         before, _, after = line.partition(" - ")
-        fields, kind = before.split(), after.split()
+        fields, kind = [_unescape(word) for word in before.split()], after.split()
         if len(fields) < 5 or len(kind) < 3:
             continue
         root, mount_point = fields[3], Path(fields[4])
@@ -59,6 +60,11 @@ def _cpu_groups(proc_self: Path) -> Iterator[tuple[str, Path]]:
             root, mount_point = mounts[name]
             # In a container the mount shows a subtree: the group's path starts at its root.
             yield group.removeprefix(root if root != "/" else ""), mount_point
+
+
+def _unescape(word: str) -> str:
+    """Undoes the octal escapes of space, tab, newline and backslash in mountinfo."""
+    return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), word)
 
 
 def _from_group_to_root(mount_point: Path, group: str) -> Iterator[Path]:

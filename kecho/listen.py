@@ -118,15 +118,14 @@ def open_listeners(config: ServerConfig, worker_count: int) -> list[Listener]:
 
 @dataclass(frozen=True)
 class _Target:
-    """One address to listen on, and the name that it came from."""
+    """One address to listen on."""
 
     family: int
     sockaddr: tuple[str, int] | tuple[str, int, int, int]
-    host: str
 
     def with_port(self, port: int) -> _Target:
         address = self.sockaddr
-        return _Target(self.family, (address[0], port, *address[2:]), self.host)
+        return _Target(self.family, (address[0], port, *address[2:]))
 
     def __str__(self) -> str:
         host = f"[{self.sockaddr[0]}]" if self.family == socket.AF_INET6 else self.sockaddr[0]
@@ -155,8 +154,9 @@ def _is_in_use(error: BaseException) -> bool:
     return isinstance(error, ListenError) and error.errno == errno.EADDRINUSE
 
 
-def _resolve(hosts: Sequence[str], port: int) -> list[_Target]:
-    targets: dict[object, _Target] = {}
+def _resolve(hosts: Sequence[str], port: int) -> dict[_Target, list[str]]:
+    """The addresses, without repeats, and the names that stand for each."""
+    targets: dict[_Target, list[str]] = {}
     for host in hosts:
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -166,31 +166,35 @@ def _resolve(hosts: Sequence[str], port: int) -> list[_Target]:
             raise ListenError("host", number, f"{host!r} cannot be resolved: {reason}") from None
         for family, _, _, _, sockaddr in found:
             if family in (socket.AF_INET, socket.AF_INET6):
-                target = _Target(family, sockaddr, host)  # type: ignore[arg-type]
-                targets.setdefault((family, sockaddr), target)
-    return list(targets.values())
+                target = _Target(family, sockaddr)  # type: ignore[arg-type]
+                targets.setdefault(target, []).append(host)
+    return targets
 
 
 def _listen_everywhere(
-    config: ServerConfig, targets: list[_Target], worker_count: int, opened: list[Listener]
+    config: ServerConfig,
+    targets: dict[_Target, list[str]],
+    worker_count: int,
+    opened: list[Listener],
 ) -> None:
     port = config.port
     # A name may stand for addresses that this host does not have (::1 without IPv6, say): one
     # of them is enough.
     served: set[str] = set()
     absent: dict[str, ListenError] = {}
-    for target in targets:
+    for target, hosts in targets.items():
         try:
             _listen_tcp(config, target.with_port(port), worker_count, opened)
         except ListenError as error:
             if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 raise
-            absent.setdefault(target.host, error)
+            absent |= {host: error for host in hosts if host not in absent}
             continue
-        served.add(target.host)
+        served.update(hosts)
         port = opened[-1].socket.getsockname()[1]
-    for host in absent.keys() - served:
-        raise absent[host]
+    for host, refusal in absent.items():
+        if host not in served:
+            raise refusal
 
 
 def _listen_tcp(

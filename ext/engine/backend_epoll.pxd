@@ -163,12 +163,13 @@ cdef inline void _run_timers(Worker* worker) noexcept nogil:
 # ---- drain ------------------------------------------------------------------------------------
 
 cdef inline void _close_listeners(Worker* worker) noexcept nogil:
-    """By the last worker to see the stop. The accept queues are emptied first: closing a
-    listener resets the clients that wait in it."""
+    """By the last worker to see the stop. In a drain the accept queues are emptied first:
+    closing a listener resets the clients that wait in it."""
     cdef Control* control = worker.control
     cdef uint32_t number
     for number in range(control.listener_count):
-        accept_turn(worker, number, ACCEPTS_BEFORE_CLOSING)
+        if atomic_u32_load(&control.phase) == PHASE_DRAINING:
+            accept_turn(worker, number, ACCEPTS_BEFORE_CLOSING)
         close(control.listeners[number].fd)
         control.listeners[number].fd = -1
 

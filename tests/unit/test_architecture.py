@@ -1,0 +1,151 @@
+"""Who may know whom: the layers of ARCHITECTURE.md, read from the sources."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "kecho"
+NATIVE = ROOT / "ext"
+
+# What a module may import from the package; a module that is not named here, of the others.
+ALLOWED = {
+    "errors": set(),
+    "_version": set(),
+    "stats": set(),
+    "cpus": set(),
+    "tuning": set(),
+    "config": {"errors"},
+    "listen": {"errors", "config"},
+    "run": {"errors", "config", "listen", "stats", "cpus", "tuning", "_engine"},
+    "server": {"errors", "config", "listen", "stats", "run"},
+    "foreground": {"errors", "config", "stats", "server"},
+    "cli": {"errors", "config", "listen", "stats", "tuning", "server", "foreground", "_version"},
+    "__main__": {"cli"},
+    "__init__": {"errors", "config", "stats", "server", "foreground", "_version"},
+}
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name below kecho -> file."""
+    return {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+
+
+def imports(name: str, path: Path) -> Iterator[str]:
+    """Every module or name that it imports, absolute, wherever the statement stands."""
+    package = ["kecho", *name.split(".")[:-1]]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def imports_of_ours(name: str, path: Path) -> set[str]:
+    """The modules directly below kecho that it imports, or names of kecho/__init__.py."""
+    return {
+        imported.split(".")[1] if "." in imported else "__init__"
+        for imported in imports(name, path)
+        if imported.split(".")[0] == "kecho"
+    }
+
+
+def native_sources(*suffixes: str) -> list[Path]:
+    return [path for path in sorted(NATIVE.rglob("*")) if path.suffix in suffixes]
+
+
+def without_comments(path: Path) -> str:
+    """Cython source without comments and docstrings."""
+    text = re.sub(r'"""(?:.|\n)*?"""', "", path.read_text())
+    return re.sub(r"#.*", "", text)
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_a_module_imports_only_from_the_layers_below_it(name: str) -> None:
+    assert imports_of_ours(name, modules()[name]) <= ALLOWED[name]
+
+
+def test_every_module_has_its_layer() -> None:
+    assert {name for name in modules() if not name.startswith("bench.")} == ALLOWED.keys()
+
+
+def test_only_a_servers_run_knows_the_engine() -> None:
+    users = {name for name, path in modules().items() if "_engine" in imports_of_ours(name, path)}
+    assert users == {"run"}
+
+
+def test_only_plot_knows_matplotlib() -> None:
+    users = {
+        name
+        for name, path in modules().items()
+        if any(imported.split(".")[0] == "matplotlib" for imported in imports(name, path))
+    }
+    assert users <= {"bench.plot"}
+
+
+def test_bench_does_not_know_the_server() -> None:
+    for name, path in modules().items():
+        if name.startswith("bench."):
+            of_the_server = {
+                "__init__",
+                "server",
+                "run",
+                "foreground",
+                "Server",
+                "serve",
+                "_engine",
+            }
+            assert not imports_of_ours(name, path) & of_the_server, name
+
+
+def test_native_code_knows_nothing_of_the_package() -> None:
+    sources = native_sources(".pyx", ".pxd")
+    assert sources
+    for path in sources:
+        named = re.findall(r"^\s*(?:from|import|cimport)\s+(\S+)", without_comments(path), re.M)
+        assert not [one for one in named if one.split(".")[0] == "kecho"], path
+
+
+def test_only_the_engines_face_lets_go_of_the_gil() -> None:
+    users = {
+        path.name
+        for path in native_sources(".pyx", ".pxd")
+        if path.parent.name == "engine" and re.search(r"\bwith\s+nogil\b", without_comments(path))
+    }
+    assert users == {"engine.pyx"}
+
+
+def test_nothing_native_takes_the_gil() -> None:
+    for path in native_sources(".pyx", ".pxd"):
+        assert not re.search(r"\bwith\s+gil\b", without_comments(path)), path
+    for path in native_sources(".c", ".h"):
+        assert not re.search(r"\bPyGILState_|\bPyEval_RestoreThread", path.read_text()), path
+
+
+def test_every_function_without_the_gil_raises_nothing() -> None:
+    # cdef, up to the closing parenthesis of the parameters, and what stands behind it.
+    definition = re.compile(
+        r"^[ \t]*cdef\b[^\n(]*?(\w+)\(([^()]|\([^()]*\))*\)([^:\n]*):\s*$", re.M
+    )
+    found = 0
+    for path in native_sources(".pyx", ".pxd"):
+        for function in definition.finditer(without_comments(path)):
+            if re.search(r"\bnogil\b", function[3]):
+                found += 1
+                assert re.fullmatch(r"\s*noexcept nogil\s*", function[3]), f"{path}: {function[1]}"
+    written = sum(
+        len(re.findall(r"\bnogil:", without_comments(path)))
+        - len(re.findall(r"\bextern from .*\bnogil:|\bwith nogil:", without_comments(path)))
+        for path in native_sources(".pyx", ".pxd")
+    )
+    assert found == written > 0

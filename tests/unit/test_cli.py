@@ -1,0 +1,660 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import kecho
+from clients import connect, echo, wait_for
+from kecho import NamedCounts, OptionError, Stats, cli
+from kecho.cli import OPTIONS, CommandConfig
+from kecho.config import check_options, environment_variable, flag
+
+# Of every option: a text that is not its default, and the value it stands for.
+TEXTS: dict[str, tuple[str, object]] = {
+    "bench": ("1", "percpu"),
+    "host": ("::1", ("::1",)),
+    "port": ("80", 80),
+    "uds": ("/run/kecho", "/run/kecho"),
+    "backlog": ("7", 7),
+    "dispatch": ("percpu", "percpu"),
+    "threads": ("3", 3),
+    "reuse_port": ("yes", True),
+    "max_connections": ("9", 9),
+    "idle_timeout": ("1.5", 1.5),
+    "graceful_timeout": ("0", 0.0),
+    "stats_interval": ("60", 60.0),
+    "log_level": ("debug", "debug"),
+    "log_format": ("json", "json"),
+}
+NAMES = sorted(TEXTS)
+
+
+def configured(*arguments: str, **environment: str) -> tuple[CommandConfig, dict[str, str]]:
+    """What the command makes of its arguments and variables, and where each value is from."""
+    flags = vars(cli._parser().parse_args(arguments))
+    flags.pop("print_config")
+    sources: dict[str, str] = {}
+    values = cli._gather(flags, environment, sources)
+    return CommandConfig(**check_options(CommandConfig, values)), sources
+
+
+def value_of(config: CommandConfig, name: str) -> object:
+    return config.dispatch if name == "bench" else getattr(config, name)
+
+
+def as_flag(name: str, text: str) -> list[str]:
+    return [flag(name)] if OPTIONS[name].metavar is None else [flag(name), text]
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Without the variables of whoever runs the tests; setenv() adds some."""
+    for name in [name for name in os.environ if name.startswith("KECHO_")]:
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+@pytest.fixture
+def run(
+    environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """run(*arguments) -> exit status, stdout, stderr, of a command that does not serve."""
+
+    def run_it(*arguments: str) -> tuple[int, str, str]:
+        try:
+            status = cli.main(arguments)
+        except SystemExit as end:  # argparse
+            status = int(end.code or 0)
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run_it
+
+
+@pytest.fixture
+def log() -> Iterator[logging.Logger]:
+    """The logger of the command, put back as it was in the end."""
+    logger = logging.getLogger("kecho")
+    before = (logger.handlers[:], logger.level, logger.propagate, logging.raiseExceptions)
+    yield logger
+    logger.handlers[:], level, logger.propagate, logging.raiseExceptions = before
+    logger.setLevel(level)
+
+
+# ---- where the values come from ---------------------------------------------------------------
+
+
+def test_table_of_texts_has_every_option() -> None:
+    assert TEXTS.keys() == OPTIONS.keys()
+
+
+def test_nothing_given_means_the_defaults() -> None:
+    assert configured() == (CommandConfig(), {})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_flag_sets_the_option(name: str) -> None:
+    text, value = TEXTS[name]
+    config, sources = configured(*as_flag(name, text))
+    assert value_of(config, name) == value
+    assert value_of(CommandConfig(), name) != value
+    assert sources == {name: flag(name)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_variable_sets_the_option(name: str) -> None:
+    text, value = TEXTS[name]
+    config, sources = configured(**{environment_variable(name): text})
+    assert value_of(config, name) == value
+    assert sources == {name: environment_variable(name)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_empty_variable_counts_as_not_set(name: str) -> None:
+    assert configured(**{environment_variable(name): ""}) == (CommandConfig(), {})
+
+
+@pytest.mark.parametrize("name", sorted(TEXTS.keys() - {"reuse_port"}))
+@pytest.mark.parametrize("other", ["0", "\0 not a value of any option"])
+def test_flag_wins_over_its_variable_which_is_not_even_looked_at(name: str, other: str) -> None:
+    text, value = TEXTS[name]
+    config, sources = configured(flag(name), text, **{environment_variable(name): other})
+    assert value_of(config, name) == value
+    assert sources == {name: flag(name)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable", "expected"),
+    [
+        ([], None, False),
+        ([], "1", True),
+        ([], "0", False),
+        (["--reuse-port"], None, True),
+        (["--reuse-port"], "0", True),
+        (["--no-reuse-port"], None, False),
+        (["--no-reuse-port"], "1", False),
+        (["--reuse-port", "--no-reuse-port"], None, False),
+        (["--no-reuse-port", "--reuse-port"], None, True),
+    ],
+)
+def test_switch_can_be_set_and_unset(
+    arguments: list[str], variable: str | None, expected: bool
+) -> None:
+    config, _ = configured(*arguments, **({"KECHO_REUSE_PORT": variable} if variable else {}))
+    assert config.reuse_port is expected
+
+
+@pytest.mark.parametrize("word", ["1", "true", "yes", "on", "True", "YES", "oN"])
+def test_words_that_switch_on(word: str) -> None:
+    assert configured(KECHO_REUSE_PORT=word)[0].reuse_port is True
+
+
+@pytest.mark.parametrize("word", ["0", "false", "no", "off", "False", "NO", "oFf"])
+def test_words_that_switch_off(word: str) -> None:
+    assert configured(KECHO_REUSE_PORT=word)[0].reuse_port is False
+
+
+def test_each_host_flag_is_one_address() -> None:
+    config, _ = configured("--host", "::1", "--host=a,b", "--host", " c")
+    assert config.host == ("::1", "a,b", " c")
+
+
+def test_hosts_in_the_variable_are_parted_by_commas() -> None:
+    assert configured(KECHO_HOST="::1, 127.0.0.1,c")[0].host == ("::1", "127.0.0.1", "c")
+    assert configured("--host", "::1", KECHO_HOST="a,b")[0].host == ("::1",)
+    with pytest.raises(OptionError, match=r"^KECHO_HOST: "):
+        configured(KECHO_HOST="a,,b")
+
+
+def test_last_of_several_flags_counts() -> None:
+    assert configured("--port", "1", "--port=2")[0].port == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "expected"),
+    [
+        (["--bench"], {}, "percpu"),
+        (["--bench", "1"], {}, "percpu"),
+        (["--bench=0"], {}, "shared"),
+        (["--bench", "--port", "1"], {}, "percpu"),
+        ([], {"KECHO_BENCH": "1"}, "percpu"),
+        (["--dispatch", "shared"], {"KECHO_BENCH": "1"}, "shared"),
+        (["--dispatch", "percpu"], {"KECHO_BENCH": "0"}, "percpu"),
+        (["--dispatch", "percpu"], {"KECHO_BENCH": "1"}, "percpu"),
+        (["--bench", "0"], {"KECHO_DISPATCH": "percpu"}, "shared"),
+        (["--bench", "1"], {"KECHO_DISPATCH": "shared"}, "percpu"),
+        (["--bench", "1"], {"KECHO_DISPATCH": "shared", "KECHO_BENCH": "0"}, "percpu"),
+        (["--dispatch", "shared"], {"KECHO_DISPATCH": "percpu", "KECHO_BENCH": "1"}, "shared"),
+        (["--bench", "1", "--dispatch", "percpu"], {}, "percpu"),
+        (["--bench", "1", "--dispatch", "percpu"], {"KECHO_BENCH": "0"}, "percpu"),
+        ([], {"KECHO_BENCH": "0", "KECHO_DISPATCH": "shared"}, "shared"),
+        (["--bench", "1"], {"KECHO_DISPATCH": "nonsense"}, "percpu"),
+        (["--dispatch", "shared"], {"KECHO_BENCH": "nonsense"}, "shared"),
+    ],
+)
+def test_bench_and_dispatch_are_one_option(
+    arguments: list[str], variables: Mapping[str, str], expected: str
+) -> None:
+    assert configured(*arguments, **variables)[0].dispatch == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables"),
+    [
+        (["--bench", "1", "--dispatch", "shared"], {}),
+        (["--bench", "0", "--dispatch", "percpu"], {}),
+        ([], {"KECHO_BENCH": "1", "KECHO_DISPATCH": "shared"}),
+    ],
+)
+def test_bench_against_dispatch_from_the_same_place_is_refused(
+    arguments: list[str], variables: Mapping[str, str]
+) -> None:
+    with pytest.raises(OptionError, match=r"^bench: .*dispatch"):
+        configured(*arguments, **variables)
+
+
+def test_uds_takes_the_place_of_tcp_unless_host_or_port_is_given_somewhere() -> None:
+    assert configured("--uds", "/s")[0].host == ()
+    assert configured(KECHO_UDS="/s")[0].host == ()
+    assert configured("--uds", "/s", KECHO_PORT="80")[0].host == ("127.0.0.1",)
+    assert configured("--host", "::1", KECHO_UDS="/s")[0].host == ("::1",)
+    assert configured("--uds", "/s", KECHO_HOST="")[0].host == ()
+
+
+def test_variables_of_others_are_left_alone() -> None:
+    assert configured(KECHO_NONSENSE="1", PORT="80", kecho_port="80") == (CommandConfig(), {})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("port", "65536"),
+        ("port", "-1"),
+        ("port", "1_000"),
+        ("port", " 80"),
+        ("port", "+80"),
+        ("port", "٨٠"),
+        ("port", "0x50"),
+        ("port", "80.0"),
+        ("port", "9" * 5000),
+        ("backlog", "--5"),
+        ("threads", "0"),
+        ("max_connections", "many"),
+        ("idle_timeout", "nan"),
+        ("idle_timeout", "inf"),
+        ("idle_timeout", "-1"),
+        ("idle_timeout", "soon"),
+        ("idle_timeout", "1_0"),
+        ("idle_timeout", " 1"),
+        ("idle_timeout", "٣"),
+        ("graceful_timeout", "1e999"),
+        ("dispatch", "Shared"),
+        ("reuse_port", "maybe"),
+        ("log_level", "loud"),
+        ("uds", "a" * 108),
+        ("bench", "2"),
+        ("bench", "true"),
+    ],
+)
+def test_text_is_refused_by_flag_and_by_variable(name: str, text: str) -> None:
+    with pytest.raises(OptionError, match=f"^{environment_variable(name)}: "):
+        configured(**{environment_variable(name): text})
+    if OPTIONS[name].metavar is not None:
+        with pytest.raises(OptionError, match=f"^{flag(name)}: "):
+            configured(f"{flag(name)}={text}")
+
+
+@given(
+    st.sampled_from(NAMES),
+    st.text(st.characters() | st.sampled_from("-+., _0123456789e\0\n\udc80"), min_size=1),
+    st.booleans(),
+)
+@example("port", "²", True)
+@example("idle_timeout", "1_0\udcff", False)
+@example("uds", "\ud800", True)
+def test_any_text_is_a_value_or_refused_under_the_name_it_was_given(
+    name: str, text: str, by_flag: bool
+) -> None:
+    source = flag(name) if by_flag else environment_variable(name)
+    flags: dict[str, Any] = {}
+    if by_flag:
+        flags[name] = [text] if OPTIONS[name].repeatable else text
+    refusal = None
+    try:
+        values = cli._gather(flags, {} if by_flag else {source: text}, {})
+        CommandConfig(**check_options(CommandConfig, values))
+    except OptionError as error:
+        refusal = error
+    if refusal is not None:
+        assert str(refusal).startswith(f"{source}: ")
+        assert refusal.option == source
+        assert refusal.reason
+
+
+# ---- wrong usage ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--colour"],
+        ["--por", "80"],
+        ["--port"],
+        ["--port", "--host", "::1"],
+        ["--reuse-port=1"],
+        ["extra"],
+        ["--no-port"],
+        ["--", "extra"],
+        ["--two\nlines"],
+        ["two\nlines"],
+    ],
+)
+def test_wrong_arguments_are_one_line_on_stderr(
+    run: Callable[..., tuple[int, str, str]], arguments: list[str]
+) -> None:
+    status, out, err = run("--print-config", *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("kecho: error: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert "--help" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "source"),
+    [
+        (["--port", "x"], {}, "--port"),
+        ([], {"KECHO_PORT": "x"}, "KECHO_PORT"),
+        (["--uds", "two\nlines" * 20], {}, "--uds"),
+        (["--host", ""], {}, "--host"),
+        (["--bench", "2"], {}, "--bench"),
+        (["--bench", "1", "--dispatch", "shared"], {}, "--bench"),
+        ([], {"KECHO_BENCH": "1", "KECHO_DISPATCH": "shared"}, "KECHO_BENCH"),
+        (["--log-format", "two\nlines"], {}, "--log-format"),
+    ],
+)
+def test_wrong_values_are_one_line_that_names_the_source(
+    run: Callable[..., tuple[int, str, str]],
+    environment: pytest.MonkeyPatch,
+    arguments: list[str],
+    variables: Mapping[str, str],
+    source: str,
+) -> None:
+    for name, text in variables.items():
+        environment.setenv(name, text)
+    status, out, err = run("--print-config", *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"kecho: error: {source}: ")
+    assert err.count("\n") == 1
+
+
+def test_help_names_every_flag_variable_and_default(
+    run: Callable[..., tuple[int, str, str]], environment: pytest.MonkeyPatch
+) -> None:
+    environment.setenv("COLUMNS", "200")
+    status, out, err = run("--help")
+    assert (status, err) == (0, "")
+    for name in OPTIONS:
+        assert flag(name) in out
+        assert environment_variable(name) in out
+    for default in ("127.0.0.1", "12345", "128", "shared", "5.0", "info", "text"):
+        assert f"default {default}" in out
+
+
+def test_version_is_printed(run: Callable[..., tuple[int, str, str]]) -> None:
+    assert run("--version") == (0, f"kecho {kecho.__version__}\n", "")
+
+
+# ---- --print-config ---------------------------------------------------------------------------
+
+
+def rows_of(out: str) -> dict[str, list[str]]:
+    return {line.split()[0]: line.split()[1:] for line in out.splitlines()}
+
+
+def test_print_config_shows_every_option_its_value_and_source(
+    run: Callable[..., tuple[int, str, str]], environment: pytest.MonkeyPatch
+) -> None:
+    environment.setenv("KECHO_HOST", "::1,127.0.0.1")
+    status, out, err = run("--print-config", "--reuse-port", "--graceful-timeout", "2")
+    assert (status, err) == (0, "")
+    rows = rows_of(out)
+    assert rows.keys() == {name.replace("_", "-") for name in OPTIONS} - {"bench"}
+    assert rows["host"] == ["::1", "127.0.0.1", "KECHO_HOST"]
+    assert rows["port"] == ["12345", "default"]
+    assert rows["uds"] == ["-", "default"]
+    assert rows["reuse-port"] == ["on", "--reuse-port"]
+    assert rows["graceful-timeout"] == ["2.0", "--graceful-timeout"]
+    assert rows["idle-timeout"] == ["-", "default"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [("port", "0", "0"), ("port", "1", "1"), ("threads", "1", "1"), ("idle_timeout", "1", "1.0")],
+)
+def test_print_config_shows_numbers_as_numbers(
+    run: Callable[..., tuple[int, str, str]], name: str, value: str, shown: str
+) -> None:
+    _, out, _ = run("--print-config", flag(name), value)
+    assert rows_of(out)[name.replace("_", "-")] == [shown, flag(name)]
+
+
+def test_print_config_as_json(
+    run: Callable[..., tuple[int, str, str]], environment: pytest.MonkeyPatch
+) -> None:
+    environment.setenv("KECHO_BENCH", "1")
+    status, out, err = run("--print-config", "--log-format=json", "--uds", "/run/\udcff")
+    assert (status, err) == (0, "")
+    rows = json.loads(out)
+    assert rows.keys() == OPTIONS.keys() - {"bench"}
+    assert rows["dispatch"] == {"value": "percpu", "source": "KECHO_BENCH"}
+    assert rows["uds"] == {"value": "/run/\udcff", "source": "--uds"}
+    assert rows["host"] == {"value": [], "source": "default"}
+    assert rows["threads"] == {"value": None, "source": "default"}
+    assert rows["log_format"] == {"value": "json", "source": "--log-format"}
+
+
+def run_process(
+    *arguments: str | bytes, stdout: int = subprocess.PIPE, **environment: str
+) -> subprocess.CompletedProcess[bytes]:
+    clean = {
+        name: text
+        for name, text in os.environ.items()
+        if not name.startswith("KECHO_") and name != "PYTHONUNBUFFERED"
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "kecho", *arguments],
+        env={**clean, **environment},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        timeout=30,
+    )
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_print_config_survives_a_path_of_odd_bytes(log_format: str) -> None:
+    # As in most locales; C and C.UTF-8 are more lenient.
+    ended = run_process(
+        "--print-config",
+        f"--log-format={log_format}",
+        "--uds",
+        b"/run/\xff",
+        PYTHONIOENCODING="utf-8:strict",
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert b"/run/" in ended.stdout
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("argument", ["--help", "--version", "--print-config"])
+def test_reader_of_stdout_that_has_gone_is_passed_over_in_silence(
+    argument: str, unbuffered: str
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        ended = run_process(argument, stdout=writer, PYTHONUNBUFFERED=unbuffered)
+    finally:
+        os.close(writer)
+    assert ended.stderr == b""
+    assert ended.returncode in (0, 1)
+
+
+@pytest.mark.e2e
+def test_arguments_of_odd_bytes_are_refused_in_one_line() -> None:
+    ended = run_process(b"--\xff\xfe", PYTHONIOENCODING="utf-8")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(b"kecho: error: ")
+    assert ended.stderr.count(b"\n") == 1
+
+
+@pytest.mark.e2e
+def test_port_in_use_ends_with_status_1_and_names_the_source() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        by_flag, by_variable = run_process("--port", port), run_process(KECHO_PORT=port)
+    for ended, source in ((by_flag, b"--port"), (by_variable, b"KECHO_PORT")):
+        assert (ended.returncode, ended.stdout) == (1, b"")
+        assert ended.stderr.startswith(b"kecho: error: " + source + b": ")
+        assert ended.stderr.count(b"\n") == 1
+
+
+@pytest.mark.e2e
+def test_unusable_path_ends_with_status_1_also_as_json(tmp_path: Path) -> None:
+    ended = run_process("--uds", str(tmp_path / "missing/socket"), "--log-format", "json")
+    assert (ended.returncode, ended.stdout) == (1, b"")
+    record = json.loads(ended.stderr)
+    assert record["level"] == "error"
+    assert record["message"].startswith("--uds: ")
+
+
+# ---- what it says -----------------------------------------------------------------------------
+
+
+def record(message: str, level: int = logging.INFO, **extra: object) -> logging.LogRecord:
+    one = logging.LogRecord("kecho", level, "cli.py", 1, message, (), None)
+    one.__dict__.update(extra)
+    return one
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [
+        (logging.INFO, "kecho: it happened"),
+        (logging.WARNING, "kecho: warning: it happened"),
+        (logging.ERROR, "kecho: error: it happened"),
+        (logging.DEBUG, "kecho: debug: it happened"),
+    ],
+)
+def test_text_lines_name_the_level_unless_it_is_info(level: int, expected: str) -> None:
+    assert cli._TextFormatter().format(record("it happened", level, fields={"a": 1})) == expected
+
+
+def test_text_lines_fill_in_arguments() -> None:
+    one = logging.LogRecord("kecho", logging.INFO, "cli.py", 1, "%d of %s", (3, "them"), None)
+    assert cli._TextFormatter().format(one) == "kecho: 3 of them"
+
+
+def test_json_lines_have_time_level_message_and_fields() -> None:
+    line = cli._JsonFormatter().format(
+        record("it happened", logging.WARNING, created=1234.5678, fields={"event": "x", "n": [1]})
+    )
+    assert json.loads(line) == {
+        "time": 1234.568,
+        "level": "warning",
+        "message": "it happened",
+        "event": "x",
+        "n": [1],
+    }
+
+
+@given(st.text(st.characters() | st.sampled_from('\udcff\n\0"\\%')))
+def test_json_lines_survive_any_text(text: str) -> None:
+    line = cli._JsonFormatter().format(record(text, fields={"addresses": (text, ("::1", 5))}))
+    assert "\n" not in line
+    line.encode("ascii")
+    assert json.loads(line)["message"] == text
+    assert json.loads(line)["addresses"] == [text, ["::1", 5]]
+
+
+def test_server_on_a_path_of_odd_bytes_is_announced(
+    log: logging.Logger,
+    start_server: Callable[..., kecho.Server],
+    capfdbinary: pytest.CaptureFixture[bytes],
+    tmp_path: Path,
+) -> None:
+    server = start_server(uds=os.fsencode(tmp_path) + b"/\xff\n")
+    for log_format in ("text", "json"):
+        cli._configure_logging(CommandConfig(log_format=log_format))
+        # As the interpreter opens it.
+        handler = log.handlers[0]
+        assert isinstance(handler, logging.StreamHandler)
+        with open(os.dup(2), "w", encoding="utf-8", errors="backslashreplace") as stderr:
+            handler.setStream(stderr)
+            cli._say_where(server)
+    text, _, last = capfdbinary.readouterr().err.partition(b'{"time"')
+    assert text.startswith(b"kecho: listening on unix /")
+    said = json.loads(b'{"time"' + last)
+    assert [os.fsencode(path) for path in said["addresses"]] == [os.fsencode(tmp_path) + b"/\xff\n"]
+    assert said["event"] == "listening"
+
+
+def test_log_level_silences_what_is_below(
+    log: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli._configure_logging(CommandConfig(log_level="warning"))
+    log.info("not this")
+    log.warning("but this")
+    assert capsys.readouterr().err == "kecho: warning: but this\n"
+
+
+def test_logging_set_up_again_does_not_repeat_lines(
+    log: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli._configure_logging(CommandConfig())
+    cli._configure_logging(CommandConfig())
+    log.info("once")
+    assert capsys.readouterr().err == "kecho: once\n"
+
+
+@pytest.mark.parametrize(
+    ("address", "exposed"),
+    [
+        (("127.0.0.1", 1), False),
+        (("127.200.0.1", 1), False),
+        (("::1", 1, 0, 0), False),
+        ("/run/kecho", False),
+        (("0.0.0.0", 1), True),
+        (("::", 1, 0, 0), True),
+        (("198.51.100.1", 1), True),
+        (("fe80::1%eth0", 1, 0, 2), True),
+    ],
+)
+def test_address_that_others_can_reach_is_told(address: object, exposed: bool) -> None:
+    assert cli._is_exposed(address) is exposed
+
+
+def test_summary_of_nothing() -> None:
+    summary = cli._summary(Stats(seconds=1.25))
+    for part in ("1.2 s", "0 connections accepted", "0 active", "0 echoes", "0 bytes in"):
+        assert part in summary
+    assert summary.endswith("closed none, errors none")
+
+
+def test_summary_counts_in_words_and_leaves_zeros_out() -> None:
+    summary = cli._summary(
+        Stats(
+            seconds=10.0,
+            accepted=1,
+            active=1234,
+            echoes=1,
+            bytes_received=1_000_000,
+            bytes_sent=999,
+            closed=NamedCounts({"eof": 5, "reset": 0, "idle": 2}),
+            errors=NamedCounts({"accept": 0, "descriptors": 7}),
+        )
+    )
+    for part in ("1 connection accepted", "1,234 active", "1 echo,", "1,000,000 bytes in"):
+        assert part in summary
+    assert "999 bytes out" in summary
+    assert summary.endswith("closed eof=5 idle=2, errors descriptors=7")
+    assert "\n" not in summary
+
+
+def test_line_of_counters_has_the_rate_since_the_one_before(
+    log: logging.Logger,
+    start_server: Callable[..., kecho.Server],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    server = start_server()
+    cli._configure_logging(CommandConfig(log_format="json"))
+    say = cli._say_counters()
+    with connect(server) as client:
+        for message in (b"abcabcabc", b"defgh"):
+            sent = server.stats().bytes_sent + len(message)
+            assert echo(client, message) == message
+            # What is sent is counted afterwards, and may be seen before it is.
+            wait_for(lambda sent=sent: server.stats().bytes_sent == sent, "the count")
+            say(server)
+    first, second = map(json.loads, capsys.readouterr().err.splitlines())
+    assert first["event"] == second["event"] == "stats"
+    assert "echoes/s" in first["message"]
+    assert first["interval"]["bytes_sent"] == first["stats"]["bytes_sent"] == 9
+    assert second["stats"]["bytes_sent"] == 14
+    assert second["interval"]["bytes_sent"] == 5
+    assert second["interval"]["seconds"] == pytest.approx(
+        second["stats"]["seconds"] - first["stats"]["seconds"]
+    )
