@@ -71,17 +71,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     _occupy_standard_descriptors()
     try:
-        try:
-            return _main(sys.argv[1:] if arguments is None else arguments)
-        finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()
+        return _main(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except BrokenPipeError:
-        # Whoever read --help or --print-config has gone; Python must not trip over it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_REFUSED
+    finally:
+        _flush_streams()
+
+
+def _flush_streams() -> None:
+    """Has output whose reader is gone thrown away; otherwise Python fails over it at exit."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _occupy_standard_descriptors() -> None:
@@ -100,7 +104,8 @@ def _main(arguments: Sequence[str]) -> int:
         config = CommandConfig(**check_options(CommandConfig, _gather(flags, os.environ, sources)))
     except OptionError as error:
         source = sources.get(error.option, error.option)
-        print(f"kecho: error: {source}: {error.reason}", file=sys.stderr)
+        if sys.stderr is not None:  # print() would turn to stdout
+            print(f"kecho: error: {source}: {error.reason}", file=sys.stderr)
         return EXIT_USAGE
     if print_config:
         _print_config(config, sources)

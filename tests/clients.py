@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import array
+import contextlib
+import fcntl
+import functools
 import random
+import select
+import selectors
 import socket
 import struct
+import termios
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import kecho
 
@@ -96,3 +104,93 @@ def wait_for(condition: Callable[[], object], what: str, deadline_s: float = DEA
     while not condition():
         assert time.monotonic() < end, f"not within {deadline_s} s: {what}"
         time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def connected(
+    server: kecho.Server | int | str, count: int, **options: int
+) -> Iterator[list[socket.socket]]:
+    """`count` clients of connect(), closed in the end."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(connect(server, **options)) for _ in range(count)]
+
+
+def undelivered(client: socket.socket) -> int:
+    """Bytes sent that the peer's kernel has not acknowledged: SIOCOUTQ, tcp(7)."""
+    size = array.array("i", [0])
+    fcntl.ioctl(client, termios.TIOCOUTQ, size)
+    return size[0]
+
+
+def wait_until_delivered(*clients: socket.socket) -> None:
+    for client in clients:
+        wait_for(lambda client=client: not undelivered(client), "the peer's kernel has the data")
+
+
+def send_until_blocked(client: socket.socket, data: bytes, quiet_s: float = 0.2) -> int:
+    """Sends without reading until there is no room for `quiet_s` seconds; returns how much went.
+
+    Fails if `data` is all taken: it should be more than socket buffers hold.
+    """
+    view, sent = memoryview(data), 0
+    client.setblocking(False)
+    try:
+        while select.select([], [client], [], quiet_s)[1]:
+            assert sent < len(data), f"all of {sent} bytes were taken from a client that reads none"
+            with contextlib.suppress(BlockingIOError):
+                sent += client.send(view[sent : sent + (1 << 20)])
+    finally:
+        client.settimeout(DEADLINE_S)
+    return sent
+
+
+def receive_until_reset(client: socket.socket) -> bytes:
+    """Reads until the peer's reset; fails if the stream ends like a finished one."""
+    chunks = []
+    while True:
+        try:
+            chunk = client.recv(1 << 20)
+        except ConnectionResetError:
+            return b"".join(chunks)
+        assert chunk, f"end of file after {sum(map(len, chunks))} bytes, not a reset"
+        chunks.append(chunk)
+
+
+def transfer_all(clients: Sequence[socket.socket], payloads: Sequence[bytes]) -> list[bytes]:
+    """transfer() of payloads[i] through clients[i], all of them at once on one thread."""
+    received = [bytearray() for _ in clients]
+    sent = [0] * len(clients)
+    deadline = time.monotonic() + 2 * DEADLINE_S
+    with selectors.DefaultSelector() as selector:
+        for index, client in enumerate(clients):
+            client.setblocking(False)
+            selector.register(client, selectors.EVENT_READ | selectors.EVENT_WRITE, index)
+        while selector.get_map():
+            assert time.monotonic() < deadline, "the streams have not ended"
+            for key, ready in selector.select(1):
+                index, client = key.data, clients[key.data]
+                if ready & selectors.EVENT_WRITE:
+                    with contextlib.suppress(BlockingIOError):
+                        view = memoryview(payloads[index])[sent[index] :]
+                        sent[index] += client.send(view[: 1 << 18]) if view else 0
+                    if sent[index] == len(payloads[index]):
+                        client.shutdown(socket.SHUT_WR)
+                        selector.modify(client, selectors.EVENT_READ, index)
+                if ready & selectors.EVENT_READ:
+                    with contextlib.suppress(BlockingIOError):
+                        chunk = client.recv(1 << 18)
+                        received[index] += chunk
+                        if not chunk:
+                            selector.unregister(client)
+    for client in clients:
+        client.settimeout(DEADLINE_S)
+    return [bytes(one) for one in received]
+
+
+@functools.cache
+def plenty() -> bytes:
+    """More than the kernel may hold of one connection, both ways: tcp(7); not random throughout."""
+    limits = [Path(f"/proc/sys/net/ipv4/tcp_{which}").read_text() for which in ("rmem", "wmem")]
+    held_most = 2 * sum(int(limit.split()[2]) for limit in limits)
+    block = random_bytes((1 << 20) + 13)
+    return block * (held_most // len(block) + 16)

@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Self
 
 DEADLINE_S = 30.0
 
@@ -82,3 +84,43 @@ class ServerProcess:
         if self.process.poll() is None:
             self.process.kill()
         self.process.communicate()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stopped by SIGSTOP meanwhile: what clients send then, it finds all at once."""
+        self.send(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED)
+        try:
+            yield
+        finally:
+            self.send(signal.SIGCONT)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+
+def after(statements: str) -> list[str]:
+    """For `before`: a Python that runs these statements and then turns into the server."""
+    script = f"import os, resource, signal, sys; {statements}; os.execv(sys.argv[1], sys.argv[1:])"
+    return [sys.executable, "-c", script]
+
+
+def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python -m kecho` with exactly these arguments, from its start to its end."""
+    return run_python("-m", "kecho", *arguments, **environment)
+
+
+def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Python with these arguments, such as "-c" and a script; fails after the deadline."""
+    clean = {name: text for name, text in os.environ.items() if not name.startswith("KECHO_")}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**clean, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )

@@ -23,7 +23,7 @@ from kernel.socket cimport (
     SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET, SO_OOBINLINE, accept4, setsockopt,
 )
 from libc.errno cimport (
-    EAGAIN, EBADF, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOTSOCK, errno,
+    EAGAIN, EBADF, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOTSOCK, EPERM, errno,
 )
 from libc.stdint cimport uint32_t
 
@@ -99,9 +99,13 @@ cdef inline bint _accept_failed(Worker* worker, Listener* listener, int error) n
         count_error(worker, ERROR_LISTENER)
         listener_give_up(worker, listener)
         return False
-    # ECONNABORTED, EINTR, EPERM (firewall) and the network errors that Linux passes on here:
-    # they concern the one connection, which is gone.
     count_error(worker, ERROR_ACCEPT)
+    if error == EPERM:
+        # A security module or BPF said no before the connection left the queue, where it stays.
+        listener_pause(worker, listener)
+        return False
+    # ECONNABORTED, EINTR and the network errors that Linux passes on here: they concern the one
+    # connection, which is gone.
     return True
 
 
