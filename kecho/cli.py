@@ -10,6 +10,7 @@ usage.
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import ipaddress
 import json
@@ -74,6 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _main(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except OSError as error:  # stdout: its reader has enough, or its disk is full
+        if error.errno != errno.EPIPE:
+            _say_error(str(error))
+        return EXIT_REFUSED
     finally:
         _flush_streams()
 
@@ -86,6 +91,11 @@ def _flush_streams() -> None:
                 stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _say_error(text: str) -> None:
+    if sys.stderr is not None:  # print() would turn to stdout
+        print(f"kecho: error: {text}", file=sys.stderr)
 
 
 def _occupy_standard_descriptors() -> None:
@@ -104,8 +114,7 @@ def _main(arguments: Sequence[str]) -> int:
         config = CommandConfig(**check_options(CommandConfig, _gather(flags, os.environ, sources)))
     except OptionError as error:
         source = sources.get(error.option, error.option)
-        if sys.stderr is not None:  # print() would turn to stdout
-            print(f"kecho: error: {source}: {error.reason}", file=sys.stderr)
+        _say_error(f"{source}: {error.reason}")
         return EXIT_USAGE
     if print_config:
         _print_config(config, sources)

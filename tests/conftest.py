@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from processes import ServerProcess
 
 import kecho
+from processes import ServerProcess
 
 DISPATCHES = ("shared", "percpu")
 
@@ -68,6 +68,12 @@ def start_process() -> Iterator[Callable[..., ServerProcess]]:
     yield start
     for process in processes:
         process.kill()
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported until now need not be gone through before and after each test."""
+    gc.collect()
+    gc.freeze()
 
 
 def _descriptors() -> dict[int, str]:

@@ -131,6 +131,8 @@ cdef class Engine:
         Each index below worker_count is run once, on a thread of its own. Raises OSError with
         the system call's name when the worker had to give up; the others then stop, too.
         """
+        if index >= self._control.worker_count:
+            raise IndexError(f"worker {index} of {self._control.worker_count}")
         cdef Worker* worker = &self._control.workers[index]
         with nogil:
             worker_run(worker)
