@@ -11,36 +11,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import signal
 import socket
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
+
+import harness
 
 WARM_UP_RUNS = 2
 
 
 def one_run(server_options: Sequence[str]) -> float:
     """Seconds until the byte is back."""
-    command = [sys.executable, "-m", "kecho", "--port", "0", *server_options]
     started = time.perf_counter()
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        try:
-            line = process.stderr.readline()
-            found = re.search(r"tcp \S+:(\d+)", line)
-            if found is None:
-                raise RuntimeError(f"the server did not start: {line}{process.stderr.read()}")
-            with socket.create_connection(("127.0.0.1", int(found[1])), 30) as client:
-                client.sendall(b"x")
-                client.recv(1)
-            return time.perf_counter() - started
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=30)
+    with harness.server(*server_options) as one:
+        with socket.create_connection(("127.0.0.1", one.port), 30) as client:
+            client.sendall(b"x")
+            client.recv(1)
+        return time.perf_counter() - started
 
 
 def main() -> None:

@@ -169,7 +169,7 @@ def _parse_hosts(text: str) -> tuple[str, ...]:
 def _check_hosts(value: object) -> tuple[str, ...]:
     if isinstance(value, str):
         value = (value,)
-    if not isinstance(value, Iterable):
+    if isinstance(value, (bytes, Mapping)) or not isinstance(value, Iterable):
         raise ValueError(f"{value!r} is neither an address nor several")
     hosts = tuple(value)
     for host in hosts:
@@ -198,7 +198,10 @@ def _check_path(value: object) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
-    """The options of a server, checked. Raises OptionError, which is a ValueError."""
+    """The options of a server, checked. Raises OptionError, which is a ValueError.
+
+    The text below is made from the options themselves.
+    """
 
     host: tuple[str, ...] = option(
         ("127.0.0.1",),
@@ -262,11 +265,14 @@ class ServerConfig:
         ),
     )
     idle_timeout: float | None = option(
-        None, seconds("close a connection on which no byte has moved for so long", optional=True)
+        None,
+        seconds("close a connection on which no byte has moved for so many seconds", optional=True),
     )
     graceful_timeout: float = option(
         5.0,
-        seconds("when stopping, how long to go on echoing what was received", zero=True),
+        seconds(
+            "when stopping, for how many seconds to go on echoing what was received", zero=True
+        ),
     )
 
     def __post_init__(self) -> None:
@@ -289,6 +295,17 @@ class ServerConfig:
         """
         return cls(**check_options(cls, options))
 
+
+def describe_options() -> str:
+    """A line for each option of ServerConfig: name, type, default, what it means."""
+    return "\n".join(
+        f"    {described.name}: {described.type} = {described.default!r}\n"
+        f"        {option_of(described).help}."
+        for described in fields(ServerConfig)
+    )
+
+
+ServerConfig.__doc__ = f"{ServerConfig.__doc__}\n{describe_options()}\n"
 
 BENCH = replace(
     integer("1: percpu, 0: shared; the same as --dispatch, in one figure", 0, 1, metavar="0|1"),

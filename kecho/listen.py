@@ -217,7 +217,7 @@ def _listen_tcp(
     except OSError as error:
         for one in sockets:
             one.close()
-        option = "host" if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) else "port"
+        option = "port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "host"
         raise ListenError(option, error.errno, _why_refused(str(target), error)) from None
     opened.extend(Listener(one, queue) for queue, one in enumerate(sockets))
 

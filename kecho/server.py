@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from .config import ServerConfig, check_timeout
+from .config import ServerConfig, check_timeout, describe_options
 from .listen import Address, describe_addresses
 from .run import Run, thread_count
 from .stats import Stats
@@ -21,7 +21,7 @@ __all__ = ["Server"]
 
 
 class Server:
-    """An echo server on threads of its own.
+    """An echo server on threads of its own. Its options are listed at the end of this text.
 
     Takes the options of kecho.ServerConfig as keyword arguments, and ``bench`` (0: shared,
     1: percpu). Raises OptionError (a ValueError) for a value that cannot be used and TypeError
@@ -93,11 +93,13 @@ class Server:
         """Tells the server to stop at once, connections being reset. Does not wait for it.
 
         A signal handler may call this and request_stop(), but not the methods that wait.
+        RuntimeError when it was never started.
         """
         self._started().abort()
 
     def request_stop(self) -> None:
-        """Tells the server to stop, as stop() does, but does not wait for it."""
+        """Tells the server to stop, as stop() does, but does not wait for it. RuntimeError when
+        it was never started."""
         self._started().request_stop(self.config.graceful_timeout)
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -118,6 +120,7 @@ class Server:
 
     @property
     def is_running(self) -> bool:
+        """True from start() until the last worker has ended."""
         return self._run is not None and self._run.is_running
 
     def on_end(self, callback: Callable[[], object]) -> None:
@@ -194,6 +197,9 @@ class Server:
 
         # Shielded: a task that is cancelled here still leaves a server that stops.
         await asyncio.shield(asyncio.to_thread(self.stop))
+
+
+Server.__doc__ = f"{Server.__doc__}\n{describe_options()}\n"
 
 
 def _stop_forgotten(run: Run, description: str) -> None:

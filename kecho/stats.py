@@ -38,6 +38,7 @@ class NamedCounts(Mapping[str, int]):
 
     @property
     def total(self) -> int:
+        """All of them together."""
         return sum(self._counts.values())
 
 

@@ -20,10 +20,11 @@ MIB = 1 << 20
 
 StartServer = Callable[..., kecho.Server]
 
-# Streams as fast as a server can take it: copies neither what it sends (sendfile) nor what it
-# receives (MSG_TRUNC, tcp(7)). Says how many bytes have come back for each line that it is sent.
+# Streams faster than a server can take it: copies neither what it sends (sendfile) nor what it
+# receives (MSG_TRUNC, tcp(7)), and each of the two has a process. Says how many bytes have come
+# back for each line that it is sent.
 STREAMER = """
-import os, socket, sys, threading
+import mmap, os, signal, socket, sys
 port, cpu = map(int, sys.argv[1:])
 usable = os.sched_getaffinity(0)
 os.sched_setaffinity(0, {cpu})
@@ -31,30 +32,31 @@ client = socket.create_connection(("127.0.0.1", port))
 os.sched_setaffinity(0, usable)
 source = os.memfd_create("source")
 os.truncate(source, 1 << 20)
-received = 0
+shared = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
 
 def send():
     while True:
         os.sendfile(client.fileno(), source, 0, 1 << 20)
 
 def receive():
-    global received
     buffer = bytearray(1 << 20)
     while size := client.recv_into(buffer, 0, socket.MSG_TRUNC):
-        received += size
-
-def until_it_ends(work):
-    try:
-        work()
-    except OSError:
-        pass
+        shared[0] += size
 
 print(0, flush=True)
+children = []
 for work in (send, receive):
-    threading.Thread(target=until_it_ends, args=(work,), daemon=True).start()
+    children.append(os.fork())
+    if children[-1] == 0:
+        try:
+            work()
+        except OSError:
+            pass
+        os._exit(0)
 for line in sys.stdin:
-    print(received, flush=True)
-os._exit(0)
+    print(shared[0], flush=True)
+for child in children:
+    os.kill(child, signal.SIGKILL)
 """
 
 
@@ -87,9 +89,12 @@ class Streamer:
             assert selector.select(DEADLINE_S), "the streamer says nothing"
         return int(self.process.stdout.readline())
 
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+    def end(self) -> None:
+        """The end of its input ends it."""
+        try:
+            self.process.communicate(timeout=DEADLINE_S)
+        finally:
+            self.process.kill()
 
 
 def usable_cpus() -> list[int]:
@@ -104,7 +109,7 @@ def streaming(server: kecho.Server, count: int) -> Iterator[list[Streamer]]:
         streamers = []
         for number in range(count):
             streamers.append(Streamer(server.port, cpus[number % len(cpus)]))
-            stack.callback(streamers[-1].kill)
+            stack.callback(streamers[-1].end)
         for streamer in streamers:
             streamer.wait_until_connected()
         wait_for(lambda: server.stats().active == count, "the streamers are connected")
