@@ -21,6 +21,7 @@ __all__ = ["Address", "Listener", "SocketFile", "describe_addresses", "open_list
 Address = tuple[str, int] | tuple[str, int, int, int] | str
 EVERY_QUEUE = -1
 _FREE_PORT_TRIES = 16
+_ADDRESS_ERRORS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL)
 _LOCK_TRIES = 100
 _LOCK_RETRY_S = 0.01
 
@@ -217,7 +218,7 @@ def _listen_tcp(
     except OSError as error:
         for one in sockets:
             one.close()
-        option = "port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "host"
+        option = "host" if error.errno in _ADDRESS_ERRORS else "port"
         raise ListenError(option, error.errno, _why_refused(str(target), error)) from None
     opened.extend(Listener(one, queue) for queue, one in enumerate(sockets))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -68,6 +69,12 @@ def start_process() -> Iterator[Callable[..., ServerProcess]]:
     yield start
     for process in processes:
         process.kill()
+
+
+def pytest_sessionstart() -> None:
+    """Started in the background (`make check &`, nohup), children would inherit these ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_finish() -> None:

@@ -37,8 +37,19 @@ StartProcess = Callable[..., ServerProcess]
 def wait_until_blocked(client: socket.socket, server: kecho.Server) -> int:
     """Sends until neither the client nor the server gets on; returns the bytes sent."""
     sent = send_until_blocked(client, plenty())
+    wait_until_quiet(server)
     assert server.stats().backpressure > 0
     return sent
+
+
+def wait_until_quiet(server: kecho.Server) -> None:
+    def is_quiet() -> bool:
+        before = server.stats()
+        time.sleep(0.1)
+        later = server.stats() - before
+        return later.bytes_received == later.bytes_sent == 0
+
+    wait_for(is_quiet, "no more bytes move")
 
 
 def wait_until_all_blocked(clients: Sequence[socket.socket]) -> list[int]:
@@ -70,6 +81,7 @@ def test_a_client_that_never_reads_is_not_read_from_any_more(server: kecho.Serve
 def test_the_server_keeps_one_buffer_of_a_client_that_never_reads(server: kecho.Server) -> None:
     with connected(server, 5, receive_buffer=4096) as clients:
         wait_until_all_blocked(clients)
+        wait_until_quiet(server)
         stats = server.stats()
         assert 0 < stats.bytes_received - stats.bytes_sent <= 5 * BUFFER
 
@@ -169,8 +181,8 @@ def test_a_reset_under_backpressure_ends_that_connection_alone(server: kecho.Ser
         client = connect(server, receive_buffer=4096)
         wait_until_blocked(client, server)
         reset(client)
-        wait_for(lambda: server.stats().closed["reset"] == 1, "the reset is counted")
-        assert server.stats().active == 2
+        wait_for(lambda: server.stats().active == 2, "that connection is gone")
+        assert server.stats().closed["reset"] == 1
         assert echo(bystander, b"still here") == b"still here"
         assert receive_exactly(blocked_too, sent) == plenty()[:sent]
     wait_for(lambda: server.stats().active == 0, "the connections are gone")

@@ -56,6 +56,24 @@ def listens(server: kecho.Server) -> bool:
     )
 
 
+def stays_true(condition: Callable[[], bool]) -> bool:
+    """Whether it is true now and still is a moment later."""
+    if not condition():
+        return False
+    time.sleep(0.1)
+    return condition()
+
+
+def hold_back(server: kecho.Server, client: socket.socket) -> int:
+    """Sends, reading nothing, until the server has read all of it but cannot send all of it."""
+    sent = 0
+    while not stays_true(lambda: server.stats().bytes_sent < sent):
+        sent += client.send(plenty()[sent : sent + 16_384])
+        wait_until_delivered(client)
+    assert server.stats().bytes_received == sent
+    return sent
+
+
 def stop_meanwhile(
     pool: ThreadPoolExecutor, server: kecho.Server, graceful_timeout: float
 ) -> Future[kecho.Stats]:
@@ -75,9 +93,9 @@ def test_a_reset_ends_that_connection_alone(server: kecho.Server) -> None:
         client = connect(server)
         assert echo(client, b"hello") == b"hello"
         reset(client)
-        wait_for(lambda: server.stats().closed["reset"] == 1, "the reset is counted")
+        wait_for(lambda: server.stats().active == 3, "that connection is gone")
+        assert server.stats().closed == closed(reset=1)
         assert [echo(one, b"still here") for one in others] == [b"still here"] * 3
-        assert server.stats().active == 3
     wait_for(lambda: server.stats().active == 0, "the others have ended")
     assert server.stop().closed == closed(reset=1, eof=3)
 
@@ -150,12 +168,11 @@ def test_stop_echoes_what_was_received_before(server: kecho.Server) -> None:
 
 def test_stop_echoes_what_a_client_that_reads_late_has_sent(server: kecho.Server) -> None:
     with ThreadPoolExecutor(1) as pool, connect(server) as client:
-        # Sent in pieces until the server has stopped reading: the last of them are in its socket.
+        # The server has stopped reading, and the last of it is in its socket.
         sent = 0
-        while server.stats().backpressure == 0 or server.stats().bytes_received == sent:
+        while not stays_true(lambda: server.stats().bytes_received < sent):
             sent += client.send(plenty()[sent : sent + 50_000])
             wait_until_delivered(client)
-        assert server.stats().bytes_received < sent
         stopping = stop_meanwhile(pool, server, DEADLINE_S)
         received = receive_until_end(client)
         stats = stopping.result(DEADLINE_S)
@@ -209,6 +226,28 @@ def test_stop_resets_a_client_that_never_reads_at_the_deadline(server: kecho.Ser
         assert received == plenty()[: len(received)]
     assert stats.closed == closed(aborted=1, drained=1)
     assert stats.active == 0
+
+
+def test_a_stream_that_is_cut_off_does_not_end_like_a_finished_one(server: kecho.Server) -> None:
+    # With nothing unread in the server's socket it is not the kernel that makes it a reset.
+    with connect(server, receive_buffer=4096) as silent:
+        sent = hold_back(server, silent)
+        assert server.stop(graceful_timeout=0.1).closed == closed(aborted=1)
+        received = receive_until_reset(silent)
+        assert len(received) < sent
+        assert received == plenty()[: len(received)]
+
+
+def test_an_idle_stream_that_is_cut_off_does_not_end_like_a_finished_one(
+    start_server: StartServer, dispatch: str
+) -> None:
+    server = start_server(dispatch=dispatch, idle_timeout=2)
+    with connect(server, receive_buffer=4096) as silent:
+        sent = hold_back(server, silent)
+        wait_for(lambda: server.stats().closed["idle"] == 1, "it is closed")
+        received = receive_until_reset(silent)
+        assert len(received) < sent
+        assert received == plenty()[: len(received)]
 
 
 def test_stop_without_grace_resets_a_client_that_never_reads(server: kecho.Server) -> None:
@@ -450,10 +489,13 @@ def test_the_counters_of_a_rough_run_add_up(server: kecho.Server) -> None:
 def test_counters_of_an_interval_are_a_difference(server: kecho.Server) -> None:
     with connect(server) as first:
         assert echo(first, bytes(1000)) == bytes(1000)
+        wait_for(lambda: server.stats().echoes == 1, "the echo is counted")
         before = server.stats()
         with connect(server) as second:
             assert echo(second, bytes(10)) == bytes(10)
             assert echo(second, bytes(20)) == bytes(20)
+            # A client may have the echo before it is counted.
+            wait_for(lambda: (server.stats() - before).echoes == 2, "the echoes are counted")
             during = server.stats() - before
             assert (during.accepted, during.active) == (1, 2)
             assert (during.bytes_received, during.bytes_sent, during.echoes) == (30, 30, 2)
