@@ -67,7 +67,7 @@ def stays_true(condition: Callable[[], bool]) -> bool:
 def hold_back(server: kecho.Server, client: socket.socket) -> int:
     """Sends, reading nothing, until the server has read all of it but cannot send all of it."""
     sent = 0
-    while not stays_true(lambda: server.stats().bytes_sent < sent):
+    while not stays_true(lambda sent=sent: server.stats().bytes_sent < sent):
         sent += client.send(plenty()[sent : sent + 16_384])
         wait_until_delivered(client)
     assert server.stats().bytes_received == sent
@@ -170,7 +170,7 @@ def test_stop_echoes_what_a_client_that_reads_late_has_sent(server: kecho.Server
     with ThreadPoolExecutor(1) as pool, connect(server) as client:
         # The server has stopped reading, and the last of it is in its socket.
         sent = 0
-        while not stays_true(lambda: server.stats().bytes_received < sent):
+        while not stays_true(lambda sent=sent: server.stats().bytes_received < sent):
             sent += client.send(plenty()[sent : sent + 50_000])
             wait_until_delivered(client)
         stopping = stop_meanwhile(pool, server, DEADLINE_S)
