@@ -4,14 +4,24 @@
 >>> kecho.serve(port=12345)                    # until SIGINT or SIGTERM
 >>> with kecho.Server(port=0) as server:       # beside your own code
 ...     print(server.port)
+
+The benchmark client is kecho.bench, the socket dropper kecho.drop. None of the three loads
+another: each name is imported when it is first asked for.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from ._version import __version__
-from .config import ServerConfig
-from .errors import ListenError, OptionError
-from .foreground import serve
-from .server import Server
-from .stats import Counters, NamedCounts, Stats
+
+if TYPE_CHECKING:
+    from .config import ServerConfig
+    from .errors import ListenError, OptionError
+    from .foreground import serve
+    from .server import Server
+    from .stats import Counters, NamedCounts, Stats
 
 __all__ = [
     "Counters",
@@ -24,3 +34,25 @@ __all__ = [
     "__version__",
     "serve",
 ]
+
+_MODULE_OF = {
+    "Counters": "stats",
+    "ListenError": "errors",
+    "NamedCounts": "stats",
+    "OptionError": "errors",
+    "Server": "server",
+    "ServerConfig": "config",
+    "Stats": "stats",
+    "serve": "foreground",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

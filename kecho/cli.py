@@ -9,8 +9,6 @@ usage.
 
 from __future__ import annotations
 
-import argparse
-import errno
 import io
 import ipaddress
 import json
@@ -20,33 +18,21 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NoReturn
+from typing import Any
 
-from . import foreground, tuning
+from . import command, foreground, tuning
 from ._version import __version__
-from .config import (
-    BENCH,
-    Option,
-    ServerConfig,
-    check_options,
-    choice,
-    environment_variable,
-    flag,
-    option,
-    options_of,
-    seconds,
-)
+from .command import plural
+from .config import BENCH, ServerConfig, check_options, environment_variable
 from .errors import ListenError, OptionError
 from .listen import describe_addresses
+from .options import Option, choice, flag, option, options_of, seconds
 from .server import Server
 from .stats import Stats
 
 __all__ = ["CommandConfig", "main"]
 
 log = logging.getLogger("kecho")
-
-EXIT_REFUSED = 1
-EXIT_USAGE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,40 +56,7 @@ OPTIONS: dict[str, Option] = {"bench": BENCH, **options_of(CommandConfig)}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    _occupy_standard_descriptors()
-    try:
-        return _main(sys.argv[1:] if arguments is None else arguments)
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except OSError as error:  # stdout: its reader has enough, or its disk is full
-        if error.errno != errno.EPIPE:
-            _say_error(str(error))
-        return EXIT_REFUSED
-    finally:
-        _flush_streams()
-
-
-def _flush_streams() -> None:
-    """Has output whose reader is gone thrown away; otherwise Python fails over it at exit."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            if stream is not None:
-                stream.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _say_error(text: str) -> None:
-    if sys.stderr is not None:  # print() would turn to stdout
-        print(f"kecho: error: {text}", file=sys.stderr)
-
-
-def _occupy_standard_descriptors() -> None:
-    """Opens 0, 1 and 2 if somebody closed them: otherwise the next socket would get such a
-    number, and a client whatever is written to stderr."""
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(fd)
+    return command.run("kecho", _main, arguments)
 
 
 def _main(arguments: Sequence[str]) -> int:
@@ -114,8 +67,8 @@ def _main(arguments: Sequence[str]) -> int:
         config = CommandConfig(**check_options(CommandConfig, _gather(flags, os.environ, sources)))
     except OptionError as error:
         source = sources.get(error.option, error.option)
-        _say_error(f"{source}: {error.reason}")
-        return EXIT_USAGE
+        command.say_error("kecho", f"{source}: {error.reason}")
+        return command.EXIT_USAGE
     if print_config:
         _print_config(config, sources)
         return 0
@@ -126,67 +79,25 @@ def _main(arguments: Sequence[str]) -> int:
         log.error("%s: %s", sources.get(error.option, flag(error.option)), error.reason)
     except OSError as error:
         log.error("%s", error.strerror or error)
-    return EXIT_REFUSED
+    return command.EXIT_FAILED
 
 
 # ---- where the values come from ---------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, and where to find more; argparse would print the whole usage."""
-        self.exit(EXIT_USAGE, f"kecho: error: {_one_line(message)} (--help lists the options)\n")
-
-
-def _one_line(text: str) -> str:
-    """With what would break or garble the line written as an escape."""
-    return "".join(
-        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
-    )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> command.Parser:
+    parser = command.Parser(
         prog="kecho",
         description="A TCP echo server: every byte comes back, in order.",
         epilog="A flag wins over its environment variable, that over the default. "
         "SIGINT and SIGTERM drain and exit, a second one stops at once; SIGUSR1 prints counters.",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
     )
-    defaults = {described.name: described.default for described in fields(CommandConfig)}
-    for name, spec in OPTIONS.items():
-        default = defaults.get(name)
-        shown = ", ".join(default) if isinstance(default, tuple) else default
-        notes = [] if shown in (None, False) else [f"default {shown}"]
-        notes.append(environment_variable(name))
-        help_text = f"{spec.help} [{'; '.join(notes)}]".replace("%", "%%")
-        if spec.metavar is None:
-            parser.add_argument(
-                flag(name), dest=name, action="store_const", const="1", help=help_text
-            )
-            parser.add_argument(
-                flag("no_" + name),
-                dest=name,
-                action="store_const",
-                const="0",
-                help=argparse.SUPPRESS,
-            )
-        elif spec.repeatable:
-            parser.add_argument(
-                flag(name), dest=name, action="append", metavar=spec.metavar, help=help_text
-            )
-        elif spec.value_if_bare is not None:
-            parser.add_argument(
-                flag(name),
-                dest=name,
-                nargs="?",
-                const=spec.value_if_bare,
-                metavar=spec.metavar,
-                help=help_text,
-            )
-        else:
-            parser.add_argument(flag(name), dest=name, metavar=spec.metavar, help=help_text)
+    command.add_options(
+        parser,
+        OPTIONS,
+        {described.name: described.default for described in fields(CommandConfig)},
+        note=environment_variable,
+    )
     parser.add_argument(
         "--print-config",
         action="store_true",
@@ -303,7 +214,7 @@ def _say_where(server: Server) -> None:
     _log_fields(
         f"listening on {describe_addresses(server.addresses)}"
         f"{', reachable from other hosts' if exposed else ''}"
-        f" (backlog {backlog}, dispatch {config.dispatch}, {_plural(server.threads, 'thread')})",
+        f" (backlog {backlog}, dispatch {config.dispatch}, {plural(server.threads, 'thread')})",
         "listening",
         addresses=server.addresses,
         exposed=exposed,
@@ -363,9 +274,9 @@ def _summary(stats: Stats) -> str:
     closed = {name: count for name, count in stats.closed.items() if count}
     parts = [
         f"{stats.seconds:.1f} s",
-        f"{_plural(stats.accepted, 'connection')} accepted",
+        f"{plural(stats.accepted, 'connection')} accepted",
         f"{stats.active:,} active",
-        f"{_plural(stats.echoes, 'echo', 'echoes')}",
+        f"{plural(stats.echoes, 'echo', 'echoes')}",
         f"{stats.bytes_received:,} bytes in",
         f"{stats.bytes_sent:,} bytes out",
         f"closed {_counts(closed)}",
@@ -376,7 +287,3 @@ def _summary(stats: Stats) -> str:
 
 def _counts(counts: Mapping[str, int]) -> str:
     return " ".join(f"{name}={count}" for name, count in counts.items()) or "none"
-
-
-def _plural(count: int, one: str, many: str | None = None) -> str:
-    return f"{count:,} {one if count == 1 else many or one + 's'}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ListenError", "OptionError"]
+__all__ = ["ListenError", "OptionError", "TuningError"]
 
 
 class OptionError(ValueError):
@@ -38,3 +38,7 @@ class ListenError(OSError):
 
     def __reduce__(self) -> tuple[type[ListenError], tuple[str, int | None, str]]:
         return type(self), (self.option, self.errno, self.reason)
+
+
+class TuningError(OSError):
+    """Kernel settings could not be changed, or not be put back; the text says which and why."""

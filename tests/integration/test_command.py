@@ -20,7 +20,8 @@ import pytest
 import kecho
 from clients import DEADLINE_S, connect, echo, wait_for
 from kecho.cli import OPTIONS, CommandConfig, main
-from kecho.config import environment_variable, flag
+from kecho.config import environment_variable
+from kecho.options import flag
 from kecho.tuning import read_sysctl, somaxconn
 from processes import ServerProcess, after, run_command
 

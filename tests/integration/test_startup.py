@@ -30,13 +30,21 @@ def imported(arguments: list[str]) -> set[str]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["-c", "import kecho"], ["-m", "kecho", "--version"], ["-m", "kecho", "--print-config"]],
+    [
+        ["-c", "import kecho; kecho.Server"],
+        ["-m", "kecho", "--version"],
+        ["-m", "kecho", "--print-config"],
+    ],
     ids=" ".join,
 )
 def test_nothing_needless_is_imported(arguments: list[str]) -> None:
     modules = imported(arguments)
     assert "kecho._engine" in modules
     assert modules & NOT_NEEDED == set()
+
+
+def test_the_package_alone_does_not_load_the_engine() -> None:
+    assert "kecho._engine" not in imported(["-c", "import kecho"])
 
 
 def test_a_server_that_serves_has_imported_nothing_needless(dispatch: str) -> None:

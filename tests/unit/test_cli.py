@@ -18,7 +18,8 @@ import kecho
 from clients import connect, echo, wait_for
 from kecho import NamedCounts, OptionError, Stats, cli
 from kecho.cli import OPTIONS, CommandConfig
-from kecho.config import check_options, environment_variable, flag
+from kecho.config import check_options, environment_variable
+from kecho.options import flag
 
 # Of every option: a text that is not its default, and the value it stands for.
 TEXTS: dict[str, tuple[str, object]] = {

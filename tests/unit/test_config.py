@@ -20,9 +20,8 @@ from kecho.config import (
     check_options,
     check_timeout,
     environment_variable,
-    flag,
-    options_of,
 )
+from kecho.options import flag, options_of
 
 RANGES = {
     "port": (0, 65535),

@@ -230,8 +230,8 @@ def test_nothing_is_left_after_a_refusal_at_the_third_address(
         assert os.listdir("/proc/self/fd") == before
         assert not os.path.lexists(path)
         for host in hosts[:2]:
-            with socket.socket() as plain:
-                plain.bind((host, port))
+            # With SO_REUSEADDR: a connection of another test may be in TIME_WAIT on this port.
+            socket.create_server((host, port)).close()
 
 
 WITHOUT_DESCRIPTORS = """

@@ -1,0 +1,147 @@
+"""What the commands share: a parser made from options, exit statuses, output that may break."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
+
+from .options import Option, flag
+
+__all__ = [
+    "EXIT_FAILED",
+    "EXIT_USAGE",
+    "Parser",
+    "add_options",
+    "one_line",
+    "plural",
+    "run",
+    "say_error",
+]
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+
+def run(
+    program: str,
+    main: Callable[[Sequence[str]], int],
+    arguments: Sequence[str] | None,
+) -> int:
+    """Runs the body of a command on `arguments`, or sys.argv; returns its exit status."""
+    _occupy_standard_descriptors()
+    try:
+        return main(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except OSError as error:  # stdout: its reader has enough, or its disk is full
+        if error.errno != errno.EPIPE:
+            say_error(program, str(error))
+        return EXIT_FAILED
+    finally:
+        _flush_streams()
+
+
+def _flush_streams() -> None:
+    """Has output whose reader is gone thrown away; otherwise Python fails over it at exit."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _occupy_standard_descriptors() -> None:
+    """Opens 0, 1 and 2 if somebody closed them: otherwise the next socket would get such a
+    number, and a client whatever is written to stderr."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+
+
+def say_error(program: str, text: str) -> None:
+    if sys.stderr is not None:  # print() would turn to stdout
+        print(f"{program}: error: {text}", file=sys.stderr)
+
+
+def one_line(text: str) -> str:
+    """With what would break or garble the line written as an escape."""
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+    )
+
+
+def plural(count: int, one: str, many: str | None = None) -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags that are not given stay out of the namespace, and none may be shortened."""
+
+    def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """One line, and where to find more; argparse would print the whole usage."""
+        self.exit(
+            EXIT_USAGE,
+            f"{self.prog}: error: {one_line(message)} (--help lists the options)\n",
+        )
+
+
+def add_options(
+    parser: argparse.ArgumentParser,
+    options: Mapping[str, Option],
+    defaults: Mapping[str, object],
+    *,
+    note: Callable[[str], str] | None = None,
+) -> None:
+    """A flag for each option; its value in the namespace is the text (a list if repeatable).
+
+    note: what else the help says of an option, by its name.
+    """
+    for name, spec in options.items():
+        default = defaults.get(name)
+        shown = ", ".join(default) if isinstance(default, tuple) else default
+        notes = [] if shown in (None, False, "") else [f"default {shown}"]
+        if note is not None:
+            notes.append(note(name))
+        help_text = spec.help + (f" [{'; '.join(notes)}]" if notes else "")
+        help_text = help_text.replace("%", "%%")
+        flags = [f"-{spec.letter}"] if spec.letter else []
+        flags.append(flag(name))
+        if spec.metavar is None:
+            parser.add_argument(*flags, dest=name, action="store_const", const="1", help=help_text)
+            parser.add_argument(
+                flag("no_" + name),
+                dest=name,
+                action="store_const",
+                const="0",
+                help=argparse.SUPPRESS,
+            )
+        elif spec.repeatable:
+            parser.add_argument(
+                *flags, dest=name, action="append", metavar=spec.metavar, help=help_text
+            )
+        elif spec.value_if_bare is not None:
+            parser.add_argument(
+                *flags,
+                dest=name,
+                nargs="?",
+                const=spec.value_if_bare,
+                metavar=spec.metavar,
+                help=help_text,
+            )
+        else:
+            parser.add_argument(*flags, dest=name, metavar=spec.metavar, help=help_text)
