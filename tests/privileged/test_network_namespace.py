@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import re
@@ -21,98 +20,14 @@ import kecho
 from clients import DEADLINE_S, connect, echo, random_bytes, transfer, wait_for
 from kecho import ListenError, ServerConfig
 from kecho.listen import open_listeners
+from namespaces import Namespace
 from processes import ServerProcess, after
 
 pytestmark = pytest.mark.privileged
 
 StartServer = Callable[..., kecho.Server]
 
-CLONE_NEWNET = 0x40000000
-LIBC = ctypes.CDLL(None, use_errno=True)
 LOSS_PERCENT = 5
-
-
-def _checked(result: int) -> None:
-    if result < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-class Namespace:
-    """A network namespace. Within `with`, this thread is in it, and the processes it starts.
-
-    It has no name, and so ends with its last socket and process and with close(), or with the
-    tests' process, whatever happens to that.
-    """
-
-    def __init__(self) -> None:
-        self._outside: list[int] = []
-        outside = self._present()
-        try:
-            _checked(LIBC.unshare(CLONE_NEWNET))
-            try:
-                self.fd = self._present()
-            finally:
-                _checked(LIBC.setns(outside, CLONE_NEWNET))
-        finally:
-            os.close(outside)
-
-    @staticmethod
-    def _present() -> int:
-        return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-
-    def __enter__(self) -> None:
-        self._outside.append(self._present())
-        _checked(LIBC.setns(self.fd, CLONE_NEWNET))
-
-    def __exit__(self, *_: object) -> None:
-        outside = self._outside.pop()
-        try:
-            _checked(LIBC.setns(outside, CLONE_NEWNET))
-        finally:
-            os.close(outside)
-
-    def close(self) -> None:
-        os.close(self.fd)
-
-    def run(self, *command: str) -> str:
-        """Runs a command in it and returns what it prints; CalledProcessError if it fails."""
-        environment = {name: text for name, text in os.environ.items() if name != "LD_PRELOAD"}
-        with self:
-            return subprocess.run(
-                command, env=environment, capture_output=True, text=True, timeout=30, check=True
-            ).stdout
-
-    def set(self, name: str, value: object) -> None:
-        """Sets a sysctl of the network, such as net.core.somaxconn, in it."""
-        with self:
-            Path("/proc/sys", name.replace(".", "/")).write_text(f"{value}\n")
-
-
-@pytest.fixture
-def new_namespace() -> Iterator[Callable[[], Namespace]]:
-    """new_namespace() -> one with nothing but a loopback that is up."""
-    if os.geteuid() != 0:
-        pytest.skip("network namespaces need root")
-    if shutil.which("ip") is None:
-        pytest.skip("needs ip, which iproute2 has")
-    made: list[Namespace] = []
-
-    def make() -> Namespace:
-        try:
-            made.append(Namespace())
-        except OSError as error:
-            pytest.skip(f"no network namespace can be made: {error}")
-        made[-1].run("ip", "link", "set", "lo", "up")
-        return made[-1]
-
-    yield make
-    for namespace in made:
-        namespace.close()
-
-
-@pytest.fixture
-def namespace(new_namespace: Callable[[], Namespace]) -> Namespace:
-    return new_namespace()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,38 @@
+"""Fixtures that need root; skipped with the reason elsewhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from namespaces import Namespace
+
+
+@pytest.fixture
+def new_namespace() -> Iterator[Callable[[], Namespace]]:
+    """new_namespace() -> one with nothing but a loopback that is up."""
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    if shutil.which("ip") is None:
+        pytest.skip("needs ip, which iproute2 has")
+    made: list[Namespace] = []
+
+    def make() -> Namespace:
+        try:
+            made.append(Namespace())
+        except OSError as error:
+            pytest.skip(f"no network namespace can be made: {error}")
+        made[-1].run("ip", "link", "set", "lo", "up")
+        return made[-1]
+
+    yield make
+    for namespace in made:
+        namespace.close()
+
+
+@pytest.fixture
+def namespace(new_namespace: Callable[[], Namespace]) -> Namespace:
+    return new_namespace()
