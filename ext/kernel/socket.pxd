@@ -2,9 +2,14 @@
 
 cdef extern from "<sys/socket.h>" nogil:
     enum:
+        AF_INET
+        AF_INET6
+        MSG_DONTWAIT
         MSG_NOSIGNAL
+        MSG_TRUNC
         SOCK_CLOEXEC
         SOCK_NONBLOCK
+        SOCK_RAW
         SOL_SOCKET
         SO_LINGER
         SO_OOBINLINE
@@ -18,6 +23,8 @@ cdef extern from "<sys/socket.h>" nogil:
         int l_onoff
         int l_linger
 
+    int socket(int family, int kind, int protocol)
+    int bind(int fd, const sockaddr* address, socklen_t length)
     int accept4(int fd, sockaddr* address, socklen_t* length, int flags)
     ssize_t recv(int fd, void* buffer, size_t length_bytes, int flags)
     ssize_t send(int fd, const void* buffer, size_t length_bytes, int flags)

@@ -1,0 +1,224 @@
+"""The wire: one request and its replies on a NETLINK_SOCK_DIAG socket, without the GIL.
+
+Functions return >= 0 or -errno. A reply is known by the sequence number of its request; others,
+left over from an exchange that was given up, are passed over.
+"""
+from kernel.clock cimport clock_now_ms
+from kernel.inet_diag cimport (
+    SOCK_DESTROY, SOCK_DIAG_BY_FAMILY, inet_diag_msg, inet_diag_req_v2, inet_diag_sockid,
+)
+from kernel.netlink cimport (
+    NLMSG_DONE, NLMSG_ERROR, NLMSG_OVERRUN, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, nlmsgerr,
+    nlmsghdr,
+)
+from kernel.poll cimport POLLIN, poll, pollfd
+from kernel.socket cimport MSG_DONTWAIT, MSG_TRUNC, recv, send
+from libc.errno cimport EAGAIN, EBADMSG, EINTR, EMSGSIZE, ENOBUFS, ENOMEM, ETIMEDOUT, errno
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport realloc
+from libc.string cimport memcpy, memset
+
+cdef enum:
+    # The acks of so many requests fit the default receive buffer twice over; one that does not
+    # fit is lost for ever (tried on Linux 6.18: 256 fit).
+    BATCH_MOST = 128
+    # netlink(7): the kernel fills at most 32 KiB a message of a dump.
+    REPLY_BYTES = 65536
+    IPPROTO_TCP_NUMBER = 6
+
+cdef struct Request:
+    nlmsghdr header
+    inet_diag_req_v2 body
+
+cdef struct Found:
+    inet_diag_msg* messages
+    size_t count
+    size_t room
+
+
+cdef inline int send_all(int fd, const void* data, size_t size_bytes) noexcept nogil:
+    """A netlink datagram goes as a whole or not at all."""
+    cdef ssize_t sent
+    while True:
+        sent = send(fd, data, size_bytes, 0)
+        if sent >= 0:
+            return 0
+        if errno != EINTR:
+            return -errno
+
+
+cdef inline ssize_t receive(
+    int fd, uint8_t* buffer, size_t room_bytes, uint64_t deadline_ms
+) noexcept nogil:
+    """The next datagram, or -ETIMEDOUT at the deadline; -EMSGSIZE if it did not fit."""
+    cdef pollfd waited
+    cdef ssize_t size
+    cdef uint64_t now_ms
+    while True:
+        size = recv(fd, buffer, room_bytes, MSG_DONTWAIT | MSG_TRUNC)
+        if size >= 0:
+            return size if <size_t>size <= room_bytes else -EMSGSIZE
+        if errno == EINTR:
+            continue
+        if errno != EAGAIN:
+            return -errno
+        now_ms = clock_now_ms()
+        if now_ms >= deadline_ms:
+            return -ETIMEDOUT
+        waited.fd = fd
+        waited.events = POLLIN
+        waited.revents = 0
+        if poll(&waited, 1, <int>min(deadline_ms - now_ms, <uint64_t>60000)) < 0:
+            if errno != EINTR:
+                return -errno
+
+
+cdef inline void fill_request(
+    Request* request, uint16_t kind, uint16_t flags, uint32_t sequence, uint8_t family,
+    uint32_t states, const inet_diag_sockid* identity,
+) noexcept nogil:
+    memset(request, 0, sizeof(Request))
+    request.header.nlmsg_len = sizeof(Request)
+    request.header.nlmsg_type = kind
+    request.header.nlmsg_flags = <uint16_t>(NLM_F_REQUEST | flags)
+    request.header.nlmsg_seq = sequence
+    request.body.sdiag_family = family
+    request.body.sdiag_protocol = IPPROTO_TCP_NUMBER
+    request.body.idiag_states = states
+    memcpy(&request.body.id, identity, sizeof(inet_diag_sockid))
+
+
+cdef inline int keep(Found* found, const uint8_t* payload) noexcept nogil:
+    cdef size_t room
+    cdef void* larger
+    if found.count == found.room:
+        room = max(<size_t>256, found.room * 2)
+        larger = realloc(found.messages, room * sizeof(inet_diag_msg))
+        if larger == NULL:
+            return -ENOMEM
+        found.messages = <inet_diag_msg*>larger
+        found.room = room
+    memcpy(&found.messages[found.count], payload, sizeof(inet_diag_msg))
+    found.count += 1
+    return 0
+
+
+cdef inline int reply_error(
+    const uint8_t* payload, size_t payload_bytes
+) noexcept nogil:
+    """0 or -errno, as an NLMSG_ERROR or NLMSG_DONE carries it."""
+    cdef int error
+    if payload_bytes < sizeof(int):
+        return -EBADMSG
+    memcpy(&error, payload, sizeof(int))
+    return error if error <= 0 else -EBADMSG
+
+
+cdef inline int read_dump(
+    uint8_t* data, size_t size_bytes, uint32_t sequence, Found* found
+) noexcept nogil:
+    """Takes one datagram of a dump apart: 1 at the end of the dump, 0 before it."""
+    cdef size_t offset = 0
+    cdef nlmsghdr header
+    cdef size_t payload_bytes
+    cdef int result
+    while size_bytes - offset >= sizeof(nlmsghdr):
+        memcpy(&header, data + offset, sizeof(nlmsghdr))
+        if header.nlmsg_len < sizeof(nlmsghdr) or header.nlmsg_len > size_bytes - offset:
+            return -EBADMSG
+        payload_bytes = header.nlmsg_len - sizeof(nlmsghdr)
+        if header.nlmsg_seq == sequence:
+            if header.nlmsg_type == SOCK_DIAG_BY_FAMILY:
+                if payload_bytes < sizeof(inet_diag_msg):
+                    return -EBADMSG
+                result = keep(found, data + offset + sizeof(nlmsghdr))
+                if result < 0:
+                    return result
+            elif header.nlmsg_type == NLMSG_DONE:
+                # Linux before 4.13 may leave the error out.
+                if payload_bytes >= sizeof(int):
+                    result = reply_error(data + offset + sizeof(nlmsghdr), payload_bytes)
+                    if result < 0:
+                        return result
+                return 1
+            elif header.nlmsg_type == NLMSG_ERROR:
+                result = reply_error(data + offset + sizeof(nlmsghdr), payload_bytes)
+                return result if result < 0 else -EBADMSG
+            elif header.nlmsg_type == NLMSG_OVERRUN:
+                return -ENOBUFS
+        offset += (header.nlmsg_len + 3) & ~<size_t>3
+        if offset > size_bytes:
+            break
+    return 0
+
+
+cdef inline int exchange_dump(
+    int fd, uint8_t* buffer, Request* request, uint64_t patience_ms, Found* found
+) noexcept nogil:
+    """Asks for a dump and collects all of it; -ETIMEDOUT after `patience_ms` of silence."""
+    cdef ssize_t size
+    cdef int result = send_all(fd, request, sizeof(Request))
+    while result == 0:
+        size = receive(fd, buffer, REPLY_BYTES, clock_now_ms() + patience_ms)
+        if size < 0:
+            return <int>size
+        result = read_dump(buffer, <size_t>size, request.header.nlmsg_seq, found)
+    return result if result < 0 else 0
+
+
+cdef inline uint32_t read_acks(
+    const uint8_t* data, size_t size_bytes, uint32_t first, uint32_t count, int* errors,
+    int unanswered,
+) noexcept nogil:
+    """Puts each ack of requests first .. first + count - 1 in its place; how many were new."""
+    cdef size_t offset = 0
+    cdef nlmsghdr header
+    cdef uint32_t index, answered = 0
+    while size_bytes - offset >= sizeof(nlmsghdr):
+        memcpy(&header, data + offset, sizeof(nlmsghdr))
+        if header.nlmsg_len < sizeof(nlmsghdr) or header.nlmsg_len > size_bytes - offset:
+            break
+        index = header.nlmsg_seq - first
+        if header.nlmsg_type == NLMSG_ERROR and index < count and errors[index] == unanswered:
+            errors[index] = -reply_error(
+                data + offset + sizeof(nlmsghdr), header.nlmsg_len - sizeof(nlmsghdr)
+            )
+            answered += 1
+        offset += (header.nlmsg_len + 3) & ~<size_t>3
+        if offset > size_bytes:
+            break
+    return answered
+
+
+cdef inline int exchange_destroy(
+    int fd, uint8_t* buffer, const Request* requests, uint32_t count, uint64_t patience_ms,
+    int* errors, int unanswered,
+) noexcept nogil:
+    """Sends a batch in one message and drains its acks: errors[i] is 0, an errno or `unanswered`.
+
+    Returns -errno if the batch was not sent at all. An ack that was lost leaves `unanswered`.
+    """
+    cdef uint32_t first = requests[0].header.nlmsg_seq
+    cdef uint32_t i, answered = 0
+    cdef ssize_t size
+    cdef uint64_t deadline_ms
+    cdef int result
+    for i in range(count):
+        errors[i] = unanswered
+    result = send_all(fd, requests, count * sizeof(Request))
+    if result < 0:
+        return result
+    deadline_ms = clock_now_ms() + patience_ms
+    while answered < count:
+        size = receive(fd, buffer, REPLY_BYTES, deadline_ms)
+        if size == -ENOBUFS:
+            # Some acks are lost. The kernel had handled the whole batch when send() returned,
+            # so that those which are not lost are here already.
+            deadline_ms = 0
+        elif size == -EMSGSIZE:
+            pass
+        elif size < 0:
+            break
+        else:
+            answered += read_acks(buffer, <size_t>size, first, count, errors, unanswered)
+    return 0

@@ -1,0 +1,30 @@
+"""TCP sockets over netlink: ext/sockdiag/sockdiag.pyx."""
+
+MOST_AT_ONCE: int
+IDENTITY_BYTES: int
+UNANSWERED: int
+
+# family, state, local address and port, peer address and port, interface index, cookie, timer,
+# expires (ms), retransmissions, receive queue, send queue, uid, inode, identity
+Row = tuple[
+    int, int, str, int, str, int, int, int, int, int, int, int, int, int, int, bytes
+]  # fmt: skip
+
+class Handle:
+    """Two netlink sockets: one to look, one to destroy. Any thread may use it, one at a time.
+
+    namespace_fd: a network namespace to work in, or -1 for the thread's own.
+    patience_ms: how long the kernel may be silent.
+    Raises OSError that names the system call.
+    """
+
+    def __init__(self, *, namespace_fd: int = -1, patience_ms: int = 10000) -> None: ...
+    def close(self) -> None: ...
+    def fileno(self) -> int: ...
+    def dump(self, family: int, states: int, local_port: int = 0, peer_port: int = 0) -> list[Row]:
+        """Every TCP socket of a family whose state is in the mask 1 << state; port 0 is any."""
+    def destroy(self, identities: list[bytes]) -> list[int]:
+        """Destroys at most MOST_AT_ONCE sockets; 0, the kernel's errno or UNANSWERED for each."""
+
+def parse_dump(datagram: bytes, sequence: int) -> tuple[bool, list[Row]]: ...
+def parse_acks(datagram: bytes, first: int, count: int) -> list[int]: ...

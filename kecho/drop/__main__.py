@@ -1,0 +1,7 @@
+"""python -m kecho.drop"""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

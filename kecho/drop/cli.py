@@ -1,0 +1,189 @@
+"""python -m kecho.drop: drops the TCP sockets it is told, and no others.
+
+Outcomes and lists go to stdout, a summary and errors to stderr. Exit statuses: EPILOG.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from .. import command
+from .._version import __version__
+from ..errors import OptionError
+from ..options import flag, options_of
+from .config import DropConfig
+from .filters import Filter, make_filter
+from .pairs import Pair, PairError, make_pair, parse_endpoint, parse_pairs
+from .work import PROGRAM, work
+
+__all__ = ["main"]
+
+INPUT_BYTES_MOST = 256 << 20
+_FEED_MS = 1000
+
+DESCRIPTION = """\
+Drops TCP sockets (TCP only): the pairs that are given, as netstat and ss print them (the local
+address first, then the peer's), or lines of such pairs on standard input, or what the filters
+match. With both, the pairs that match the filters. The whole input is read first: if a line is
+wrong, nothing is dropped."""
+EPILOG = """\
+Exit status: 0 all were dropped (or, with --list and --dry-run, something matches); 1 nothing
+matched, or some were gone already; 2 wrong usage or a wrong line; 3 some were not dropped (refused
+or protected, or more came than --until-empty would drop); 4 no permission: dropping needs
+CAP_NET_ADMIN (sudo, setcap cap_net_admin+ep, or capsh --addamb=cap_net_admin), --netns
+CAP_SYS_ADMIN, too; 5 the kernel cannot: it needs CONFIG_INET_DIAG_DESTROY (Linux 4.9) and Linux
+6.0 for time-wait. --list needs no privilege."""
+
+
+OPTIONS = options_of(DropConfig)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    return command.run(PROGRAM, _main, arguments)
+
+
+def _usage(text: str) -> int:
+    command.say_error(PROGRAM, f"{command.one_line(text)} (--help lists the options)")
+    return command.EXIT_USAGE
+
+
+def _main(arguments: Sequence[str]) -> int:
+    flags = vars(_parser().parse_args(arguments))
+    words, families = flags.pop("pairs"), {flags.pop("v4"), flags.pop("v6")} - {0}
+    try:
+        config = _config(flags)
+        wanted = _filter(config, families)
+        if config.list and (config.dry_run or config.until_empty or config.watch):
+            raise OptionError("--list", "does not go with --dry-run, --until-empty or --watch")
+        if config.dry_run and config.until_empty:
+            raise OptionError("--dry-run", "does not go with --until-empty")
+        # Half of all connections is nearly "everything": a family alone is enough to look only.
+        narrowed = wanted if config.list else replace(wanted, family=None)
+        has_filter = bool(config.pid) or not narrowed.is_empty
+        pairs = _pairs(words, has_filter)
+        if pairs is None and not (config.list or config.dry_run) and _is_fed_pairs():
+            raise OptionError(
+                "standard input",
+                "holds something, and there is a filter: - drops the pairs in it that match the "
+                "filter, </dev/null all that matches",
+            )
+    except OptionError as error:
+        return _usage(str(error))
+    except PairError as error:
+        what = f"standard input, {error}" if error.line else str(error)
+        command.say_error(PROGRAM, f"{command.one_line(what)}; nothing was dropped")
+        return command.EXIT_USAGE
+    if pairs is None and not has_filter:
+        return _usage("neither pairs nor a filter: what is to be dropped?")
+    if pairs is not None and not pairs:
+        return _usage("standard input has no pairs")
+    return work(config, pairs, wanted)
+
+
+def _parser() -> command.Parser:
+    parser = command.Parser(prog=PROGRAM, description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument(
+        "pairs",
+        nargs="*",
+        default=[],
+        metavar="LOCAL PEER",
+        help="pairs such as 127.0.0.1:36986 127.0.0.1:12345 or [::1]:80 [::1]:9; - alone:"
+        " standard input, which is also read when there is neither a pair nor a filter",
+    )
+    parser.add_argument(
+        "-4", dest="v4", action="store_const", const=4, default=0,
+        help="IPv4 only, also on IPv6 sockets (v4-mapped); alone only with --list",
+    )  # fmt: skip
+    parser.add_argument(
+        "-6",
+        dest="v6",
+        action="store_const",
+        const=6,
+        default=0,
+        help="IPv6 only; alone only with --list",
+    )
+    command.add_options(
+        parser, OPTIONS, {described.name: described.default for described in fields(DropConfig)}
+    )
+    parser.add_argument("--version", action="version", version=f"kecho {__version__}")
+    return parser
+
+
+def _config(flags: Mapping[str, Any]) -> DropConfig:
+    """Raises OptionError that names the flag."""
+    values = {}
+    for name, text in flags.items():
+        spec = OPTIONS[name]
+        try:
+            values[name] = spec.check(tuple(text) if isinstance(text, list) else spec.parse(text))
+        except ValueError as error:
+            raise OptionError(flag(name), str(error)) from None
+    return DropConfig(**values)
+
+
+def _filter(config: DropConfig, families: set[int]) -> Filter:
+    """Of everything but --pid, which is looked up each time."""
+    return make_filter(
+        states=config.state,
+        local=config.local,
+        peer=config.peer,
+        family=families.pop() if len(families) == 1 else None,
+        uids=[int(one) for one in config.uid],
+    )
+
+
+def _pairs(words: Sequence[str], has_filter: bool) -> list[Pair] | None:
+    """Those of the command line, or of standard input; None: the filter says it all."""
+    if list(words) == ["-"]:
+        return parse_pairs(_standard_input())
+    if words:
+        return _pairs_of_words(words)
+    if has_filter or sys.stdin is None or sys.stdin.isatty():
+        return None
+    return parse_pairs(_standard_input())
+
+
+def _pairs_of_words(words: Sequence[str]) -> list[Pair]:
+    # A pair may also be one quoted word.
+    ends = [end for word in words for end in word.split()]
+    if len(ends) % 2:
+        raise PairError(0, f"an odd number of addresses, {len(ends)}: a pair is two")
+    try:
+        return list(
+            dict.fromkeys(
+                make_pair(parse_endpoint(local), parse_endpoint(peer, peer=True))
+                for local, peer in zip(ends[::2], ends[1::2], strict=True)
+            )
+        )
+    except ValueError as error:
+        raise PairError(0, str(error)) from None
+
+
+def _is_fed_pairs() -> bool:
+    """Somebody pipes pairs to a command whose filter alone would drop more than those.
+
+    A pipe that stays silent for a second is one that nobody thought of (cron, ssh).
+    """
+    try:
+        is_pipe = sys.stdin is not None and stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode)
+    except (OSError, ValueError):  # closed, or no file at all
+        return False
+    if not is_pipe:
+        return False
+    watched = select.poll()
+    watched.register(sys.stdin, select.POLLIN)
+    return any(events & select.POLLIN for _, events in watched.poll(_FEED_MS))
+
+
+def _standard_input() -> bytes:
+    data = sys.stdin.buffer.read(INPUT_BYTES_MOST + 1)
+    if len(data) > INPUT_BYTES_MOST:
+        raise PairError(0, f"standard input has more than {INPUT_BYTES_MOST:,} bytes")
+    return data

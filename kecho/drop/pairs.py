@@ -1,0 +1,179 @@
+"""Text to pairs of addresses, as netstat and ss print them: local first, then peer."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+__all__ = ["Endpoint", "Pair", "PairError", "as_pair", "parse_pair", "parse_pairs"]
+
+LONGEST_LINE = 1000  # two IPv6 addresses with scopes and ports need less than 200
+LONGEST_SCOPE = 15  # IFNAMSIZ less the closing NUL
+UNSPECIFIED = ("0.0.0.0", "::")
+
+
+class PairError(ValueError):
+    """A line that is no pair. line: its number, from 1; 0 when there are no lines."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(f"line {line}: {reason}" if line else reason)
+        self.line = line
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[PairError], tuple[int, str]]:
+        return type(self), (self.line, self.reason)
+
+
+class Endpoint(NamedTuple):
+    """One end. address: canonical, IPv4 also where the kernel shows it as v4-mapped; port: 0 is
+    the peer of a listener; scope: an interface's name or index, or empty."""
+
+    address: str
+    port: int
+    scope: str = ""
+
+    def __str__(self) -> str:
+        address = f"{self.address}%{self.scope}" if self.scope else self.address
+        return f"{f'[{address}]' if ':' in address else address}:{self.port or '*'}"
+
+
+class Pair(NamedTuple):
+    """One connection as one of its ends has it: who is local decides which end is dropped."""
+
+    local: Endpoint
+    peer: Endpoint
+
+    def __str__(self) -> str:
+        return f"{self.local} {self.peer}"
+
+
+def canonical(address: str) -> str:
+    """An address as inet_ntop(3) writes it, v4-mapped as IPv4. Raises ValueError."""
+    if not address.isascii() or "\0" in address:
+        raise ValueError(f"{shortened(address)} is not an address")
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        packed = socket.inet_pton(family, address)
+    except OSError:
+        raise ValueError(f"{shortened(address)} is not an address") from None
+    if len(packed) == 16 and packed.startswith(bytes(10) + b"\xff\xff"):
+        return socket.inet_ntop(socket.AF_INET, packed[12:])
+    return socket.inet_ntop(family, packed)
+
+
+def shortened(text: str) -> str:
+    return ascii(text) if len(text) <= 60 else f"{text[:50]!a}…"
+
+
+def parse_port(text: str) -> int:
+    """1 to 65535. Raises ValueError."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) < 65536):
+        raise ValueError(f"{shortened(text)} is not a port: 1 to 65535, as netstat -n prints it")
+    return int(text)
+
+
+def split_scope(address: str) -> tuple[str, str]:
+    address, percent, scope = address.partition("%")
+    if percent and not (
+        0 < len(scope) <= LONGEST_SCOPE
+        and scope.isascii()
+        and scope.isprintable()
+        and not set(scope) & set(" %/:[]#")
+    ):
+        raise ValueError(f"{shortened(scope)} is not the name of an interface")
+    return address, scope
+
+
+def parse_endpoint(text: str, *, peer: bool = False) -> Endpoint:
+    """``127.0.0.1:80``, ``[::1]:80``, ``::1:80``; an interface stands behind %, as ss prints it.
+
+    peer: ``0.0.0.0:*``, ``[::]:*`` and ``*:*``, a listener's peer, are taken as well.
+    """
+    address, colon, port = text.rpartition(":")
+    if not colon:
+        raise ValueError(f"{shortened(text)} has no port")
+    outside = ""
+    if address.startswith("["):
+        address, bracket, outside = address[1:].partition("]")
+        if not bracket or (outside and not outside.startswith("%")):
+            raise ValueError(f"{shortened(text)} is not [ADDRESS]:PORT")
+        if ":" not in address:
+            raise ValueError(f"{shortened(address)} is not an IPv6 address")
+    address, scope = split_scope(address + outside)
+    address = "::" if address == "*" else canonical(address)
+    if peer and port == "*" and address in UNSPECIFIED:
+        return Endpoint(address, 0, scope)
+    return Endpoint(address, parse_port(port), scope)
+
+
+def make_pair(local: Endpoint, peer: Endpoint) -> Pair:
+    if (":" in local.address) != (":" in peer.address):
+        raise ValueError(f"{local} and {peer} are of different families")
+    return Pair(local, peer)
+
+
+def parse_pair(text: str) -> Pair:
+    """``LOCAL PEER``. Raises ValueError."""
+    if len(text) > LONGEST_LINE:
+        raise ValueError(f"{len(text):,} characters, {LONGEST_LINE:,} at most: {shortened(text)}")
+    if "\0" in text:
+        raise ValueError("a NUL character")
+    words = text.replace("\t", " ").split(" ")
+    words = [word for word in words if word]
+    if len(words) != 2:
+        raise ValueError(
+            f"two addresses are needed, the local one and the peer's, not {len(words)}:"
+            f" {shortened(text)}"
+        )
+    return make_pair(parse_endpoint(words[0]), parse_endpoint(words[1], peer=True))
+
+
+def parse_pairs(text: str | bytes) -> list[Pair]:
+    """The pairs in lines of ``LOCAL PEER``; blank lines and # comments are skipped.
+
+    Each pair comes once. Raises PairError, which names the first wrong line: then there is none.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "surrogateescape")
+    found: dict[Pair, None] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        try:
+            line = line.removesuffix("\r")
+            if len(line) <= LONGEST_LINE:
+                line = line.partition("#")[0].strip(" \t")
+            if line:
+                found[parse_pair(line)] = None
+        except ValueError as error:
+            raise PairError(number, str(error)) from None
+    return list(found)
+
+
+def as_pair(value: Pair | Sequence[object] | str) -> Pair:
+    """A Pair, (local address, local port, peer address, peer port), or text. Raises PairError."""
+    try:
+        if isinstance(value, str):
+            return parse_pair(value)
+        if isinstance(value, Pair):
+            return make_pair(*(_check_end(*end) for end in value))
+        local, local_port, peer, peer_port = value
+        return make_pair(_check_end(local, local_port), _check_end(peer, peer_port))
+    except (TypeError, ValueError) as error:
+        raise PairError(0, str(error)) from None
+
+
+def _check_end(address: object, port: object, scope: str = "") -> Endpoint:
+    if not isinstance(address, str):
+        raise ValueError(f"{address!r} is not an address")
+    bare, percent, named = address.partition("%")
+    text = canonical(bare)
+    if not isinstance(port, int) or isinstance(port, bool) or not 0 <= port < 65536:
+        raise ValueError(f"{port!r} is not a port")
+    if port == 0 and text not in UNSPECIFIED:
+        raise ValueError("0 is not a port")
+    split_scope(f"{bare}%{scope or named}" if scope or percent else bare)
+    return Endpoint(text, port, scope or named)
+
+
+def as_pairs(values: Iterable[Pair | Sequence[object] | str]) -> list[Pair]:
+    return list(dict.fromkeys(as_pair(value) for value in values))

@@ -1,0 +1,132 @@
+"""Text to pairs: what netstat and ss print, what nobody should, and everything in between."""
+
+from __future__ import annotations
+
+import ipaddress
+import pickle
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from kecho.drop import Endpoint, Pair, PairError, parse_pairs
+from kecho.drop.pairs import as_pair
+
+V4 = Pair(Endpoint("127.0.0.1", 36986), Endpoint("127.0.0.1", 12345))
+V6 = Pair(Endpoint("::1", 80), Endpoint("::1", 9))
+
+addresses = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).map(str)
+scopes = st.one_of(st.just(""), st.from_regex(r"[a-z][a-z0-9.@-]{0,14}", fullmatch=True))
+ports = st.integers(1, 65535)
+
+
+@pytest.mark.parametrize(
+    ("text", "pair"),
+    [
+        ("127.0.0.1:36986 127.0.0.1:12345", V4),
+        ("\t127.0.0.1:36986\t 127.0.0.1:12345 \r", V4),
+        ("127.0.0.1:36986 127.0.0.1:12345 # why", V4),
+        ("[::ffff:127.0.0.1]:36986 127.0.0.1:12345", V4),
+        ("::ffff:127.0.0.1:36986 ::ffff:7f00:1:12345", V4),
+        ("[::1]:80 [::1]:9", V6),
+        ("::1:80 0:0:0:0:0:0:0:1:9", V6),
+    ],
+)
+def test_what_netstat_and_ss_print_is_read(text: str, pair: Pair) -> None:
+    assert parse_pairs(text) == [pair]
+    assert parse_pairs(text.encode()) == [pair]
+
+
+@pytest.mark.parametrize("form", ["[fe80::1%eth0]:80", "[fe80::1]%eth0:80", "fe80::1%eth0:80"])
+def test_scope_is_kept(form: str) -> None:
+    assert parse_pairs(f"{form} [fe80::2]:9")[0].local == Endpoint("fe80::1", 80, "eth0")
+
+
+def test_peer_of_a_listener_is_port_0() -> None:
+    assert parse_pairs("0.0.0.0:80 0.0.0.0:*")[0].peer == Endpoint("0.0.0.0", 0)
+    assert parse_pairs("*:80 *:*")[0].peer == Endpoint("::", 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("127.0.0.1:0 127.0.0.1:1", "'0'"),
+        ("127.0.0.1:70000 127.0.0.1:1", "70000"),
+        ("127.0.0.1:+1 127.0.0.1:1", "port"),
+        ("127.0.0.1:٣ 127.0.0.1:1", "port"),
+        ("127.0.0.1:http 127.0.0.1:1", "netstat -n"),
+        ("127.0.0.1:* 127.0.0.1:1", "port"),
+        ("127.0.0.1:1 127.0.0.1:*", "port"),
+        ("127.0.0.1:1 [::1]:1", "families"),
+        ("127.0.0.1:1", "two"),
+        ("127.0.0.1:1 127.0.0.1:2 127.0.0.1:3", "not 3"),
+        ("rubbish rubbish", "no port"),
+        ("localhost:1 localhost:2", "not an address"),
+        ("127.1:1 127.1:2", "not an address"),
+        ("[127.0.0.1]:1 127.0.0.1:2", "IPv6"),
+        ("[::1:80 [::1]:9", "ADDRESS"),
+        ("[::1%]:80 [::1]:9", "interface"),
+        ("127.0.0.1:1\0 127.0.0.1:2", "NUL"),
+        ("é:1 é:2", "not an address"),
+        ("1" * (10 << 20), "characters"),
+        ("#" * 5000, "characters"),
+    ],
+)
+def test_wrong_line_is_named_and_nothing_is_given(line: str, word: str) -> None:
+    with pytest.raises(PairError, match=r"^line 3: ") as caught:
+        parse_pairs(f"{V4}\n\n{line}\n{V4}\n")
+    assert word in str(caught.value)
+    assert len(str(caught.value)) < 300
+    assert pickle.loads(pickle.dumps(caught.value)).line == 3
+
+
+def test_blank_lines_comments_and_repeats_are_passed_over() -> None:
+    assert parse_pairs(f"\n  \n# {V6}\n{V4}\r\n{V4}\n{V6}") == [V4, V6]
+    assert parse_pairs("") == []
+
+
+def is_v4(text: str) -> bool:
+    address = ipaddress.ip_address(text)
+    return address.version == 4 or address.ipv4_mapped is not None
+
+
+@given(addresses, addresses, scopes, ports, ports)
+@example("::", "::ffff:1.2.3.4", "", 1, 65535)
+def test_every_printed_pair_is_read_back(
+    local: str, peer: str, scope: str, local_port: int, peer_port: int
+) -> None:
+    ends = (f"{local}%{scope}" if scope else local, local_port, peer, peer_port)
+    if is_v4(local) != is_v4(peer):
+        with pytest.raises(PairError, match="families"):
+            as_pair(ends)
+        return
+    pair = as_pair(ends)
+    assert parse_pairs(str(pair)) == [pair]
+    mapped = getattr(ipaddress.ip_address(local), "ipv4_mapped", None)
+    canonical = ipaddress.ip_address(pair.local.address)
+    assert canonical == (mapped or ipaddress.ip_address(local))
+
+
+@given(st.one_of(st.text(), st.binary(), st.text("0123456789abcdef:.[]%*# \t\r\n\0")))
+@example("[::1]%eth0:1 [::1]:2")
+@example(b"\xff\xfe:1 :2")
+def test_any_input_is_pairs_or_names_a_line(text: str | bytes) -> None:
+    line, pairs = 1, []
+    try:
+        pairs = parse_pairs(text)
+    except PairError as error:
+        line = error.line
+    lines = text.count("\n") if isinstance(text, str) else text.count(b"\n")
+    assert 1 <= line <= lines + 1
+    assert parse_pairs("\n".join(map(str, pairs))) == pairs
+
+
+@given(st.lists(st.one_of(st.none(), st.integers(), st.text(max_size=20)), max_size=5))
+def test_any_tuple_is_a_pair_or_an_error(values: list[object]) -> None:
+    with pytest.raises(PairError):
+        as_pair([*values, b""])
+    try:
+        pair = as_pair(values)
+    except PairError:
+        return
+    assert as_pair(str(pair)) == pair
