@@ -59,7 +59,7 @@ endef
 export CHECK_SYSTEM
 check_system = @bash -c "$$CHECK_SYSTEM" bash
 
-.PHONY: all help serve check test lint format debug asan tsan annotate dist clean distclean
+.PHONY: all help serve bench plot check test lint format debug asan tsan annotate dist clean distclean
 
 all: $(RELEASE) $(PEERS) ## build the environment, the extensions in place, the C peers (default)
 
@@ -68,6 +68,14 @@ help: ## list the targets
 
 serve: $(RELEASE) ## run the server on 127.0.0.1:12345; ARGS="..." are its options
 	@$(PY) -m kecho $(ARGS)
+
+bench: $(RELEASE) ## measure a server of its own: bench.json, bench.txt; ARGS="..." are its options
+	@$(PY) -m kecho.bench --spawn --json bench.json --txt bench.txt $(ARGS)
+
+plot: .venv/.plot ## draw bench.png from bench.json
+	@[ -e bench.json ] || { echo 'there is no bench.json yet: make bench' >&2; exit 1; }
+	@$(PY) -m kecho.bench plot bench.json -o bench.png
+	@echo bench.png
 
 check: all .venv/.dev ## run every test
 	@$(PY) -m pytest
@@ -118,7 +126,7 @@ dist: .venv/.dev ## make dist/: an sdist and the wheel built from it
 clean: ## remove what was built, but not .venv
 	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find kecho tests benchmarks -name __pycache__ -exec rm -rf {} +
-	rm -f kecho/*.so
+	rm -f kecho/*.so bench.json bench.txt bench.png
 
 distclean: clean ## remove .venv as well
 	rm -rf .venv
@@ -134,6 +142,10 @@ $(VENV):
 
 .venv/.dev: .venv/.build
 	@$(call requirements,project optional-dependencies dev) | $(PIP) install -r /dev/stdin
+	@touch $@
+
+.venv/.plot: .venv/.build
+	@$(call requirements,project optional-dependencies plot) | $(PIP) install -r /dev/stdin
 	@touch $@
 
 # The .pth file lets `python -m kecho` and pytest find kecho from any directory.

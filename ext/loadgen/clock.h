@@ -1,0 +1,29 @@
+/* Time in ns: clock_gettime(2). */
+#ifndef KECHO_LOADGEN_CLOCK_H
+#define KECHO_LOADGEN_CLOCK_H
+
+#include <stdint.h>
+#include <time.h>
+
+#define SECOND_NS UINT64_C(1000000000)
+#define MS UINT64_C(1000000)
+
+static inline uint64_t clock_read_ns(clockid_t clock) {
+    struct timespec now;
+    clock_gettime(clock, &now);
+    return (uint64_t)now.tv_sec * SECOND_NS + (uint64_t)now.tv_nsec;
+}
+
+static inline uint64_t now_ns(void) {
+    return clock_read_ns(CLOCK_MONOTONIC);
+}
+
+static inline uint64_t thread_cpu_ns(void) {
+    return clock_read_ns(CLOCK_THREAD_CPUTIME_ID);
+}
+
+static inline struct timespec timespec_of(uint64_t ns) {
+    return (struct timespec){.tv_sec = (time_t)(ns / SECOND_NS), .tv_nsec = (long)(ns % SECOND_NS)};
+}
+
+#endif

@@ -1,0 +1,190 @@
+#include "loop.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "traffic.h"
+
+enum { EVENTS = 256 };
+#define RETRY_NS (10 * MS)
+
+/* ---- after a turn ---------------------------------------------------------------------------- */
+
+static void keep_end(struct client *client, const struct connection *connection) {
+    union address end;
+    socklen_t size = sizeof end;
+    uint64_t written = client->ends_written;
+    if (written - atomic_u64_load_acquire(&client->ends_read) == MOST_ENDS ||
+        getsockname(connection->fd, &end.any, &size) < 0)
+        return;
+    struct local_end *kept = &client->ends[written % MOST_ENDS];
+    memset(kept, 0, sizeof *kept);
+    if (end.any.sa_family == AF_INET) {
+        memcpy(kept->address, &end.v4.sin_addr, 4);
+        memcpy(kept->port, &end.v4.sin_port, 2);
+    } else {
+        memcpy(kept->address, &end.v6.sin6_addr, 16);
+        memcpy(kept->port, &end.v6.sin6_port, 2);
+    }
+    atomic_u64_store_release(&client->ends_written, written + 1);
+}
+
+void loop_after_turn(struct client *client, struct connection *connection) {
+    enum mode mode = client->settings.mode;
+    if (connection->state == CONNECTION_DONE) {
+        if (client->settings.keep_ends && !client->settings.close_by_reset)
+            keep_end(client, connection);
+        connection_close(connection, client->settings.close_by_reset);
+        connection->state = CONNECTION_CLOSED;
+        count(&client->counters.open_now, (uint64_t)-1);
+    }
+    if (mode != MODE_CONNECT)
+        return;
+    if (connection->state == CONNECTION_CLOSED && !is_stopped(client) &&
+        now_ns() < client->end_ns) {
+        traffic_connect(client, connection);
+    }
+    if (connection->state == CONNECTION_FAILED) {
+        uint64_t now = now_ns();
+        if (now < client->end_ns && !is_stopped(client)) {
+            connection->state = CONNECTION_RETRY;
+            connection->began_ns = 0; /* another connect, not the same one again */
+            connection->moved_ns = now + RETRY_NS;
+            client->connecting++;
+        }
+    }
+}
+
+static void handle_event(struct client *client, const struct epoll_event *event) {
+    struct connection *connection = event->data.ptr;
+    if (connection->state == CONNECTION_CONNECTING) {
+        if ((event->events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) == 0)
+            return;
+        traffic_finish_connect(client, connection);
+    }
+    if (connection->state == CONNECTION_OPEN) {
+        bool more = false;
+        bool to_end = (event->events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;
+        if (to_end || (event->events & EPOLLIN) != 0)
+            more = traffic_receive(client, connection, to_end);
+        if ((event->events & EPOLLOUT) != 0)
+            connection->wants_room = false;
+        if (connection->state == CONNECTION_OPEN) {
+            more |= traffic_send(client, connection);
+            if (more && connection->state == CONNECTION_OPEN)
+                traffic_push_ready(client, connection);
+        }
+    }
+    loop_after_turn(client, connection);
+}
+
+/* A turn for each connection that had more to do. */
+static void serve_ready(struct client *client) {
+    for (uint32_t turns = client->ready_count; turns > 0; turns--) {
+        struct connection *connection = &client->connections[client->ready[client->ready_first]];
+        client->ready_first = (client->ready_first + 1) % client->settings.connection_count;
+        client->ready_count--;
+        connection->is_ready = false;
+        if (connection->state != CONNECTION_OPEN)
+            continue;
+        /* Not knowing why it stopped, read until the kernel says that there is no more. */
+        bool more = traffic_receive(client, connection, true);
+        if (connection->state == CONNECTION_OPEN) {
+            more |= traffic_send(client, connection);
+            if (more && connection->state == CONNECTION_OPEN)
+                traffic_push_ready(client, connection);
+        }
+        loop_after_turn(client, connection);
+    }
+}
+
+static bool is_waiting_for_reply(const struct connection *connection) {
+    return connection->replied < connection->sent || connection->sent_bytes > 0;
+}
+
+static void tick_connecting(struct client *client, struct connection *connection, uint64_t now,
+                            uint64_t timeout_ns) {
+    bool is_retry = connection->state == CONNECTION_RETRY;
+    if (is_retry && connection->began_ns == 0 && (now >= client->end_ns || is_stopped(client))) {
+        connection->state = CONNECTION_FAILED;
+        client->connecting--;
+        return;
+    }
+    if (is_retry && now >= connection->moved_ns) {
+        if (connection->began_ns == 0)
+            connection->began_ns = now;
+        traffic_try_connect(client, connection);
+    } else if (is_retry && connection->moved_ns < client->tick_ns) {
+        client->tick_ns = connection->moved_ns;
+    }
+    if (connection->state == CONNECTION_CONNECTING || connection->state == CONNECTION_RETRY) {
+        uint64_t began_ns = connection->began_ns;
+        if (began_ns != 0 && now > began_ns && now - began_ns > timeout_ns)
+            traffic_fail(client, connection, ERROR_CONNECT_TIMEOUT, 0);
+    }
+    loop_after_turn(client, connection);
+}
+
+/* Ends what has waited too long, tries again what was to be tried again. */
+static void tick(struct client *client, uint64_t now) {
+    uint64_t timeout_ns = client->settings.timeout_ns;
+    if (is_stopped(client) && timeout_ns > STOP_NS)
+        timeout_ns = STOP_NS;
+    client->tick_ns = now + TICK_NS;
+    for (uint32_t i = 0; i < client->settings.connection_count; i++) {
+        struct connection *connection = &client->connections[i];
+        if (connection->state == CONNECTION_CONNECTING || connection->state == CONNECTION_RETRY)
+            tick_connecting(client, connection, now, timeout_ns);
+        else if (connection->state == CONNECTION_OPEN && is_waiting_for_reply(connection) &&
+                 now > connection->moved_ns && now - connection->moved_ns > timeout_ns) {
+            traffic_fail(client, connection, traffic_kind_of_ending(connection, ERROR_TIMEOUT), 0);
+            loop_after_turn(client, connection);
+        }
+    }
+}
+
+/* ---- the loop -------------------------------------------------------------------------------- */
+
+/* Waits for events, at most until `until_ns`. Their number, 0 after an interruption, or -errno. */
+static int wait_for_events(struct client *client, struct epoll_event *events, uint64_t until_ns) {
+    uint64_t now = now_ns();
+    uint64_t wait_ns =
+        client->settings.spin || client->ready_count > 0 || until_ns <= now ? 0 : until_ns - now;
+    int found = -1;
+    errno = ENOSYS;
+    if (wait_ns > 0 && !client->no_pwait2) {
+        struct timespec timeout = timespec_of(wait_ns);
+        found = (int)syscall(SYS_epoll_pwait2, client->epoll_fd, events, EVENTS, &timeout, NULL,
+                             (size_t)0);
+        if (found < 0 && errno == EPERM) /* a seccomp filter that does not know it */
+            errno = ENOSYS;
+        client->no_pwait2 = found < 0 && errno == ENOSYS;
+    }
+    /* Rounded down: the last millisecond is polled away, so that no message is late. */
+    if (found < 0 && errno == ENOSYS)
+        found = epoll_wait(client->epoll_fd, events, EVENTS, (int)(wait_ns / MS));
+    if (found < 0)
+        return errno == EINTR ? 0 : -errno;
+    if (found == 0 && client->settings.spin && !client->opening)
+        count(&client->counters.waited_ns, now_ns() - now);
+    return found;
+}
+
+int loop_look(struct client *client, uint64_t until_ns) {
+    struct epoll_event events[EVENTS];
+    int found =
+        wait_for_events(client, events, until_ns < client->tick_ns ? until_ns : client->tick_ns);
+    if (found < 0)
+        return found;
+    for (int i = 0; i < found; i++)
+        handle_event(client, &events[i]);
+    if (client->ready_count > 0)
+        serve_ready(client);
+    uint64_t now = now_ns();
+    if (now >= client->tick_ns)
+        tick(client, now);
+    return 0;
+}

@@ -1,0 +1,109 @@
+#include "payload.h"
+
+#include <endian.h>
+#include <string.h>
+
+enum { WORD = 8 };
+
+/* Odd constants with well spread bits: multiplication by them loses nothing. */
+#define SPREAD_SEQUENCE UINT64_C(0x9E3779B97F4A7C15)
+#define SPREAD_CONNECTION UINT64_C(0xC2B2AE3D27D4EB4F)
+#define SPREAD_WORD UINT64_C(0xD6E8FEB86659FD93)
+
+/* What all words of a message have in common. */
+struct pattern {
+    uint64_t first, second, base;
+};
+
+static inline struct pattern pattern_of(const struct message *message) {
+    struct pattern pattern;
+    uint64_t origin = (uint64_t)message->seed << 32 | message->connection;
+    pattern.base = message->sequence * SPREAD_SEQUENCE ^ origin * SPREAD_CONNECTION;
+    if (message->length >= PAYLOAD_HEADER_BYTES) {
+        pattern.first = message->sequence;
+        pattern.second = origin;
+    } else {
+        pattern.first = message->sequence + origin * SPREAD_CONNECTION;
+        pattern.second = pattern.base;
+    }
+    return pattern;
+}
+
+static inline uint64_t word_at(const struct pattern *pattern, uint32_t index) {
+    uint64_t word = index == 0   ? pattern->first
+                    : index == 1 ? pattern->second
+                                 : (pattern->base + index) * SPREAD_WORD;
+    return htole64(word);
+}
+
+static inline uint32_t smaller(uint32_t a, uint32_t b) {
+    return a < b ? a : b;
+}
+
+void payload_fill(uint8_t *out, const struct message *message, uint32_t offset, uint32_t size) {
+    struct pattern pattern = pattern_of(message);
+    uint32_t index = offset / WORD, skip = offset % WORD;
+    while (size > 0) {
+        uint64_t word = word_at(&pattern, index++);
+        uint32_t take = smaller(WORD - skip, size);
+        if (take == WORD)
+            memcpy(out, &word, WORD);
+        else
+            memcpy(out, (uint8_t *)&word + skip, take);
+        out += take;
+        size -= take;
+        skip = 0;
+    }
+}
+
+bool payload_matches(const uint8_t *bytes, const struct message *message, uint32_t offset,
+                     uint32_t size) {
+    struct pattern pattern = pattern_of(message);
+    uint32_t index = offset / WORD, skip = offset % WORD;
+    uint64_t difference = 0;
+    while (size > 0) {
+        uint64_t word = word_at(&pattern, index++), found = 0;
+        uint32_t take = smaller(WORD - skip, size);
+        if (take == WORD) {
+            memcpy(&found, bytes, WORD);
+            difference |= found ^ word;
+        } else {
+            difference |= (uint64_t)(memcmp(bytes, (uint8_t *)&word + skip, take) != 0);
+        }
+        bytes += take;
+        size -= take;
+        skip = 0;
+    }
+    return difference == 0;
+}
+
+uint8_t payload_byte(const struct message *message, uint32_t offset) {
+    uint8_t byte;
+    payload_fill(&byte, message, offset, 1);
+    return byte;
+}
+
+enum payload_fault payload_classify(const uint8_t *bytes, const struct message *message,
+                                    uint32_t offset, uint32_t size, uint32_t *wrong_at) {
+    uint32_t at = 0;
+    while (at < size && bytes[at] == payload_byte(message, offset + at))
+        at++;
+    *wrong_at = at;
+    if (at == size)
+        return PAYLOAD_RIGHT;
+    if (offset != 0 || size < PAYLOAD_HEADER_BYTES)
+        return PAYLOAD_CORRUPT;
+
+    /* The header may name another message; it is believed if all bytes are that message's. */
+    struct message other = *message;
+    uint64_t origin;
+    memcpy(&other.sequence, bytes, WORD);
+    memcpy(&origin, bytes + WORD, WORD);
+    other.sequence = le64toh(other.sequence);
+    other.connection = (uint32_t)le64toh(origin);
+    if (!payload_matches(bytes, &other, 0, size))
+        return PAYLOAD_CORRUPT;
+    if (other.connection != message->connection)
+        return PAYLOAD_FOREIGN;
+    return other.sequence < message->sequence ? PAYLOAD_REPEATED : PAYLOAD_REORDERED;
+}

@@ -1,0 +1,7 @@
+"""python -m kecho.bench"""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

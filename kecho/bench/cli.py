@@ -1,0 +1,510 @@
+"""python -m kecho.bench: the benchmark as a command.
+
+The table goes to stdout, everything else that is said to stderr. Exit status: 0 measured; 1
+errors, nothing to measure, or nothing could be measured; 2 wrong usage; 3 a --fail-if of compare
+came true; 130 interrupted, with the partial result printed and saved.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import fields, replace
+from typing import Any
+
+from .. import command
+from .._version import __version__
+from ..errors import OptionError, TuningError
+from ..options import Option, flag, integer, option_of, switch
+from ..tuned import restore_leftover
+from . import compare, condition, preflight, report
+from .preflight import tuning_for
+from .result import Result, dump, load
+from .runner import Progress, run
+from .search import Found, find_rate
+from .spawn import SpawnError, spawned_server
+from .target import TargetError
+from .workload import Workload
+
+__all__ = ["main"]
+
+PROGRAM = "kecho.bench"
+_INTERRUPTED = 130
+_FIRST_RATE = 1000.0  # that --find-rate begins with
+_EXIT_CONDITION = 3
+_WORKLOAD_OPTIONS = {one.name: option_of(one) for one in fields(Workload)}
+_DEFAULTS = {one.name: one.default for one in fields(Workload)}
+
+
+def _parse_sweep(text: str) -> tuple[int, ...]:
+    counts = tuple(_WORKLOAD_OPTIONS["connections"].parse(part) for part in text.split(","))
+    for count in counts:
+        _WORKLOAD_OPTIONS["connections"].check(count)
+    return counts
+
+
+def _parse_rates(text: str) -> tuple[float, ...]:
+    spec = _WORKLOAD_OPTIONS["rate"]
+    return tuple(spec.check(spec.parse(part)) for part in text.split(","))
+
+
+def _parse_limit(text: str) -> condition.Condition:
+    limit = condition.parse(text)
+    if limit.relative or limit.metric in ("rate", "errors"):
+        raise ValueError(f"{text!r} is no limit of a latency, such as p99<1ms")
+    return limit
+
+
+def _identity(value: Any) -> Any:
+    return value
+
+
+def _file(help: str) -> Option:
+    return Option(help, str, str, "FILE")
+
+
+_RUN_OPTIONS = {
+    "repeat": integer("how often to run it; the figures are of all runs together", 1, 10_000),
+    "sweep": Option(
+        "run it for each of these numbers of connections: 1,10,100,1000", _parse_sweep, tuple, "N,N"
+    ),
+    "rate_sweep": Option(
+        "open: run it at each of these rates: 1000,2000,5000", _parse_rates, tuple, "N,N"
+    ),
+    "find_rate": Option(
+        "open: find the highest rate at which a limit such as 'p99<1ms' still holds; each step is "
+        "a run of --duration",
+        _parse_limit,
+        _identity,
+        "LIMIT",
+    ),
+    "spawn": Option(
+        "start a kecho server for the run, with OPTIONS such as '--dispatch percpu'",
+        str,
+        str,
+        "OPTIONS",
+        value_if_bare="",
+    ),
+    "tune": switch(
+        "root: raise somaxconn, tcp_max_syn_backlog, the port range and the descriptor limit as "
+        "this run needs them, and put them back afterwards"
+    ),
+    "server_pid": integer("the server's process, for the verdict", 1, 1 << 22, "PID"),
+    "json": _file("write the result as JSON, - is stdout (and then the table goes to stderr)"),
+    "csv": _file("write a line for each latency"),
+    "hgrm": _file("write the percentile distribution, for HdrHistogram's plotter"),
+    "hlog": _file("write an HdrHistogram log, V2"),
+    "txt": _file("burst: write connection number and mean response time in µs, a line each"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    return command.run(PROGRAM, _main, arguments)
+
+
+def _main(arguments: Sequence[str]) -> int:
+    if arguments and arguments[0] in _COMMANDS:
+        return _COMMANDS[arguments[0]](arguments[1:])
+    flags = vars(_parser().parse_args(arguments))
+    if flags.pop("restore"):
+        return _restore()
+    try:
+        values = {name: _parse(name, text) for name, text in flags.items()}
+        extra = {name: values.pop(name, None) for name in _RUN_OPTIONS}
+        if extra["spawn"] is not None and values.keys() & {"host", "port", "uds"}:
+            raise OptionError("spawn", "starts a server of its own: no --host, --port or --uds")
+        workloads = _workloads(values, extra)
+        if extra["txt"] and workloads[0].mode != "burst":
+            raise OptionError("txt", "is for mode burst, which has times by connection")
+    except OptionError as error:
+        command.say_error(PROGRAM, f"{flag(error.option)}: {error.reason}")
+        return command.EXIT_USAGE
+    try:
+        return _measure(workloads, extra)
+    except OptionError as error:
+        command.say_error(PROGRAM, f"{flag(error.option)}: {error.reason}")
+    except (TargetError, SpawnError) as error:
+        command.say_error(PROGRAM, str(error))
+    return command.EXIT_FAILED
+
+
+def _parser() -> command.Parser:
+    parser = command.Parser(
+        prog=PROGRAM,
+        description="Measures an echo server: any at --host and --port.",
+        epilog="What --json wrote: `plot RESULT... -o FILE.png` draws it, `report RESULT... -o "
+        "FILE.html` makes a page of it, `compare A B` puts two side by side; each has its --help.",
+    )
+    command.add_options(parser, _WORKLOAD_OPTIONS, _DEFAULTS)
+    command.add_options(parser, _RUN_OPTIONS, {"repeat": 1})
+    parser.add_argument(
+        "--restore",
+        action="store_true",
+        default=False,
+        help="put back what a --tune that was killed has left behind, and exit",
+    )
+    parser.add_argument("--version", action="version", version=f"kecho {__version__}")
+    return parser
+
+
+def _parse(name: str, text: str) -> Any:
+    spec = _WORKLOAD_OPTIONS.get(name) or _RUN_OPTIONS[name]
+    try:
+        return spec.check(spec.parse(text))
+    except ValueError as error:
+        raise OptionError(name, str(error)) from None
+
+
+def _workloads(values: dict[str, Any], extra: dict[str, Any]) -> list[Workload]:
+    """One, or one for each step of a sweep."""
+    sweeps = [name for name in ("sweep", "rate_sweep", "find_rate") if extra[name] is not None]
+    if len(sweeps) > 1:
+        raise OptionError(sweeps[1], f"cannot be together with {flag(sweeps[0])}")
+    if extra["sweep"] is not None:
+        if "connections" in values:
+            raise OptionError("sweep", "says how many connections, and so does --connections")
+        return [Workload(**values, connections=count) for count in extra["sweep"]]
+    if sweeps and values.setdefault("mode", "open") != "open":
+        raise OptionError(sweeps[0], f"is for mode open, not {values['mode']}")
+    if extra["rate_sweep"] is not None:
+        if "rate" in values:
+            raise OptionError("rate_sweep", "says at which rates, and so does --rate")
+        return [Workload(**values, rate=rate) for rate in extra["rate_sweep"]]
+    if extra["find_rate"] is not None:
+        values.setdefault("rate", _FIRST_RATE)
+    return [Workload(**values)]
+
+
+# ---- runs ---------------------------------------------------------------------------------------
+
+
+def _measure(workloads: list[Workload], extra: dict[str, Any]) -> int:
+    largest = max(workloads, key=lambda workload: workload.total_connections)
+    results: list[Result] = []
+    found: Found | None = None
+    failure: OSError | None = None
+    status = 0
+    server_pid = extra["server_pid"]
+    with ExitStack() as stack:
+        if extra["tune"]:
+            stack.enter_context(_tuned(largest))
+        else:
+            _restore_quietly()
+        _advise(largest, spawns=extra["spawn"] is not None)
+        if extra["spawn"] is not None:
+            try:
+                server = stack.enter_context(
+                    spawned_server(extra["spawn"], largest.total_connections)
+                )
+            except ValueError as error:
+                raise OptionError("spawn", str(error)) from None
+            server_pid = server.pid
+            workloads = [
+                replace(one, uds=server.uds)
+                if server.uds
+                else replace(one, host=server.host, port=server.port)
+                for one in workloads
+            ]
+        show = stack.enter_context(_progress())
+
+        def measure(workload: Workload) -> Result:
+            """All repeats; what there is when one fails or is interrupted is kept in `results`."""
+            repeats: list[Result] = []
+            try:
+                for _ in range(extra["repeat"] or 1):
+                    repeats.append(run(workload, server_pid=server_pid, on_progress=show))
+                    if _was_interrupted(repeats[-1]):
+                        break
+            finally:
+                if repeats:
+                    results.append(repeats[0] if len(repeats) == 1 else Result.merge(repeats))
+            return results[-1]
+
+        try:
+            if extra["find_rate"] is not None:
+                workload = workloads[0]
+                found = find_rate(
+                    lambda rate: measure(replace(workload, rate=rate)),
+                    extra["find_rate"],
+                    workload.rate or _FIRST_RATE,
+                )
+            else:
+                for workload in workloads:
+                    if _was_interrupted(measure(workload)):
+                        break
+        except KeyboardInterrupt:
+            status = _INTERRUPTED
+        except OSError as error:
+            failure = error
+            status = command.EXIT_FAILED
+    return max(status, _tell(results, found, extra, failure))
+
+
+def _tell(
+    results: list[Result], found: Found | None, extra: dict[str, Any], failure: OSError | None
+) -> int:
+    """Prints and saves what there is; returns the exit status that it stands for."""
+    status = 0
+    table = sys.stderr if extra["json"] == "-" else sys.stdout
+    print("\n".join(report.text(result) for result in results), end="", file=table)
+    if found is not None:
+        print(f"\n{found.text()}", end="", file=table)
+    if results and not _save(results, found, extra):
+        status = command.EXIT_FAILED
+    if failure is not None:
+        command.say_error(PROGRAM, failure.strerror or str(failure))
+    if any(_was_interrupted(result) for result in results):
+        return _INTERRUPTED
+    # Of a search, the rates that were too high are expected to fail.
+    failed = found.rate is None if found else any(one.error_count or one.partial for one in results)
+    return command.EXIT_FAILED if failed else status
+
+
+def _was_interrupted(result: Result) -> bool:
+    last = result.repeats[-1] if result.repeats else result
+    return bool(last.observed.get("interrupted"))
+
+
+def _advise(workload: Workload, *, spawns: bool) -> None:
+    """What would spoil the run, before it starts, with the command that helps."""
+    local = spawns or workload.host in ("127.0.0.1", "localhost", "::1")
+    for problem in preflight.problems(workload, is_local=local):
+        if problem.fatal:
+            raise OptionError("connections", str(problem))
+        _warn(f"{problem} (or --tune, which puts it back)")
+
+
+def _warn(text: str) -> None:
+    print(f"{PROGRAM}: warning: {text}", file=sys.stderr)
+
+
+def _restore() -> int:
+    """Puts back what a killed --tune has left behind."""
+    restored = restore_leftover()
+    for one in restored:
+        print(one)
+    if not restored:
+        print("nothing was left behind")
+    return command.EXIT_FAILED if any(one.outcome == "failed" for one in restored) else 0
+
+
+def _restore_quietly() -> None:
+    try:
+        for one in restore_leftover():
+            _warn(f"left behind by a run that was killed: {one}")
+    except TuningError as error:
+        _warn(str(error))
+
+
+@contextmanager
+def _tuned(workload: Workload) -> Iterator[None]:
+    tuned = tuning_for(workload)
+    try:
+        with tuned:
+            for leftover in tuned.leftover:
+                _warn(f"left behind by a run that was killed: {leftover}")
+            for name, change in tuned.changes.items():
+                print(f"{PROGRAM}: {name}: {change.old} -> {change.new}", file=sys.stderr)
+            yield
+    finally:
+        for note in tuned.notes:
+            _warn(note)
+        for one in tuned.restored:
+            if one.outcome != "untouched":
+                print(f"{PROGRAM}: {one}", file=sys.stderr)
+
+
+def _save(results: list[Result], found: Found | None, extra: dict[str, Any]) -> bool:
+    """Every file that was asked for, whole or not at all; says what went wrong. True: nothing."""
+    writers: dict[str, Callable[[], str]] = {
+        "json": lambda: dump(results, found.to_dict() if found else None) + "\n",
+        "csv": lambda: report.to_csv(results),
+        "hgrm": lambda: report.to_hgrm(results[-1]),
+        "hlog": lambda: report.to_hlog(results),
+        "txt": lambda: report.to_txt(results[-1]),
+    }
+    saved = True
+    for name, make in writers.items():
+        path = extra[name]
+        if not path:
+            continue
+        try:
+            content = make()
+            if path == "-":
+                sys.stdout.write(content)
+            else:
+                _write_whole(path, content)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            command.say_error(PROGRAM, f"{flag(name)} {path}: {reason}")
+            saved = False
+    return saved
+
+
+def _write_whole(path: str, content: str) -> None:
+    if os.path.exists(path) and not os.path.isfile(path):  # /dev/stderr, a pipe
+        with open(path, "w") as out:
+            out.write(content)
+        return
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "w") as out:
+            out.write(content)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _progress() -> Any:
+    """A context that gives a callback for run(); one that does nothing off a terminal."""
+    from contextlib import nullcontext
+
+    if sys.stderr is None or not sys.stderr.isatty():
+        return nullcontext()
+    try:
+        import rich.progress
+    except ImportError:
+        return nullcontext()
+    return _RichProgress(rich.progress)
+
+
+class _RichProgress:
+    """A bar with the current rate and p99, for a run that lasts."""
+
+    def __init__(self, library: Any) -> None:
+        from rich.console import Console
+
+        self._bar = library.Progress(
+            library.TextColumn("{task.description}"),
+            library.BarColumn(),
+            library.TextColumn("{task.fields[figures]}"),
+            library.TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=1.0, figures="")
+
+    def __enter__(self) -> Callable[[Progress], None]:
+        self._bar.start()
+        return self._show
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def _show(self, now: Progress) -> None:
+        parts = [f"{now.connections:,} open", f"{now.echoes:,} echoes"]
+        if now.rate_per_s is not None:
+            parts.append(f"{now.rate_per_s:,.0f}/s")
+        if now.p99_ns is not None:
+            parts.append(f"p99 {report.duration_text(now.p99_ns)}")
+        if now.errors:
+            parts.append(f"{now.errors:,} errors")
+        self._bar.update(
+            self._task, completed=now.done, description=now.phase, figures=", ".join(parts)
+        )
+
+
+# ---- what is made of results --------------------------------------------------------------------
+
+
+def _load_all(paths: Sequence[str]) -> list[Result]:
+    """Raises ValueError that names the file."""
+    results: list[Result] = []
+    for path in paths:
+        try:
+            with open(path) as file:
+                results += load(file.read())
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ValueError(f"{path}: {reason}") from None
+    return results
+
+
+def _draw(arguments: Sequence[str], name: str, suffixes: tuple[str, ...], help: str) -> int:
+    parser = command.Parser(prog=f"{PROGRAM} {name}", description=help)
+    parser.add_argument("results", nargs="+", metavar="RESULT", help="a file that --json wrote")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help=f"FILE{' or FILE'.join(suffixes)}"
+    )
+    chosen = parser.parse_args(arguments)
+    if not chosen.output.endswith(suffixes):
+        parser.error(f"--output: {chosen.output!r} does not end in {' or '.join(suffixes)}")
+    try:
+        results = _load_all(chosen.results)
+        if name == "plot":
+            from .plot import plot
+
+            plot(results, chosen.output)
+        else:
+            from .page import to_html
+
+            content = to_html(results)
+            with open(chosen.output, "w") as out:
+                out.write(content)
+    except ImportError:
+        command.say_error(PROGRAM, "pictures need matplotlib: pip install 'kecho[plot]'")
+        return command.EXIT_FAILED
+    except ValueError as error:
+        command.say_error(PROGRAM, str(error))
+        return command.EXIT_FAILED
+    return 0
+
+
+def _plot(arguments: Sequence[str]) -> int:
+    return _draw(
+        arguments, "plot", (".png", ".svg"), "Draws results that --json wrote, as PNG or SVG."
+    )
+
+
+def _report(arguments: Sequence[str]) -> int:
+    return _draw(
+        arguments,
+        "report",
+        (".html",),
+        "Makes one self-contained page of results that --json wrote.",
+    )
+
+
+def _compare(arguments: Sequence[str]) -> int:
+    parser = command.Parser(
+        prog=f"{PROGRAM} compare",
+        description="Puts two results that --json wrote side by side: B / A, with bootstrap "
+        "confidence intervals over the repeats of each (--repeat).",
+        epilog="Exit status 3: a --fail-if came true.",
+    )
+    parser.add_argument("first", metavar="A", help="a file that --json wrote")
+    parser.add_argument("second", metavar="B", help="another one")
+    parser.add_argument(
+        "--fail-if",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help="of B, such as p99>5ms, or beside A, such as rate<0.95x; may be given again",
+    )
+    chosen = parser.parse_args(arguments)
+    try:
+        conditions = [condition.parse(text) for text in chosen.fail_if]
+    except ValueError as error:
+        parser.error(f"--fail-if: {error}")
+    try:
+        pair = [_load_all([path]) for path in (chosen.first, chosen.second)]
+        for path, results in zip((chosen.first, chosen.second), pair, strict=True):
+            if len(results) != 1:
+                raise ValueError(f"{path}: a sweep of {len(results)} results, not one")
+        (first,), (second,) = pair
+        print(compare.text(first, second), end="")
+        failed = compare.failed_conditions(conditions, first, second)
+    except ValueError as error:
+        command.say_error(PROGRAM, str(error))
+        return command.EXIT_FAILED
+    for one in failed:
+        print(f"{PROGRAM}: failed: {one.text}", file=sys.stderr)
+    return _EXIT_CONDITION if failed else 0
+
+
+_COMMANDS = {"plot": _plot, "report": _report, "compare": _compare}

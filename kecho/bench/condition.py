@@ -1,0 +1,75 @@
+"""Limits in words, such as ``p99<1ms`` or ``rate<0.95x``: what they mean, and whether they hold."""
+
+from __future__ import annotations
+
+import operator
+import re
+from dataclasses import dataclass
+
+from .result import Result
+
+__all__ = ["METRICS", "Condition", "metric_of", "parse"]
+
+METRICS = ("rate", "mean", "p50", "p90", "p99", "p99.9", "p99.99", "max", "errors")
+_OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+_NS = {"ns": 1.0, "us": 1e3, "µs": 1e3, "ms": 1e6, "s": 1e9}
+_PATTERN = re.compile(
+    r"\s*(?P<metric>[a-z][a-z0-9.]*)\s*(?P<operator><=|>=|<|>)\s*"
+    r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>ns|us|µs|ms|s|/s|x|)\s*",
+    re.ASCII,
+)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """metric: of METRICS; times in ns, the rate in echoes/s. relative: times the baseline's."""
+
+    text: str
+    metric: str
+    operator: str
+    value: float
+    relative: bool
+
+    def holds(self, result: Result, baseline: Result | None = None) -> bool:
+        """ValueError if a relative one has no baseline, or a result lacks the metric."""
+        limit = self.value
+        if self.relative:
+            if baseline is None:
+                raise ValueError(f"{self.text!r} needs a result to compare with")
+            limit *= metric_of(baseline, self.metric)
+        return bool(_OPERATORS[self.operator](metric_of(result, self.metric), limit))
+
+
+def parse(text: str) -> Condition:
+    """ValueError, with a reason of one line, if that is no condition."""
+    found = _PATTERN.fullmatch(text)
+    if found is None or found["metric"] not in METRICS:
+        raise ValueError(
+            f"{text!r} is no condition such as p99<1ms, rate<0.95x or errors>0; "
+            f"there are {', '.join(METRICS)}"
+        )
+    metric, unit = found["metric"], found["unit"]
+    value = float(found["number"])
+    if unit != "x":
+        allowed = {"rate": ("", "/s"), "errors": ("",)}.get(metric, tuple(_NS))
+        if unit not in allowed:
+            shown = " or ".join(one or "no unit" for one in (*allowed, "x"))
+            raise ValueError(f"{text!r}: {metric} takes {shown}")
+        value *= _NS.get(unit, 1.0)
+    return Condition(text.strip(), metric, found["operator"], value, unit == "x")
+
+
+def metric_of(result: Result, metric: str) -> float:
+    """Of METRICS; times are of the mode's main latency. ValueError if it has none."""
+    if metric == "rate":
+        return result.rate_per_s
+    if metric == "errors":
+        return float(result.error_count)
+    if result.main_latency is None:
+        raise ValueError(f"a run of mode {result.workload.get('mode')} has no {metric}")
+    histogram = result.latency[result.main_latency]
+    if metric == "mean":
+        return histogram.mean
+    if metric == "max":
+        return float(histogram.max)
+    return float(histogram.percentile(float(metric[1:])))

@@ -1,0 +1,218 @@
+"""The clients of one process: a thread each, begun and ended together."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from .. import _loadgen
+from .target import Target
+from .workload import Workload
+
+__all__ = ["Crew", "Report", "Share", "Snapshot", "shares_of"]
+
+_STOP_S = 5.0  # the native client takes one
+LATENCIES = _loadgen.LATENCIES
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one client thread does of the whole."""
+
+    first_number: int
+    connections: int
+    index: int  # of all client threads of the run
+    total: int
+
+
+@dataclass
+class Snapshot:
+    """What has been counted so far, over some clients."""
+
+    last_reply_ns: int = 0
+    counters: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+    latency: Counter[int] = field(default_factory=Counter)  # of the latency asked for
+
+    def add(self, other: Snapshot) -> None:
+        self.last_reply_ns = max(self.last_reply_ns, other.last_reply_ns)
+        self.counters.update(other.counters)
+        self.errors.update(other.errors)
+        self.latency.update(other.latency)
+
+
+@dataclass
+class Report:
+    """What a crew has measured: histograms as counts by index, counters of each thread."""
+
+    histograms: dict[str, Counter[int]] = field(default_factory=dict)
+    threads: list[dict[str, Any]] = field(default_factory=list)
+    first_errors: list[dict[str, Any]] = field(default_factory=list)
+    rss_bytes: int = 0
+
+    def add(self, other: Report) -> None:
+        for name, counts in other.histograms.items():
+            self.histograms.setdefault(name, Counter()).update(counts)
+        self.threads += other.threads
+        self.first_errors += other.first_errors
+        self.rss_bytes += other.rss_bytes
+
+
+def shares_of(workload: Workload) -> list[list[Share]]:
+    """For each process the shares of its threads: all connections, as even as it goes."""
+    total = workload.total_threads
+    bounds = [workload.total_connections * index // total for index in range(total + 1)]
+    shares = [
+        Share(bounds[index], bounds[index + 1] - bounds[index], index, total)
+        for index in range(total)
+    ]
+    cuts = [total * index // workload.processes for index in range(workload.processes + 1)]
+    return [shares[begin:end] for begin, end in pairwise(cuts)]
+
+
+def _client(workload: Workload, target: Target, share: Share, seed: int) -> _loadgen.Client:
+    family_bytes = len(target.address)
+    sources = [one.packed for one in workload.source_addresses()]
+    if any(len(one) != family_bytes for one in sources):
+        raise ValueError(f"the source addresses are of another family than {target.name}")
+    return _loadgen.Client(
+        mode=_loadgen.MODES.index(workload.mode),
+        family=target.family,
+        address=target.address,
+        port=target.port,
+        scope=target.scope,
+        sources=b"".join(sources),
+        first_number=share.first_number,
+        connections=share.connections,
+        connects_at_once=max(1, workload.connects_at_once // share.total),
+        seed=seed,
+        length=workload.length,
+        depth=workload.deepest,
+        timeout_ns=round(workload.timeout * 1e9),
+        interval_ns=1e9 / workload.rate if workload.rate else 0.0,
+        schedule_first=share.index,
+        schedule_step=share.total,
+        verify=workload.verify,
+        spin=workload.spin,
+        close_by_reset=workload.close == "rst",
+        keep_ends=workload.clear_time_wait,
+    )
+
+
+class Crew:
+    """Starts the same phase on every client at once; one phase at a time."""
+
+    def __init__(self, workload: Workload, target: Target, shares: list[Share], seed: int) -> None:
+        self._clients = [_client(workload, target, share, seed) for share in shares]
+        self._threads: list[threading.Thread] = []
+        self._left = 0  # threads that have not finished the phase
+        self._lock = threading.Lock()
+        self._finished = threading.Event()
+        self._finished.set()
+        self._errors: list[BaseException] = []
+
+    def pids(self) -> list[int]:
+        """Of processes beside this one."""
+        return []
+
+    def begin(self, phase: str, *arguments: int) -> None:
+        """phase: ``open``, ``run`` or ``burst``, with the arguments of the native client's."""
+        self._errors = []
+        self._left = len(self._clients)
+        self._finished.clear()
+        self._threads = [
+            threading.Thread(
+                target=self._work, args=(getattr(client, phase), arguments), daemon=True
+            )
+            for client in self._clients
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _work(self, phase: Callable[..., None], arguments: tuple[int, ...]) -> None:
+        try:
+            phase(*arguments)
+        except BaseException as error:
+            self._errors.append(error)
+        finally:
+            with self._lock:
+                self._left -= 1
+                if not self._left:
+                    self._finished.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Waits for the phase's end, so long at most; True when it has ended. Raises OSError."""
+        # Not Thread.join(): interrupted, Python 3.11's takes a thread that runs for one that ended.
+        if not self._finished.wait(seconds):
+            return False
+        for thread in self._threads:
+            thread.join()
+        self._threads = []
+        if self._errors:
+            raise self._errors[0]
+        return True
+
+    def stop(self) -> None:
+        for client in self._clients:
+            client.stop()
+
+    def close(self) -> None:
+        """Ends the phase there may be, and closes every connection."""
+        self.stop()
+        with suppress(OSError):
+            self.wait(_STOP_S)
+        for client in self._clients:
+            # One that is still busy closes its connections when it is collected.
+            with suppress(RuntimeError):
+                client.close()
+
+    def samples(self) -> bytes:
+        """Of the last burst, in the order of the connections: _loadgen.Client.samples()."""
+        return b"".join(client.samples() for client in self._clients)
+
+    def take_ends(self) -> bytes:
+        """_loadgen.Client.take_ends() of all of them."""
+        return b"".join(client.take_ends() for client in self._clients)
+
+    def snapshot(self, latency: str | None) -> Snapshot:
+        result = Snapshot()
+        for client in self._clients:
+            counters: dict[str, Any] = client.counters()
+            result.errors.update(counters.pop("errors"))
+            result.last_reply_ns = max(result.last_reply_ns, counters.pop("last_reply_ns"))
+            result.counters.update(counters)
+            if latency is not None:
+                result.latency.update(client.histogram(latency))
+        return result
+
+    def report(self) -> Report:
+        histograms: dict[str, Counter[int]] = {}
+        for name in LATENCIES:
+            counts: Counter[int] = Counter()
+            for client in self._clients:
+                counts.update(client.histogram(name))
+            if counts:
+                histograms[name] = counts
+        return Report(
+            histograms,
+            [dict(client.counters()) for client in self._clients],
+            [error for client in self._clients if (error := client.first_error()) is not None],
+            _rss_bytes(),
+        )
+
+
+def _rss_bytes() -> int:
+    """Resident memory of this process, proc_pid_status(5); 0 if it cannot be read."""
+    try:
+        with open("/proc/self/status") as status:
+            for line in status:
+                if line.startswith("VmRSS:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0

@@ -1,0 +1,62 @@
+"""Results as one HTML page that needs nothing else: the picture is inside."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+from collections.abc import Sequence
+
+from . import report
+from .plot import plot
+from .result import Result
+
+__all__ = ["to_html"]
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem }
+pre { background: #f5f5f2; padding: 1rem; overflow-x: auto; font-size: 13px; line-height: 1.4 }
+svg { max-width: 100%; height: auto }
+td { padding: .1rem 1rem .1rem 0; vertical-align: top; overflow-wrap: anywhere }
+.bad { color: #b00020 } .good { color: #1b6e3c }
+"""
+
+
+def to_html(results: Sequence[Result]) -> str:
+    """Raises ImportError without matplotlib."""
+    valid = all(result.verdict.valid for result in results)
+    parts = [
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
+        "<meta name='viewport' content='width=device-width'>",
+        f"<title>kecho.bench: {html.escape(str(results[0].workload['mode']))}</title>",
+        f"<style>{_STYLE}</style></head><body>",
+        f"<h1>kecho.bench: {html.escape(str(results[0].workload['mode']))}</h1>",
+        "<p class='good'>Valid: the run's own checks found nothing wrong.</p>"
+        if valid
+        else "<p class='bad'>Not valid: the reasons are below.</p>",
+        _picture(results),
+        *(f"<pre>{html.escape(report.text(result))}</pre>" for result in results),
+        "<h2>Environment</h2><table>",
+        *(
+            f"<tr><td>{html.escape(name)}</td><td>{html.escape(_shown(value))}</td></tr>"
+            for name, value in results[0].environment.items()
+        ),
+        "</table></body></html>\n",
+    ]
+    return "\n".join(parts)
+
+
+def _picture(results: Sequence[Result]) -> str:
+    buffer = io.BytesIO()
+    try:
+        plot(results, buffer, "svg")
+    except ValueError:
+        return ""
+    text = buffer.getvalue().decode()
+    return text[text.index("<svg") :]  # not the XML prologue
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} = {one}" for name, one in value.items())
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,55 @@
+"""What the limits of this machine say to a workload, before it starts."""
+
+from __future__ import annotations
+
+from .. import tuning
+from ..limits import Limits, Needs, Problem, advice
+from ..tuned import Tuning
+from .workload import Workload
+
+__all__ = ["needs_of", "port_budget", "problems", "tuning_for"]
+
+_SPARE_DESCRIPTORS = 64  # files, pipes, and what was open before
+
+
+def needs_of(workload: Workload, *, is_local: bool, backlog: int | None = None) -> Needs:
+    total = workload.total_connections
+    is_tcp = workload.uds is None
+    at_once = workload.mode == "burst"
+    rounds = workload.rounds if at_once else 1
+    leaves_time_wait = is_tcp and workload.close == "fin" and not workload.clear_time_wait
+    return Needs(
+        # Opened a few at a time, they do not all wait in the server's queues.
+        connections=total if at_once or not is_local else 0,
+        sources=max(1, len(workload.source_addresses())),
+        descriptors=-(-total // workload.processes),
+        descriptors_extra=workload.total_threads + _SPARE_DESCRIPTORS,
+        opened_total=total * rounds if leaves_time_wait else 0,
+        backlog=backlog,
+        local=is_local and is_tcp,
+    )
+
+
+def problems(workload: Workload, *, is_local: bool, backlog: int | None = None) -> list[Problem]:
+    """Those that are fatal first. Raises this process's descriptor limit as far as it may."""
+    tuning.raise_descriptor_limit()
+    found = advice(needs_of(workload, is_local=is_local, backlog=backlog), Limits.read())
+    if workload.uds is None:
+        return found
+    return [one for one in found if one.limit in ("RLIMIT_NOFILE", "fs.file-max")]
+
+
+def port_budget(workload: Workload) -> int:
+    """How many connections may be opened before the first port is free again; 0: any number."""
+    if workload.uds is not None:
+        return 0
+    return Limits.read().ports * max(1, len(workload.source_addresses()))
+
+
+def tuning_for(workload: Workload) -> Tuning:
+    """The settings that this workload wants raised, for as long as it runs."""
+    needs = needs_of(workload, is_local=True)
+    return Tuning(
+        lambda: tuning.wanted_for(workload.total_connections, needs.sources, needs.opened_total),
+        descriptors=needs.descriptors + needs.descriptors_extra,
+    )

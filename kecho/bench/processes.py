@@ -1,0 +1,176 @@
+"""Client processes: each runs a Crew on its share, told what to do through a pipe.
+
+A child ignores the terminal's Ctrl-C, which is for the parent to handle, and ends when its pipe
+does, whatever became of the parent.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+from .. import tuning
+from .crew import Crew, Report, Share, Snapshot
+from .target import Target
+from .workload import Workload
+
+__all__ = ["ProcessCrew"]
+
+_ANSWER_S = 60.0
+_STEP_S = 0.005
+_CHILD = "import sys; sys.path[:] = {path!r}; from kecho.bench.processes import main; main({fd})"
+
+
+class ProcessCrew:
+    """What Crew is, over several processes."""
+
+    def __init__(
+        self, workload: Workload, target: Target, shares: Sequence[list[Share]], seed: int
+    ) -> None:
+        self._children: list[tuple[subprocess.Popen[bytes], Connection]] = []
+        self._busy: set[int] = set()
+        try:
+            for share in shares:
+                self._spawn()
+                self._children[-1][1].send((workload.to_dict(), target, share, seed))
+            for index in range(len(self._children)):
+                self._answer(index)
+        except BaseException:
+            self.close()
+            raise
+
+    def _spawn(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = _CHILD.format(path=sys.path, fd=theirs.fileno())
+            child = subprocess.Popen(
+                [sys.executable, "-c", command],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                process_group=0,
+            )
+        self._children.append((child, Connection(ours.detach())))
+
+    def _answer(self, index: int) -> Any:
+        child, pipe = self._children[index]
+        try:
+            if not pipe.poll(_ANSWER_S):
+                raise OSError(f"client process {child.pid} does not answer")
+            kind, value = pipe.recv()
+        except EOFError:
+            raise OSError(f"client process {child.pid} has ended") from None
+        if kind == "error":
+            raise OSError(f"client process {child.pid}: {value}")
+        if kind == "done":
+            self._busy.discard(index)
+        return value
+
+    def _ask(self, name: str, *arguments: object) -> list[Any]:
+        for _, pipe in self._children:
+            pipe.send((name, arguments))
+        answers = []
+        for index in range(len(self._children)):
+            # The end of a phase may come before the answer.
+            while (answer := self._answer(index)) is None:
+                pass
+            answers.append(answer)
+        return answers
+
+    def pids(self) -> list[int]:
+        return [child.pid for child, _ in self._children]
+
+    def begin(self, phase: str, *arguments: int) -> None:
+        self._busy = set(range(len(self._children)))
+        for _, pipe in self._children:
+            pipe.send(("begin", (phase, *arguments)))
+
+    def wait(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        for index in sorted(self._busy):
+            while index in self._busy and (left := deadline - time.monotonic()) > 0:
+                if self._children[index][1].poll(left):
+                    self._answer(index)
+        return not self._busy
+
+    def stop(self) -> None:
+        for _, pipe in self._children:
+            with suppress(OSError):  # a child that has ended
+                pipe.send(("stop", ()))
+
+    def samples(self) -> bytes:
+        return b"".join(self._ask("samples"))
+
+    def take_ends(self) -> bytes:
+        return b"".join(self._ask("take_ends"))
+
+    def snapshot(self, latency: str | None) -> Snapshot:
+        total = Snapshot()
+        for one in self._ask("snapshot", latency):
+            total.add(one)
+        return total
+
+    def report(self) -> Report:
+        total = Report()
+        for one in self._ask("report"):
+            total.add(one)
+        return total
+
+    def close(self) -> None:
+        """Ends the children: they close their connections."""
+        for _, pipe in self._children:
+            pipe.close()
+        for child, _ in self._children:
+            try:
+                child.wait(_ANSWER_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+        self._children = []
+
+
+def main(fd: int) -> None:
+    """The life of a child."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tuning.raise_descriptor_limit()
+    pipe = Connection(fd)
+    try:
+        options, target, shares, seed = pipe.recv()
+        crew = Crew(
+            Workload(**{**options, "source": tuple(options["source"])}), target, shares, seed
+        )
+        pipe.send(("ready", None))
+        _obey(pipe, crew)
+    except EOFError:
+        pass
+    except Exception as error:
+        with suppress(OSError):
+            pipe.send(("error", str(error) or repr(error)))
+    finally:
+        pipe.close()
+        os._exit(0)  # whatever its threads are doing
+
+
+def _obey(pipe: Connection, crew: Crew) -> None:
+    busy = False
+    while True:
+        if busy and crew.wait(_STEP_S):
+            busy = False
+            pipe.send(("done", None))
+        if not pipe.poll(0 if busy else None):
+            continue
+        name, arguments = pipe.recv()
+        if name == "begin":
+            crew.begin(*arguments)
+            busy = True
+        elif name == "stop":
+            crew.stop()
+        else:
+            pipe.send(("answer", getattr(crew, name)(*arguments)))

@@ -1,0 +1,202 @@
+"""A result as text: a table for a terminal, lines for other tools. Pure functions of a Result."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from .histogram import write_hlog
+from .result import Result
+
+__all__ = ["text", "to_csv", "to_hgrm", "to_hlog", "to_txt"]
+
+_PERCENTILES = (50.0, 90.0, 99.0, 99.9, 99.99)
+_BEYOND = 10
+_LATENCY_NAMES = {
+    "response": "response (due to done)",
+    "service": "service (sent to done)",
+    "connect": "connect",
+    "first_echo": "first echo (sent to done)",
+    "lateness": "lateness (due to sent)",
+}
+_RESPONSE_NAMES = {
+    "burst": "response (from the instant)",
+    "connect": "response (connect to done)",
+}
+
+
+def duration_text(ns: float) -> str:
+    """Three digits and a unit: ``12.3 µs``."""
+    for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
+        if ns >= size:
+            value = ns / size
+            return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
+    return f"{ns:.0f} ns"
+
+
+def size_text(size: float) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size:.0f} B"
+
+
+def text(result: Result) -> str:
+    """The table. A percentile that fewer than ten samples lie beyond is marked with ~."""
+    workload = result.workload
+    lines = [_headline(workload)]
+    lines.append(_outcome(result))
+    if result.latency:
+        lines += ["", *_latency_table(result)]
+    lines += ["", *_errors(result)]
+    if len(result.repeats) > 1:
+        rates = ", ".join(f"{one.rate_per_s:,.0f}" for one in result.repeats)
+        lines.append(f"repeats     {rates} echoes/s")
+    lines += _verdict(result)
+    return "\n".join(lines) + "\n"
+
+
+def _headline(workload: Any) -> str:
+    where = (
+        f"unix {workload['uds']}"
+        if workload["uds"]
+        else f"tcp {workload['host']}:{workload['port']}"
+    )
+    parts = [
+        f"{workload['connections']:,} connections",
+        f"{workload['length']:,} B",
+    ]
+    if workload["mode"] == "burst":
+        parts.append(f"{workload['rounds']} rounds")
+    else:
+        parts.append(f"{workload['duration']:g} s")
+    if workload["rate"]:
+        parts.append(f"{workload['rate']:,.0f} messages/s")
+    if (workload["depth"] or 1) > 1:
+        parts.append(f"depth {workload['depth']}")
+    parts.append(f"{workload['threads']} threads")
+    if workload["processes"] > 1:
+        parts.append(f"{workload['processes']} processes")
+    if workload["spin"]:
+        parts.append("spinning")
+    if not workload["verify"]:
+        parts.append("replies not verified")
+    return f"{workload['mode']}: {where}, " + ", ".join(parts)
+
+
+def _outcome(result: Result) -> str:
+    partial = " (partial)" if result.partial else ""
+    if result.workload["mode"] == "idle":
+        lost = result.observed.get("lost") or 0
+        return (
+            f"held        {result.connections:,} connections for {result.duration_s:.1f} s, opened "
+            f"in {result.observed.get('open_s', 0):.2f} s; {lost:,} lost{partial}"
+        )
+    return (
+        f"echoes      {result.echoes:,} in {result.duration_s:.3f} s: "
+        f"{result.rate_per_s:,.0f}/s, {size_text(result.bytes_per_s)}/s each way{partial}"
+    )
+
+
+def _latency_table(result: Result) -> list[str]:
+    heads = ["", "mean", *(f"p{percent:g}" for percent in _PERCENTILES), "max", "samples"]
+    rows = [heads]
+    for name, histogram in sorted(
+        result.latency.items(), key=lambda item: list(_LATENCY_NAMES).index(item[0])
+    ):
+        title = _LATENCY_NAMES[name]
+        if name == "response":
+            title = _RESPONSE_NAMES.get(result.workload["mode"], title)
+        cells = [title, duration_text(histogram.mean)]
+        for percent in _PERCENTILES:
+            founded = histogram.count * (100 - percent) / 100 >= _BEYOND - 1e-9
+            mark = "" if founded else "~"
+            cells.append(mark + duration_text(histogram.percentile(percent)))
+        rows.append([*cells, duration_text(histogram.max), f"{histogram.count:,}"])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0])]
+            + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _errors(result: Result) -> list[str]:
+    shown = ", ".join(f"{count:,} {kind}" for kind, count in result.errors.items()) or "none"
+    lines = [f"errors      {shown}"]
+    if result.first_error:
+        lines.append(f"first error {result.first_error}")
+    return lines
+
+
+def _verdict(result: Result) -> list[str]:
+    lines = ["verdict     valid" if result.verdict.valid else "verdict     NOT VALID"]
+    lines += [f"  because   {reason}" for reason in result.verdict.reasons]
+    lines += [f"  note      {note}" for note in result.verdict.notes]
+    return lines
+
+
+def to_csv(results: Sequence[Result]) -> str:
+    """A line for each latency of each result; one without latencies has a line, too."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    figures = ["count", "mean", "stddev", "min", *(f"p{p:g}" for p in _PERCENTILES), "max"]
+    writer.writerow(
+        [
+            *("mode", "connections", "length", "rate_wanted_per_s", "duration_s", "echoes"),
+            *("rate_per_s", "bytes_per_s", "errors", "partial", "valid", "latency"),
+            *(f"{name}_ns" if name != "count" else name for name in figures),
+        ]
+    )
+    for result in results:
+        workload = result.workload
+        start = [
+            *(workload["mode"], workload["connections"], workload["length"], workload["rate"]),
+            *(result.duration_s, result.echoes, result.rate_per_s, result.bytes_per_s),
+            *(result.error_count, result.partial, result.verdict.valid),
+        ]
+        if not result.latency:
+            writer.writerow(start)
+        for name, histogram in result.latency.items():
+            summary = histogram.summary()
+            writer.writerow([*start, name, *(summary[figure] for figure in figures)])
+    return out.getvalue()
+
+
+def to_hgrm(result: Result) -> str:
+    """The percentile distribution of the mode's own latency. ValueError if it has none."""
+    if result.main_latency is None:
+        raise ValueError(f"mode {result.workload['mode']} has no latency")
+    return result.latency[result.main_latency].to_hgrm()
+
+
+def to_hlog(results: Sequence[Result]) -> str:
+    """A log with an interval for each latency of each result, the latency as its tag."""
+    started_at = min(result.started_at for result in results)
+    return write_hlog(
+        (
+            (name, result.started_at - started_at, result.duration_s, histogram)
+            for result in results
+            for name, histogram in result.latency.items()
+        ),
+        started_at,
+    )
+
+
+def to_txt(result: Result) -> str:
+    """Connection number and mean response time over the rounds in µs, a line each.
+
+    A connection that never got an echo has no line. ValueError but for a burst.
+    """
+    if not result.rounds:
+        raise ValueError(f"mode {result.workload['mode']} has no times by connection")
+    lines = []
+    for number, times in enumerate(zip(*(one.response_ns for one in result.rounds), strict=True)):
+        answered = [ns for ns in times if ns]
+        if answered:
+            lines.append(f"{number} {sum(answered) / len(answered) / 1000:.3f}")
+    return "\n".join(lines) + "\n"

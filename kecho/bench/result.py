@@ -1,0 +1,312 @@
+"""What a run measured, and how far it is to be trusted; to and from JSON without loss."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from array import array
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from .histogram import Histogram
+
+__all__ = ["SCHEMA", "Interval", "Result", "Round", "Verdict", "dump", "load"]
+
+SCHEMA = "kecho.bench/1"
+_MOST_SAMPLE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """reasons: why the numbers are not what they seem; notes: what to know when reading them."""
+
+    reasons: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def valid(self) -> bool:
+        return not self.reasons
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A stretch of a run: begin and length in s, from the begin of the measurement."""
+
+    start_s: float
+    duration_s: float
+    echoes: int
+    bytes: int
+    latency: Histogram
+
+
+@dataclass(frozen=True)
+class Round:
+    """A burst: for each connection, in their order, ns; 0 where it did not get so far."""
+
+    connect_ns: tuple[int, ...]
+    first_echo_ns: tuple[int, ...]
+    response_ns: tuple[int, ...]
+
+    @classmethod
+    def from_samples(cls, samples: bytes) -> Round:
+        """From uint64 triples in the machine's byte order: _loadgen.Client.samples()."""
+        numbers = array("Q", samples)
+        return cls(tuple(numbers[0::3]), tuple(numbers[1::3]), tuple(numbers[2::3]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One run, or several merged.
+
+    latency: by name; `response` from the moment a message was due to its last byte, `service`
+        from send, `connect`, `first_echo` (send to reply, of a connection's first message),
+        `lateness` (due to send). Which of them there are depends on the mode.
+    connections: established. rate_per_s: echoes a second. bytes_per_s: each way.
+    errors: by kind. first_error: the first one in words.
+    partial: the run ended before its time.
+    """
+
+    workload: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    started_at: float
+    duration_s: float
+    connections: int
+    echoes: int
+    bytes_sent: int
+    bytes_received: int
+    errors: Mapping[str, int] = field(default_factory=dict)
+    first_error: str | None = None
+    partial: bool = False
+    verdict: Verdict = Verdict()
+    latency: Mapping[str, Histogram] = field(default_factory=dict)
+    series: tuple[Interval, ...] = ()
+    rounds: tuple[Round, ...] = ()
+    repeats: tuple[Result, ...] = ()
+    observed: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def rate_per_s(self) -> float:
+        return self.echoes / self.duration_s if self.duration_s > 0 else 0.0
+
+    @property
+    def bytes_per_s(self) -> float:
+        return self.bytes_received / self.duration_s if self.duration_s > 0 else 0.0
+
+    @property
+    def error_count(self) -> int:
+        return sum(self.errors.values())
+
+    @property
+    def main_latency(self) -> str | None:
+        """The latency that this mode is about; None if it has none."""
+        order = ("response", "service", "connect")
+        return next((name for name in order if self.latency.get(name)), None)
+
+    @classmethod
+    def merge(cls, results: Sequence[Result], *, simultaneous: bool = False) -> Result:
+        """Counts added up and histograms merged exactly.
+
+        The runs came one after the other, so that their durations add up, or were simultaneous
+        (several hosts), so that their rates do. ValueError without a result.
+        """
+        if not results:
+            raise ValueError("there is no result to merge")
+        latency: dict[str, Histogram] = {}
+        errors: Counter[str] = Counter()
+        for one in results:
+            errors.update(one.errors)
+            for name, histogram in one.latency.items():
+                latency[name] = latency.get(name, Histogram()) + histogram
+        durations = [one.duration_s for one in results]
+        return replace(
+            results[0],
+            started_at=min(one.started_at for one in results),
+            duration_s=max(durations) if simultaneous else sum(durations),
+            connections=sum(one.connections for one in results),
+            echoes=sum(one.echoes for one in results),
+            bytes_sent=sum(one.bytes_sent for one in results),
+            bytes_received=sum(one.bytes_received for one in results),
+            errors=dict(errors),
+            first_error=next((one.first_error for one in results if one.first_error), None),
+            partial=any(one.partial for one in results),
+            verdict=Verdict(
+                tuple(dict.fromkeys(why for one in results for why in one.verdict.reasons)),
+                tuple(dict.fromkeys(note for one in results for note in one.verdict.notes)),
+            ),
+            latency=latency,
+            series=(),
+            observed=_merge_observed([one.observed for one in results]),
+            rounds=tuple(one for result in results for one in result.rounds),
+            repeats=() if simultaneous else tuple(results),
+        )
+
+    # ---- JSON -----------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "workload": dict(self.workload),
+            "environment": dict(self.environment),
+            "started_at": datetime.fromtimestamp(self.started_at, UTC).isoformat(),
+            "duration_s": self.duration_s,
+            "connections": self.connections,
+            "echoes": self.echoes,
+            "rate_per_s": self.rate_per_s,
+            "bytes_per_s": self.bytes_per_s,
+            "bytes_sent": self.bytes_sent,
+            "bytes_received": self.bytes_received,
+            "errors": dict(self.errors),
+            "first_error": self.first_error,
+            "partial": self.partial,
+            "verdict": {
+                "valid": self.verdict.valid,
+                "reasons": list(self.verdict.reasons),
+                "notes": list(self.verdict.notes),
+            },
+            "latency_ns": {name: one.summary() for name, one in self.latency.items()},
+            "observed": dict(self.observed),
+            "series": [
+                {
+                    "start_s": one.start_s,
+                    "duration_s": one.duration_s,
+                    "echoes": one.echoes,
+                    "bytes": one.bytes,
+                    "hdr": one.latency.encode(),
+                }
+                for one in self.series
+            ],
+            "rounds": [
+                {
+                    "connect_ns": _pack(one.connect_ns),
+                    "first_echo_ns": _pack(one.first_echo_ns),
+                    "response_ns": _pack(one.response_ns),
+                }
+                for one in self.rounds
+                if not self.repeats  # each repeat has its own
+            ],
+            "repeats": [one.to_dict() for one in self.repeats],
+        }
+
+    def to_json(self) -> str:
+        """Schema kecho.bench/1, one line. Sample arrays are base64 of zlib of uint64, LE."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Result:
+        """ValueError, with a reason of one line, for what to_dict() did not make."""
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+            found = data.get("schema") if isinstance(data, dict) else type(data).__name__
+            raise ValueError(f"not a result of schema {SCHEMA}: {found!r}")
+        try:
+            repeats = tuple(cls.from_dict(one) for one in data["repeats"])
+            rounds = tuple(
+                Round(*(_unpack(one[name]) for name in Round.__dataclass_fields__))
+                for one in data["rounds"]
+            )
+            return cls(
+                workload=dict(data["workload"]),
+                environment=dict(data["environment"]),
+                started_at=datetime.fromisoformat(data["started_at"]).timestamp(),
+                duration_s=float(data["duration_s"]),
+                connections=int(data["connections"]),
+                echoes=int(data["echoes"]),
+                bytes_sent=int(data["bytes_sent"]),
+                bytes_received=int(data["bytes_received"]),
+                errors={str(kind): int(count) for kind, count in data["errors"].items()},
+                first_error=data["first_error"],
+                partial=bool(data["partial"]),
+                verdict=Verdict(tuple(data["verdict"]["reasons"]), tuple(data["verdict"]["notes"])),
+                latency={
+                    name: Histogram.from_summary(one) for name, one in data["latency_ns"].items()
+                },
+                observed=dict(data["observed"]),
+                series=tuple(
+                    Interval(
+                        float(one["start_s"]),
+                        float(one["duration_s"]),
+                        int(one["echoes"]),
+                        int(one["bytes"]),
+                        Histogram.decode(one["hdr"]),
+                    )
+                    for one in data["series"]
+                ),
+                rounds=rounds or tuple(one for result in repeats for one in result.rounds),
+                repeats=repeats,
+            )
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(f"a malformed result: {error!r}") from None
+
+    @classmethod
+    def from_json(cls, text: str) -> Result:
+        """ValueError, with a reason of one line, for what to_json() did not make."""
+        return cls.from_dict(json.loads(text))
+
+
+_ADDED_UP = ("client_cpu_s", "server_cpu_s", "unanswered", "open_s", "lost", "time_wait_cleared")
+
+
+def _merge_observed(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Times and counts added up, of the rest the highest."""
+    merged: dict[str, Any] = {}
+    for name in dict.fromkeys(name for one in each for name in one):
+        values = [one[name] for one in each if one.get(name) is not None]
+        if not values:
+            merged[name] = None
+        elif isinstance(values[0], dict):
+            events: Counter[str] = Counter()
+            for one in values:
+                events.update(one)
+            merged[name] = dict(events)
+        else:
+            merged[name] = sum(values) if name in _ADDED_UP else max(values)
+    return merged
+
+
+def _pack(numbers: Sequence[int]) -> str:
+    data = array("Q", numbers)
+    if data.itemsize != 8:
+        raise ValueError("unsigned long long is not 8 bytes")
+    return base64.b64encode(zlib.compress(_little_endian(data).tobytes())).decode()
+
+
+def _unpack(text: str) -> tuple[int, ...]:
+    stream = zlib.decompressobj()
+    try:
+        data = stream.decompress(base64.b64decode(text, validate=True), _MOST_SAMPLE_BYTES)
+    except zlib.error as error:
+        raise ValueError(f"samples cannot be decompressed: {error}") from None
+    return tuple(_little_endian(array("Q", data)))
+
+
+def _little_endian(numbers: array[int]) -> array[int]:
+    """To little-endian, or back; the machine's own order is nearly always that."""
+    import sys
+
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers
+
+
+def dump(results: Sequence[Result], found: Mapping[str, object] | None = None) -> str:
+    """One result as it is; several as ``{"schema": ..., "results": [...]}``.
+
+    found: what a search came to, kept beside its results.
+    """
+    if len(results) == 1 and found is None:
+        return results[0].to_json()
+    document = {"schema": SCHEMA, "results": [one.to_dict() for one in results]}
+    return json.dumps(document if found is None else {**document, "found": found})
+
+
+def load(text: str) -> list[Result]:
+    """What dump() wrote. ValueError, with a reason of one line, for anything else."""
+    data = json.loads(text)
+    if isinstance(data, dict) and data.get("schema") == SCHEMA and "results" in data:
+        if not isinstance(data["results"], list):
+            raise ValueError("a malformed result: 'results' is not a list")
+        return [Result.from_dict(one) for one in data["results"]]
+    return [Result.from_dict(data)]

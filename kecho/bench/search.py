@@ -1,0 +1,114 @@
+"""The highest rate at which a limit still holds, by bisection."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .condition import Condition
+from .result import Result
+
+__all__ = ["Found", "find_rate"]
+
+_HIGHEST_RATE = 1e7
+_LOWEST_RATE = 1.0
+_PRECISION = 1.05  # between the highest rate that held and the lowest that did not
+_ACHIEVED_LEAST = 0.98  # of the rate that was asked for
+_CONFIRMATIONS = 5
+_Z = 1.645  # one-sided 95 %
+
+
+@dataclass(frozen=True)
+class Found:
+    """rate: messages/s, the highest that held, None if none did. too_high: the lowest that did
+    not, None if all did. held of tried: the confirming runs at `rate`; least_share: at least so
+    large a share of such runs hold, with 95 % confidence (Wilson's bound)."""
+
+    condition: Condition
+    rate: float | None
+    too_high: float | None
+    held: int
+    tried: int
+    results: tuple[Result, ...]
+
+    @property
+    def least_share(self) -> float:
+        if not self.tried:
+            return 0.0
+        share, z2 = self.held / self.tried, _Z * _Z
+        middle = share + z2 / (2 * self.tried)
+        spread = _Z * math.sqrt(share * (1 - share) / self.tried + z2 / (4 * self.tried**2))
+        return (middle - spread) / (1 + z2 / self.tried)
+
+    def to_dict(self) -> dict[str, object]:
+        return {
+            "limit": self.condition.text,
+            "rate_per_s": self.rate,
+            "too_high_per_s": self.too_high,
+            "held": self.held,
+            "tried": self.tried,
+            "least_share": self.least_share,
+        }
+
+    def text(self) -> str:
+        if self.rate is None:
+            return f"{self.condition.text} does not hold even at {self.too_high:,.0f} messages/s\n"
+        above = f"not at {self.too_high:,.0f}" if self.too_high else "and no higher rate was tried"
+        return (
+            f"{self.condition.text} holds at {self.rate:,.0f} messages/s, {above}; confirmed in "
+            f"{self.held} of {self.tried} runs (at least {self.least_share:.0%} of runs, with 95 % "
+            "confidence)\n"
+        )
+
+
+def find_rate(run_at: Callable[[float], Result], condition: Condition, first: float) -> Found:
+    """Doubles or halves from `first` until the limit lies between two rates, then bisects.
+
+    run_at: measures at a rate; an interrupted result ends the search with what is known.
+    """
+    results: list[Result] = []
+    ended = False
+
+    def measure(rate: float) -> bool:
+        nonlocal ended
+        result = run_at(rate)
+        results.append(result)
+        ended = ended or bool(result.observed.get("interrupted"))
+        return (
+            not result.errors
+            and result.rate_per_s >= _ACHIEVED_LEAST * rate
+            and result.main_latency is not None
+            and condition.holds(result)
+        )
+
+    def holds(rate: float) -> bool:
+        """At once, or after a hiccup in the two runs that follow."""
+        return measure(rate) or (not ended and measure(rate) and not ended and measure(rate))
+
+    low: float | None = None
+    high: float | None = None
+    rate = first
+    while not ended and (low is None or high is None) and _LOWEST_RATE <= rate <= _HIGHEST_RATE:
+        if holds(rate):
+            low, rate = rate, rate * 2
+        else:
+            high, rate = rate, rate / 2
+    while not ended and low is not None and high is not None and high / low > _PRECISION:
+        middle = math.sqrt(low * high)
+        if holds(middle):
+            low = middle
+        elif not ended:
+            high = middle
+    held = tried = 0
+    while low is not None and not ended:
+        held = tried = 0
+        while tried < _CONFIRMATIONS and held == tried and not ended:
+            held += measure(low)
+            tried += 1
+        if held == tried:
+            break
+        # A rate that held by luck: the next lower one has to prove itself.
+        high = low
+        low = low / _PRECISION if low > _LOWEST_RATE else None
+    return Found(condition, low, high, held, tried, tuple(results))

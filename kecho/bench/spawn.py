@@ -1,0 +1,118 @@
+"""A kecho server of one's own for a run: a child process, stopped in the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+__all__ = ["SpawnError", "Spawned", "spawned_server"]
+
+_BACKLOG_DEFAULT = 128
+_STOP_S = 15.0
+
+
+class SpawnError(OSError):
+    """The server did not start: its own words, one line."""
+
+
+@dataclass(frozen=True)
+class Spawned:
+    pid: int
+    host: str
+    port: int
+    uds: str | None
+
+
+@contextmanager
+def spawned_server(options: str, connections: int) -> Iterator[Spawned]:
+    """Runs ``python -m kecho OPTIONS`` on a free port, until the end of the context.
+
+    Its backlog holds a burst of so many connections, unless the options say otherwise. Raises
+    SpawnError, and ValueError for options with an unbalanced quote.
+    """
+    arguments = shlex.split(options)
+    given = {one.partition("=")[0] for one in arguments}
+    if not given & {"--port", "--uds"}:
+        arguments += ["--port", "0"]
+    if "--backlog" not in given:
+        arguments += ["--backlog", str(max(connections, _BACKLOG_DEFAULT))]
+    # A group of its own: Ctrl-C is for the client, which then stops the server.
+    watched, held = os.pipe()
+    try:
+        child = subprocess.Popen(
+            [*_command(watched), *arguments, "--log-format", "json", "--log-level", "info"],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            process_group=0,
+            pass_fds=[watched],
+        )
+    except BaseException:
+        os.close(held)
+        raise
+    finally:
+        os.close(watched)
+    try:
+        server = _wait_until_listening(child)
+        # Nobody reads what it says from now on, and a full pipe would stop it.
+        reader = threading.Thread(target=_throw_away, args=(child,), daemon=True)
+        reader.start()
+        yield server
+        child.terminate()
+        child.wait(_STOP_S)
+        reader.join(_STOP_S)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        os.close(held)
+        child.kill()
+        child.communicate()
+
+
+def _throw_away(child: subprocess.Popen[str]) -> None:
+    assert child.stderr is not None
+    with suppress(OSError, ValueError):
+        while child.stderr.read(4096):
+            pass
+
+
+# The pipe ends when this process does, even by SIGKILL, and then the server stops.
+_SCRIPT = """
+import os, signal, sys, threading
+def stop_with_the_client():
+    os.read({fd}, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=stop_with_the_client, daemon=True).start()
+sys.path[:] = {path!r}
+from kecho.cli import main
+sys.exit(main())
+"""
+
+
+def _command(watched_fd: int) -> Sequence[str]:
+    return [sys.executable, "-c", _SCRIPT.format(fd=watched_fd, path=sys.path)]
+
+
+def _wait_until_listening(child: subprocess.Popen[str]) -> Spawned:
+    assert child.stderr is not None
+    said = ""
+    for line in child.stderr:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            said = line.strip().removeprefix("kecho: error: ")
+            continue
+        said = str(record.get("message", ""))
+        if record.get("event") == "listening":
+            first = record["addresses"][0]
+            if isinstance(first, str):
+                return Spawned(child.pid, "", 0, first)
+            return Spawned(child.pid, first[0], first[1], None)
+    raise SpawnError(f"the server did not start: {said or 'it said nothing'}")

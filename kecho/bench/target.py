@@ -1,0 +1,97 @@
+"""The server that is measured: where it is, and whether it echoes at all."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from dataclasses import dataclass
+
+from .workload import Workload
+
+__all__ = ["Target", "TargetError", "find"]
+
+_PROBE_BYTES = 32
+
+
+class TargetError(OSError):
+    """There is nothing to measure: nothing listens, an unknown host, no echo server. One line."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """family: AF_INET, AF_INET6 or AF_UNIX. address: packed, or a path. name: for a person."""
+
+    family: int
+    address: bytes
+    port: int
+    scope: int
+    name: str
+    is_local: bool
+
+
+def find(workload: Workload) -> Target:
+    """The first of the host's addresses that echoes a message. Raises TargetError."""
+    if workload.uds is not None:
+        path = os.fsencode(workload.uds)
+        target = Target(socket.AF_UNIX, path, 0, 0, f"unix {workload.uds}", True)
+        _probe(workload, target, workload.uds)
+        return target
+    try:
+        found = socket.getaddrinfo(workload.host, workload.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise TargetError(f"unknown host {workload.host!r}: {reason}") from None
+    first_error = None
+    for family, _, _, _, where in found:
+        address = str(where[0]).partition("%")[0]
+        shown = f"[{where[0]}]" if family == socket.AF_INET6 else str(where[0])
+        target = Target(
+            family,
+            socket.inet_pton(family, address),
+            workload.port,
+            int(where[3]) if len(where) == 4 else 0,
+            f"tcp {shown}:{workload.port}",
+            ipaddress.ip_address(address).is_loopback,
+        )
+        try:
+            _probe(workload, target, where)
+        except TargetError as error:
+            first_error = first_error or error
+            continue
+        return target
+    raise first_error or TargetError(f"{workload.host!r} has no address")
+
+
+def _probe(workload: Workload, target: Target, where: object) -> None:
+    """One echo, of bytes that nobody sends by accident."""
+    message = os.urandom(_PROBE_BYTES)
+    try:
+        with socket.socket(target.family, socket.SOCK_STREAM) as probe:
+            probe.settimeout(workload.timeout)
+            probe.connect(where)  # type: ignore[arg-type]
+            probe.sendall(message)
+            reply = b""
+            while len(reply) < len(message) and (chunk := probe.recv(4096)):
+                reply += chunk
+                if not message.startswith(reply):
+                    raise TargetError(
+                        f"{target.name} is no echo server: it answered {_shown(reply)}"
+                    )
+    except TimeoutError:
+        waited = f"within {workload.timeout:g} s"
+        raise TargetError(f"{target.name} did not echo a message {waited} (--timeout)") from None
+    except TargetError:
+        raise
+    except OSError as error:
+        if isinstance(error, (ConnectionRefusedError, FileNotFoundError)):
+            raise TargetError(f"nothing listens at {target.name}: {error.strerror}") from None
+        raise TargetError(f"{target.name}: {error.strerror or error}") from None
+    if reply != message:
+        raise TargetError(
+            f"{target.name} closed the connection after {len(reply)} of {len(message)} bytes"
+        )
+
+
+def _shown(data: bytes) -> str:
+    return repr(data[:40])[1:] + ("…" if len(data) > 40 else "")

@@ -1,0 +1,154 @@
+"""What the machine did while a run went on: CPU time of others, SYNs dropped or sent again."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from .target import Target
+
+__all__ = ["Observation", "Witness", "pid_listening_at"]
+
+# TcpExt counters of /proc/net/netstat that tell of connects in trouble: Documentation/networking/
+# snmp_counter.rst.
+SYN_COUNTERS = (
+    "ListenOverflows",
+    "ListenDrops",
+    "TCPSynRetrans",
+    "TCPReqQFullDrop",
+    "TCPReqQFullDoCookies",
+)
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Between two looks. Times in s of CPU; a share is of all CPUs over the time."""
+
+    seconds: float
+    cpus: int
+    client_cpu_s: float
+    server_cpu_s: float | None  # None: its process is not known
+    server_threads: int
+    others_share: float | None  # of CPU time in user space and kernel; None: not to be told
+    stolen_share: float
+    syn_events: dict[str, int]  # those that were not 0
+
+
+@dataclass(frozen=True)
+class _Look:
+    at_s: float
+    busy_s: float
+    stolen_s: float
+    client_s: float
+    server_s: float | None
+    syn: dict[str, int]
+
+
+class Witness:
+    """Looks when it is made, and again at observe().
+
+    server_pid: its CPU time is told apart from that of others. client_pids: beside this process.
+    """
+
+    def __init__(self, target: Target, server_pid: int | None, client_pids: list[int]) -> None:
+        self._target = target
+        self._server_pid = server_pid
+        self._client_pids = [os.getpid(), *client_pids]
+        self._first = self._look()
+
+    def _look(self) -> _Look:
+        busy_s, stolen_s = _machine_cpu_s()
+        server_s = None if self._server_pid is None else _process_cpu_s(self._server_pid)
+        client_s = sum(_process_cpu_s(pid) or 0.0 for pid in self._client_pids)
+        return _Look(time.monotonic(), busy_s, stolen_s, client_s, server_s, _syn_counters())
+
+    def observe(self) -> Observation:
+        first, last = self._first, self._look()
+        seconds = max(last.at_s - first.at_s, 1e-9)
+        cpus = os.cpu_count() or 1
+        client_s = last.client_s - first.client_s
+        server_s = None
+        if first.server_s is not None and last.server_s is not None:
+            server_s = last.server_s - first.server_s
+        others = None
+        if server_s is not None or not self._target.is_local:
+            others_s = (last.busy_s - first.busy_s) - client_s - (server_s or 0.0)
+            others = max(0.0, others_s / (seconds * cpus))
+        return Observation(
+            seconds=seconds,
+            cpus=cpus,
+            client_cpu_s=client_s,
+            server_cpu_s=server_s,
+            server_threads=_thread_count(self._server_pid),
+            others_share=others,
+            stolen_share=max(0.0, (last.stolen_s - first.stolen_s) / (seconds * cpus)),
+            syn_events={
+                name: more for name in last.syn if (more := last.syn[name] - first.syn.get(name, 0))
+            },
+        )
+
+
+def _machine_cpu_s() -> tuple[float, float]:
+    """Busy in user space and kernel, but for interrupts; stolen by the hypervisor: proc_stat(5)."""
+    try:
+        ticks = [int(one) for one in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+    except (OSError, ValueError):
+        return 0.0, 0.0
+    return sum(ticks[:3]) / _TICKS_PER_S, ticks[7] / _TICKS_PER_S
+
+
+def _process_cpu_s(pid: int) -> float | None:
+    """proc_pid_stat(5); the name, field 2, may hold blanks and parentheses."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _thread_count(pid: int | None) -> int:
+    try:
+        return len(os.listdir(f"/proc/{pid}/task")) if pid is not None else 0
+    except OSError:
+        return 0
+
+
+def _syn_counters() -> dict[str, int]:
+    try:
+        lines = Path("/proc/self/net/netstat").read_text().splitlines()
+    except OSError:
+        return {}
+    for names, values in zip(lines[::2], lines[1::2], strict=False):
+        if names.startswith("TcpExt:"):
+            table = dict(zip(names.split()[1:], values.split()[1:], strict=False))
+            return {name: int(table[name]) for name in SYN_COUNTERS if name in table}
+    return {}
+
+
+def pid_listening_at(target: Target) -> int | None:
+    """The only process here that listens on a local target's port, if it may be looked for."""
+    if not target.is_local or not target.port:
+        return None
+    inodes = set()
+    for table in ("tcp", "tcp6"):
+        try:
+            lines = Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == target.port:
+                inodes.add(f"socket:[{fields[9]}]")
+    owners = {int(name) for name in os.listdir("/proc") if name.isdigit() and _holds(name, inodes)}
+    return owners.pop() if len(owners) == 1 else None
+
+
+def _holds(pid: str, inodes: set[str]) -> bool:
+    try:
+        with os.scandir(f"/proc/{pid}/fd") as entries:
+            return any(os.readlink(entry.path) in inodes for entry in entries)
+    except OSError:
+        return False

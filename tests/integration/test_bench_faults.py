@@ -1,0 +1,214 @@
+"""What the benchmark client says of servers that are not what they should be."""
+
+from __future__ import annotations
+
+import socket
+import textwrap
+import time
+
+import pytest
+
+import peers
+from kecho import bench
+from kecho.bench import Result, TargetError, Workload
+from processes import run_python
+
+LENGTH = 64
+
+
+def measure(peer: peers.Peer, **options: object) -> Result:
+    defaults = {"mode": "closed", "connections": 4, "threads": 2, "duration": 0.5, "timeout": 1.0}
+    return bench.run(Workload(**{**defaults, "port": peer.port, "length": LENGTH, **options}))
+
+
+def test_a_delay_of_5_ms_is_measured_as_5_ms() -> None:
+    with peers.delays(0.005) as peer:
+        result = measure(peer, connections=5)
+    service = result.latency["service"]
+    assert service.min >= 5_000_000
+    assert service.percentile(50) < 10_000_000
+    assert not result.errors
+    assert service.count == result.echoes > 100
+
+
+@pytest.mark.slow_under_sanitizers  # counts what comes in time
+def test_an_open_loop_shows_the_stall_that_a_closed_loop_hides() -> None:
+    stall_s, duration = 1.0, 3.0
+    with peers.stalls(1.0, stall_s) as peer:
+        opened = measure(
+            peer, mode="open", rate=1000.0, connections=10, duration=duration, timeout=10.0
+        )
+    with peers.stalls(1.0, stall_s) as peer:
+        closed = measure(peer, connections=10, duration=duration, timeout=10.0)
+
+    def share_of_slow(result: Result, name: str) -> float:
+        return result.latency[name].count_above(50_000_000) / result.latency[name].count
+
+    assert opened.latency["response"].percentile(99.9) >= 0.9e9
+    assert opened.echoes == duration * 1000
+    assert 0.25 < share_of_slow(opened, "response") < 0.6  # about 1 s of 3
+    # One message of each connection is slow, whatever the others would have met.
+    assert closed.latency["service"].count_above(50_000_000) == 10
+    assert share_of_slow(closed, "service") < share_of_slow(opened, "response") / 4
+
+
+@pytest.mark.parametrize("mode", ["closed", "stream"])
+def test_one_wrong_byte_in_a_million_is_found(mode: str) -> None:
+    with peers.corrupts(1_000_000) as peer:
+        result = measure(peer, mode=mode, length=4096, duration=1.0)
+    assert result.errors["corrupt"] >= 1
+    assert not result.verdict.valid
+    assert result.first_error is not None
+    assert "came instead of" in result.first_error
+
+
+def test_a_wrong_byte_is_not_looked_for_without_verification() -> None:
+    with peers.corrupts(10_000) as peer:
+        result = measure(peer, verify=False)
+    assert not result.errors
+    assert any("not compared" in note for note in result.verdict.notes)
+
+
+def test_a_byte_that_is_missing_is_found_while_more_follows() -> None:
+    with peers.drops_a_byte(LENGTH * 10 + 5) as peer:
+        result = measure(peer, depth=2)
+    assert result.errors.keys() <= {"corrupt", "short"}
+    assert result.errors
+    assert result.partial
+
+
+def test_a_byte_that_is_missing_at_the_end_is_found_by_the_timeout() -> None:
+    with peers.drops_a_byte(LENGTH * 10 + LENGTH - 1) as peer:
+        result = measure(peer)
+    assert result.errors == {"short": 4}
+    assert "after 63 of 64 bytes" in str(result.first_error)
+
+
+def test_a_byte_that_is_repeated_is_found() -> None:
+    with peers.repeats_a_byte(LENGTH * 10 + 5) as peer:
+        result = measure(peer)
+    assert result.errors == {"corrupt": 4}
+
+
+def test_replies_in_the_wrong_order_are_found() -> None:
+    with peers.swaps(LENGTH, LENGTH * 4) as peer:
+        result = measure(peer, depth=2)
+    assert result.errors == {"reordered": 4}
+
+
+def test_the_reply_of_another_connection_is_found() -> None:
+    with peers.crosses(LENGTH * 4) as peer:
+        result = measure(peer, connections=2)
+    assert result.errors.get("foreign", 0) >= 1
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 8, 15])
+def test_messages_too_short_for_a_header_are_compared_as_well(length: int) -> None:
+    with peers.swaps(length, length * 4) as peer:
+        result = measure(peer, depth=2, length=length)
+    assert result.errors == {"corrupt": 4}
+
+
+def test_a_reply_that_comes_twice_is_found() -> None:
+    with peers.answers_twice(LENGTH * 4) as peer:
+        result = measure(peer)
+    assert sum(result.errors.values()) == 4
+    assert result.errors.keys() <= {"extra", "repeated"}
+
+
+@pytest.mark.parametrize(("by_reset", "kinds"), [(False, {"short"}), (True, {"short", "reset"})])
+def test_a_server_that_closes_half_way_ends_the_run_with_what_there_is(
+    by_reset: bool, kinds: set[str]
+) -> None:
+    with peers.closes_after(LENGTH * 10, by_reset=by_reset) as peer:
+        result = measure(peer, duration=30.0)
+    assert sum(result.errors.values()) == 4
+    assert result.errors.keys() <= kinds
+    assert result.partial
+    assert result.echoes == 40
+
+
+def test_a_server_that_hangs_is_told_by_the_timeout() -> None:
+    with peers.silent_after(LENGTH * 10) as peer:
+        begun = time.monotonic()
+        result = measure(peer, duration=30.0)
+    assert time.monotonic() - begun < 10
+    assert result.errors == {"timeout": 4}
+    assert result.partial
+
+
+@pytest.mark.slow_under_sanitizers  # counts what comes in time
+def test_an_overloaded_server_is_not_waited_for_without_end() -> None:
+    with peers.delays(0.005) as peer:  # some 200 messages/s on one connection
+        begun = time.monotonic()
+        result = measure(
+            peer, mode="open", rate=20_000.0, connections=1, duration=1.0, timeout=1.5, length=4096
+        )
+    assert time.monotonic() - begun < 10
+    assert not result.verdict.valid
+    assert result.observed["unanswered"] > 0
+    assert any("messages/s were asked for" in reason for reason in result.verdict.reasons)
+    assert not any("sends were late" in reason for reason in result.verdict.reasons)
+
+
+def test_an_interruption_does_not_wait_for_a_server_that_dribbles() -> None:
+    with peers.dribbles(0.2, after=32) as peer:
+        script = f"""
+            import os, signal, threading
+            from kecho import bench
+            threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+            result = bench.run(bench.Workload(
+                port={peer.port}, mode="closed", connections=1, duration=60.0))
+            print(result.partial, result.observed["interrupted"])
+        """
+        begun = time.monotonic()
+        finished = run_python("-c", textwrap.dedent(script))
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout == "True True\n"
+    assert time.monotonic() - begun < 15
+
+
+def test_idle_connections_that_died_in_silence_are_lost() -> None:
+    # A message as long as the probe's: who has not echoed it once echoes nothing.
+    with peers.dead_but_for_the_first() as peer:
+        result = measure(peer, mode="idle", duration=0.2, connections=6)
+    assert result.connections == 6
+    assert result.errors == {"timeout": 6}
+    assert result.observed["lost"] == 6
+
+
+def test_a_peer_that_echoes_nothing_is_named() -> None:
+    with (
+        peers.greets(b"SSH-2.0-OpenSSH_9\r\n") as peer,
+        pytest.raises(TargetError, match=r"no echo server: it answered 'SSH-2\.0"),
+    ):
+        measure(peer)
+
+
+def test_a_peer_that_says_nothing_is_named() -> None:
+    with (
+        peers.silent_after(0) as peer,
+        pytest.raises(TargetError, match=r"did not echo a message within 0\.2 s"),
+    ):
+        measure(peer, timeout=0.2)
+
+
+def test_a_peer_that_closes_at_once_is_named() -> None:
+    with (
+        peers.closes_after(0) as peer,
+        pytest.raises(TargetError, match="closed the connection after 16 of 32 bytes"),
+    ):
+        measure(peer)
+
+
+def test_nothing_listening_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        with pytest.raises(TargetError, match="nothing listens at tcp 127"):
+            bench.run(Workload(port=port))
+
+
+def test_an_unknown_host_is_named() -> None:
+    with pytest.raises(TargetError, match=r"unknown host 'no\.such"):
+        bench.run(Workload(host="no.such.host.invalid"))

@@ -1,0 +1,148 @@
+"""What the benchmark does as root: kernel settings put back, its own TIME_WAIT sockets dropped."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import pytest
+
+pytestmark = [
+    pytest.mark.privileged,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a network namespace"),
+]
+
+DEADLINE_S = 90
+
+
+def in_a_namespace(script: str, *arguments: str) -> Any:
+    """Runs Python in a network namespace of its own; what it prints last, as JSON."""
+    begin = """
+        import json, os, signal, socket, subprocess, sys, time
+        from pathlib import Path
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        def bench(*arguments):
+            return [sys.executable, "-m", "kecho.bench", *arguments]
+    """
+    whole = textwrap.dedent(begin) + textwrap.dedent(script)
+    finished = subprocess.run(
+        ["unshare", "-n", sys.executable, "-c", whole, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+TUNED_RUN = """
+    names = ["core/somaxconn", "ipv4/tcp_max_syn_backlog", "ipv4/ip_local_port_range"]
+    def values():
+        return [Path("/proc/sys/net", name).read_text().split() for name in names]
+    before = values()
+    ending = sys.argv[1]
+    more = {"normal": ["--rounds", "1"], "exception": ["--host", "127.0.0.9", "--port", "9"]}
+    arguments = more.get(ending, ["--spawn", "--rounds", "100000"])
+    if ending == "normal":
+        arguments = ["--spawn", *arguments]
+    run = subprocess.Popen(
+        bench("--tune", "-c", "5000", *arguments), stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True)
+    first = run.stderr.readline()
+    during = values()
+    if ending in ("SIGINT", "SIGKILL"):
+        assert during != before, first
+        time.sleep(1)
+        run.send_signal(getattr(signal, ending))
+    said = first + run.communicate(timeout=60)[1]
+    left = values()
+    if ending == "SIGKILL":
+        restored = subprocess.run(bench("--restore"), capture_output=True, text=True)
+        said += restored.stdout
+    print(json.dumps([before, left, values(), run.returncode, said]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "status"), [("normal", 0), ("SIGINT", 130), ("exception", 1), ("SIGKILL", -9)]
+)
+def test_tune_puts_every_value_back(ending: str, status: int) -> None:
+    before, left, after, returned, said = in_a_namespace(TUNED_RUN, ending)
+    assert after == before, said
+    assert returned == status, said
+    assert "net.core.somaxconn" in said
+    assert (left == before) == (ending != "SIGKILL")
+    assert "Traceback" not in said
+
+
+def test_a_run_drops_its_own_time_wait_sockets_and_no_others() -> None:
+    dropped, echoes, errors, ours, others = in_a_namespace("""
+        import kecho
+        from kecho import bench, drop
+        # Otherwise a port may be taken again while its old connection is in TIME_WAIT.
+        Path("/proc/sys/net/ipv4/tcp_tw_reuse").write_text("0")
+        with kecho.Server(port=0) as server:
+            kept = []
+            for _ in range(20):  # closes first: in TIME_WAIT, towards the same port
+                with socket.create_connection(("127.0.0.1", server.port)) as client:
+                    kept.append(client.getsockname()[1])
+                    client.sendall(b"x")
+                    client.recv(1)
+                    client.shutdown(socket.SHUT_WR)
+                    client.recv(1)
+            result = bench.run(bench.Workload(
+                port=server.port, mode="connect", connections=20, duration=1.5,
+                clear_time_wait=True))
+            found = drop.find(states=["time-wait"], peer=[f":{server.port}"])
+            ports = {one.pair.local.port for one in found}
+            print(json.dumps([
+                result.observed["time_wait_cleared"], result.echoes, result.error_count,
+                len(ports - set(kept)), len(ports & set(kept))]))
+    """)
+    assert errors == 0
+    assert dropped > 0.5 * echoes > 100
+    assert ours <= 1  # the probe that looked whether the server echoes
+    assert others == 20
+
+
+def test_a_spawned_server_ends_with_a_client_that_is_killed() -> None:
+    assert in_a_namespace("""
+        run = subprocess.Popen(bench("--spawn", "--mode", "idle", "-c", "5", "-d", "60"))
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+        while not children.read_text():
+            time.sleep(0.01)
+        server = Path("/proc", children.read_text().split()[0])
+        time.sleep(1)
+        assert server.exists()
+        run.kill()
+        run.wait()
+        end = time.monotonic() + 20
+        while server.exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        print(json.dumps(not server.exists()))
+    """)
+
+
+def test_clearing_time_wait_needs_the_capability() -> None:
+    finished = subprocess.run(
+        [
+            *("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"),
+            *(sys.executable, "-m", "kecho.bench", "--spawn", "--mode", "connect"),
+            *("-d", "0.2", "--clear-time-wait"),
+        ],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        cwd="/",
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    if "Permission denied" in finished.stderr or "No module named" in finished.stderr:
+        pytest.skip("the checkout cannot be read by an ordinary user")
+    assert finished.returncode == 1
+    assert "--clear-time-wait: needs CAP_NET_ADMIN" in finished.stderr
