@@ -394,6 +394,8 @@ def test_a_port_in_use_leaves_nothing_behind(
     assert not server.is_running
     assert not path.exists()
     with socket.socket() as probe:
+        # A closed connection of another test may have the same port there, in TIME_WAIT.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", held.port))
 
     held.stop()
