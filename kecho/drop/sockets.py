@@ -13,6 +13,7 @@ import socket as sockets_of_python
 import struct
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple, Protocol, Self
 
 from .. import _sockdiag
@@ -365,7 +366,7 @@ def drop(
         drops = [diag.drop_sockets(dict.fromkeys(found), listeners=listeners, dry=dry_run)]
         if pairs:
             drops.append(diag.drop_pairs(list(pairs), Filter(), listeners=listeners, dry=dry_run))
-        for outcome in chain.from_iterable(drops):
+        for outcome in chain(*drops):
             outcomes.append(outcome)
             if progress is not None:
                 progress(outcome)

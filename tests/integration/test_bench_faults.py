@@ -148,7 +148,8 @@ def test_an_overloaded_server_is_not_waited_for_without_end() -> None:
     assert not result.verdict.valid
     assert result.observed["unanswered"] > 0
     assert any("messages/s were asked for" in reason for reason in result.verdict.reasons)
-    assert not any("sends were late" in reason for reason in result.verdict.reasons)
+    # What waits for the server is the server's: it is not counted as the client's lateness.
+    assert result.latency["lateness"].percentile(99) < result.latency["response"].percentile(50)
 
 
 def test_an_interruption_does_not_wait_for_a_server_that_dribbles() -> None:
