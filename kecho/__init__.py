@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from .errors import ListenError, OptionError
     from .foreground import serve
     from .server import Server
-    from .stats import Counters, NamedCounts, Stats
+    from .stats import AcceptQueue, Counters, NamedCounts, Stats
 
 __all__ = [
+    "AcceptQueue",
     "Counters",
     "ListenError",
     "NamedCounts",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 _MODULE_OF = {
+    "AcceptQueue": "stats",
     "Counters": "stats",
     "ListenError": "errors",
     "NamedCounts": "stats",

@@ -1,7 +1,10 @@
 """The native engine: ext/engine/engine.pyx."""
 
+from typing import Any
+
 CLOSE_REASONS: dict[str, int]
 ERROR_KINDS: dict[str, int]
+REFUSALS: dict[str, int]
 
 class Engine:
     """The workers of one run of a server, their queues and connections.
@@ -9,6 +12,11 @@ class Engine:
     listeners: (fd, queue, is_unix) each; listening, non-blocking. queue is the index of the
     worker that accepts from it under percpu, or -1 for every worker's; ignored under shared.
     The engine takes the descriptors over when this returns, and closes them in the end.
+
+    0 is no limit. buffer_bytes: of all the backpressured connections together; each queue has an
+    equal share. rules: (prefix as an integer of 128 bits, its length, whether it is allowed), the
+    longest first and then in ascending order; is_allowed_otherwise: clients that none of them is
+    about. per_address, rate_per_s: connections of one client address at once, and a second.
     """
 
     def __init__(
@@ -19,6 +27,12 @@ class Engine:
         worker_count: int,
         max_connections: int,
         idle_timeout_ms: int,
+        write_timeout_ms: int,
+        buffer_bytes: int,
+        rules: list[tuple[int, int, bool]],
+        is_allowed_otherwise: bool,
+        per_address: int,
+        rate_per_s: int,
     ) -> None: ...
     def run_worker(self, index: int) -> None:
         """The life of one worker: returns when the engine has been stopped. Raises OSError."""
@@ -28,7 +42,17 @@ class Engine:
         """Stops at once: every connection is reset. Returns at once; any thread."""
     def forget(self) -> None:
         """In the child after fork(2): closes its copies of every descriptor, quietly."""
-    def counters(self) -> list[dict[str, int | dict[str, int]]]:
+    def listener_figures(self) -> list[tuple[int, int, int, bool, bool]]:
+        """Of each listener: SYNs that it dropped, connections that wait in its accept queue, how
+        many may, whether it is dead (accept said so), and whether it listens. Any thread."""
+    def listener_fd(self, number: int) -> int:
+        """For looking at it; it stays the engine's, and its number the same."""
+    def revive_listener(self, number: int, fd: int) -> None:
+        """Puts a listening socket in the place of a dead one; -1: it listens after all.
+
+        The caller closes `fd`. Raises OSError, EBADF when the engine has stopped accepting.
+        """
+    def counters(self) -> list[dict[str, Any]]:
         """What each worker has counted so far, at any time, from any thread."""
 
 def attach_cpu_steering(fd: int, cpus: list[int]) -> None:

@@ -51,6 +51,8 @@ class CommandConfig(ServerConfig):
     )
 
 
+_DESCRIPTORS_OF_OUR_OWN = 32  # epoll sets, pipes, standard streams, what was open before
+
 OPTIONS: dict[str, Option] = {"bench": BENCH, **options_of(CommandConfig)}
 
 
@@ -193,8 +195,7 @@ def _log_fields(message: str, event: str, **fields: object) -> None:
 
 
 def _serve(config: CommandConfig) -> int:
-    limit = tuning.raise_descriptor_limit()
-    log.debug("descriptors: at most %d", limit)
+    _prepare_descriptors(config)
     server = Server.from_config(config)
     stats = foreground.run(
         server,
@@ -205,6 +206,20 @@ def _serve(config: CommandConfig) -> int:
     )
     _log_fields(f"stopped after {_summary(stats)}", "stopped", stats=stats.to_dict())
     return 0
+
+
+def _prepare_descriptors(config: CommandConfig) -> None:
+    limit = tuning.raise_descriptor_limit()
+    left = max(0, limit - _DESCRIPTORS_OF_OUR_OWN - len(config.host) * 2 * (config.threads or 1))
+    log.debug("descriptors: at most %d, some %d connections", limit, left)
+    if config.max_connections is not None and config.max_connections > left:
+        log.warning(
+            "max-connections: %d are more than the %d that RLIMIT_NOFILE = %d leaves; further "
+            "clients wait in the accept queue",
+            config.max_connections,
+            left,
+            limit,
+        )
 
 
 def _say_where(server: Server) -> None:
@@ -272,6 +287,7 @@ def _say_counters() -> Callable[[Server], None]:
 def _summary(stats: Stats) -> str:
     errors = {name: count for name, count in stats.errors.items() if count}
     closed = {name: count for name, count in stats.closed.items() if count}
+    refused = {name: count for name, count in stats.refused.items() if count}
     parts = [
         f"{stats.seconds:.1f} s",
         f"{plural(stats.accepted, 'connection')} accepted",
@@ -282,6 +298,10 @@ def _summary(stats: Stats) -> str:
         f"closed {_counts(closed)}",
         f"errors {_counts(errors)}",
     ]
+    if refused:
+        parts.append(f"refused {_counts(refused)}")
+    if stats.dropped_syns:
+        parts.append(f"{plural(stats.dropped_syns, 'SYN')} dropped")
     return parts[0] + ": " + ", ".join(parts[1:])
 
 

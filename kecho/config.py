@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+from .access import check_prefixes, parse_prefixes, rules_of
 from .errors import OptionError
 from .options import (
     Option,
@@ -22,6 +23,7 @@ from .options import (
     option_of,
     options_of,
     seconds,
+    size,
     switch,
 )
 
@@ -128,6 +130,64 @@ class ServerConfig:
         None,
         seconds("close a connection on which no byte has moved for so many seconds", optional=True),
     )
+    write_timeout: float | None = option(
+        None,
+        seconds(
+            "close a client that has not taken a byte of what it is owed for so many seconds",
+            optional=True,
+        ),
+    )
+    max_buffer_memory: int = option(
+        256 << 20,
+        size(
+            "bytes that may wait in this process for clients that do not read (K, M, G); beyond "
+            "it the slowest of them are reset; under percpu each thread has an equal share",
+            1 << 16,
+            1 << 62,
+        ),
+    )
+    allow: tuple[str, ...] = option(
+        (),
+        Option(
+            "serve these clients, by address or prefix/length, and no others that --deny does not "
+            "name more precisely; may be given again",
+            parse_prefixes,
+            check_prefixes,
+            "CIDR",
+            repeatable=True,
+        ),
+    )
+    deny: tuple[str, ...] = option(
+        (),
+        Option(
+            "do not serve these clients, unless --allow names them more precisely; may be given "
+            "again",
+            parse_prefixes,
+            check_prefixes,
+            "CIDR",
+            repeatable=True,
+        ),
+    )
+    max_connections_per_ip: int | None = option(
+        None,
+        integer(
+            "open connections of one client address at most (IPv6: of one /64); further ones are "
+            "reset",
+            1,
+            2**32 - 2,
+            optional=True,
+        ),
+    )
+    rate_limit: int | None = option(
+        None,
+        integer(
+            "new connections a second of one client address at most (IPv6: of one /64), and as "
+            "many at once; further ones are reset",
+            1,
+            1_000_000,
+            optional=True,
+        ),
+    )
     graceful_timeout: float = option(
         5.0,
         seconds(
@@ -139,6 +199,7 @@ class ServerConfig:
         check_fields(self)
         if not self.host and self.uds is None:
             raise OptionError("host", "there is neither an address nor a Unix socket to listen on")
+        rules_of(self.allow, self.deny)  # they agree with each other
 
     @classmethod
     def from_options(cls, options: Mapping[str, object]) -> ServerConfig:

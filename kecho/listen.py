@@ -16,7 +16,14 @@ from dataclasses import dataclass
 from .config import ServerConfig
 from .errors import ListenError
 
-__all__ = ["Address", "Listener", "SocketFile", "describe_addresses", "open_listeners"]
+__all__ = [
+    "Address",
+    "Listener",
+    "SocketFile",
+    "describe_addresses",
+    "listen_again",
+    "open_listeners",
+]
 
 Address = tuple[str, int] | tuple[str, int, int, int] | str
 EVERY_QUEUE = -1
@@ -170,6 +177,25 @@ def _resolve(hosts: Sequence[str], port: int) -> dict[_Target, list[str]]:
                 target = _Target(family, sockaddr)  # type: ignore[arg-type]
                 targets.setdefault(target, []).append(host)
     return targets
+
+
+def listen_again(
+    family: int, address: Address, config: ServerConfig, shares: bool
+) -> socket.socket:
+    """A listener where one has been closed from outside. Raises OSError.
+
+    shares: others of its SO_REUSEPORT group may still listen there.
+    """
+    assert not isinstance(address, str)
+    sockets: list[socket.socket] = []
+    try:
+        _bind_tcp(_Target(family, address), shares, sockets)
+        sockets[0].listen(config.backlog)
+    except OSError:
+        for one in sockets:
+            one.close()
+        raise
+    return sockets[0]
 
 
 def _listen_everywhere(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from .errors import OptionError
@@ -25,6 +25,7 @@ __all__ = [
     "option_of",
     "options_of",
     "seconds",
+    "size",
     "switch",
 ]
 
@@ -140,6 +141,22 @@ def seconds(
         return number
 
     return Option(help, _parse_seconds, check, "SECONDS", letter=letter)
+
+
+_SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def _parse_size(text: str) -> int:
+    digits = text.rstrip("KMG")
+    unit = text[len(digits) :]
+    if unit not in _SIZE_UNITS:
+        raise ValueError(f"{text!r} is not a number of bytes; K, M and G are 1024 of each other")
+    return _parse_integer(digits) * _SIZE_UNITS[unit]
+
+
+def size(help: str, low: int, high: int) -> Option:
+    """Bytes."""
+    return replace(integer(help, low, high, "BYTES"), parse=_parse_size)
 
 
 def choice(help: str, *choices: str) -> Option:

@@ -15,10 +15,12 @@ from contextlib import contextmanager
 
 from . import tuning
 from ._engine import Engine, attach_cpu_steering
+from .access import rules_of
 from .config import ServerConfig
 from .cpus import usable_cpu_count, usable_cpus
 from .listen import Address, Listener, SocketFile, open_listeners
-from .stats import Stats
+from .stats import AcceptQueue, Stats
+from .watch import INTERVAL_S, Group, Place, Watch
 
 __all__ = ["Run", "thread_count"]
 
@@ -58,6 +60,9 @@ class Run:
             threading.Thread(target=self._work, args=(index,), name=f"kecho-{index}", daemon=True)
             for index in range(self.thread_count)
         ]
+        self._watcher = threading.Thread(target=self._look_after, name="kecho-watch", daemon=True)
+        self._watch: Watch | None = None
+        self._places: list[Place] = []
         self._started_at = time.monotonic()
         self._files: list[SocketFile] = []
         self.addresses: tuple[Address, ...] = ()
@@ -72,8 +77,14 @@ class Run:
         try:
             self._files = [listener.file for listener in listeners if listener.file is not None]
             self.addresses = tuple(dict.fromkeys(listener.address for listener in listeners))
+            groups: list[Group] = []
             if config.dispatch == "percpu" and self.thread_count > 1:
-                _steer(config, listeners, self._cpus)
+                groups = _steer(config, listeners, self._cpus)
+            shares = config.reuse_port or config.dispatch == "percpu"
+            self._places = [
+                Place(one.socket.family, one.address, one.is_unix, shares) for one in listeners
+            ]
+            self._watch = Watch(config, self._places, groups, attach_cpu_steering)
             with _signals_wait():  # or a descriptor would have two owners, or none
                 self._engine = Engine(
                     [(one.socket.fileno(), one.queue, one.is_unix) for one in listeners],
@@ -81,11 +92,19 @@ class Run:
                     worker_count=self.thread_count,
                     max_connections=config.max_connections or 0,
                     idle_timeout_ms=_milliseconds(config.idle_timeout or 0),
+                    write_timeout_ms=_milliseconds(config.write_timeout or 0),
+                    buffer_bytes=config.max_buffer_memory,
+                    rules=rules_of(config.allow, config.deny),
+                    is_allowed_otherwise=not config.allow,
+                    per_address=config.max_connections_per_ip or 0,
+                    rate_per_s=config.rate_limit or 0,
                 )
                 for listener in listeners:
                     listener.socket.detach()
         except BaseException:
             self._engine = None
+            if self._watch is not None:
+                self._watch.close()
             for listener in listeners:
                 listener.close()
             raise
@@ -95,7 +114,7 @@ class Run:
         raises, cancel() is due then."""
         try:
             with _signals_wait():  # threading itself does not survive an interrupt everywhere
-                for thread in self._threads:
+                for thread in (*self._threads, self._watcher):
                     thread.start()
         except RuntimeError as error:
             raise OSError(errno.EAGAIN, f"pthread_create: {error}") from None
@@ -144,6 +163,17 @@ class Run:
                 self._failures.append(OSError(error.errno, reason))
                 self.abort()  # and then on, to this worker's end
 
+    def _look_after(self) -> None:
+        """The watching thread's life."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ASYNCHRONOUS_SIGNALS)
+        while not self._ended.wait(INTERVAL_S):
+            try:
+                with self._lock:
+                    if self._engine is not None and self._watch is not None:
+                        self._watch.look(self._engine)
+            except Exception:
+                log.exception("looking after the server failed")
+
     def _end_worker(self) -> None:
         with self._lock:
             self._remaining -= 1
@@ -152,6 +182,8 @@ class Run:
             try:
                 self._final = self._stats_now()
                 self._engine = None  # and with it its descriptors and buffers
+                if self._watch is not None:
+                    self._watch.close()
                 for file in self._files:
                     file.remove()
             finally:
@@ -186,7 +218,7 @@ class Run:
     def join(self, timeout: float | None) -> bool:
         if not self._ended.wait(timeout):
             return False
-        for thread in self._threads:
+        for thread in (*self._threads, self._watcher):
             if thread.ident is not None and thread is not threading.current_thread():
                 thread.join()
         return True
@@ -203,11 +235,17 @@ class Run:
 
     def _stats_now(self) -> Stats:
         assert self._engine is not None
-        return Stats.of_workers(self._engine.counters(), time.monotonic() - self._started_at)
+        queues = tuple(
+            AcceptQueue(place.address, *figures[:3])
+            for place, figures in zip(self._places, self._engine.listener_figures(), strict=True)
+        )
+        seconds = time.monotonic() - self._started_at
+        return Stats.of_workers(self._engine.counters(), seconds, queues)
 
     def stop_forgotten(self) -> None:
         self.request_stop(0)
-        if threading.current_thread() not in self._threads:  # a worker may be the one collecting
+        # The one collecting may be a thread of ours.
+        if threading.current_thread() not in (*self._threads, self._watcher):
             self.join(None)
 
     def forget(self) -> None:
@@ -218,6 +256,8 @@ class Run:
             self._final = self._stats_now()
             self._engine.forget()
             self._engine = None
+        if self._watch is not None:
+            self._watch.close()
         for file in self._files:
             file.forget()
         self._threads.clear()
@@ -280,8 +320,8 @@ def _cpus_of_workers(config: ServerConfig, thread_count: int) -> list[int | None
     return [cpus[index % len(cpus)] for index in range(thread_count)]
 
 
-def _steer(config: ServerConfig, listeners: list[Listener], cpus: list[int | None]) -> None:
-    """Has each CPU's connections go to the worker pinned there.
+def _steer(config: ServerConfig, listeners: list[Listener], cpus: list[int | None]) -> list[Group]:
+    """Has each CPU's connections go to the worker pinned there: a group for each TCP address.
 
     Not with --reuse-port: other processes' sockets are in the same group, and the program would
     give them nothing. Nor with several workers on one CPU, of which only one would get anything.
@@ -292,7 +332,14 @@ def _steer(config: ServerConfig, listeners: list[Listener], cpus: list[int | Non
             "dispatch: percpu spreads connections by hash and not by CPU %s",
             "with --reuse-port" if config.reuse_port else "with more threads than CPUs",
         )
-        return
-    for listener in listeners:
-        if listener.queue == 0 and not listener.is_unix:
-            attach_cpu_steering(listener.socket.fileno(), [cpu for cpu in cpus if cpu is not None])
+        return []
+    groups: dict[Address, Group] = {}
+    for number, listener in enumerate(listeners):
+        if not listener.is_unix:
+            group = groups.setdefault(listener.address, Group([], {}))
+            group.order.append(number)
+            group.cpus[number] = cpus[listener.queue] or 0
+    for group in groups.values():
+        first = listeners[group.order[0]].socket
+        attach_cpu_steering(first.fileno(), [group.cpus[number] for number in group.order])
+    return list(groups.values())

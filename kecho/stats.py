@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["Counters", "NamedCounts", "Stats"]
+__all__ = ["AcceptQueue", "Counters", "NamedCounts", "Stats"]
 
 _COUNTS = ("accepted", "bytes_received", "bytes_sent", "echoes", "backpressure", "accept_pauses")
+_NAMED = ("closed", "errors", "refused")
 
 
 class NamedCounts(Mapping[str, int]):
@@ -59,10 +60,13 @@ class Counters:
         a retry, ten times a second, that finds no change counts again.
     closed: connections that ended, by reason: ``eof`` (the client ended, all was echoed),
         ``reset`` (by the client), ``timed_out`` (the kernel gave up on the client), ``idle``
-        (idle_timeout), ``drained`` (the server stopped, all was echoed), ``aborted`` (the server
-        stopped before all was echoed; the client saw a reset), ``error``.
+        (idle_timeout), ``stalled`` (write_timeout), ``evicted`` (max_buffer_memory), ``drained``
+        (the server stopped, all was echoed), ``aborted`` (the server stopped before all was
+        echoed; the client saw a reset), ``error``.
     errors: by kind: ``accept`` (a connection that broke before accept returned it),
         ``descriptors`` (EMFILE, ENFILE), ``memory``, ``listener``, ``recv``, ``send``, ``epoll``.
+    refused: clients turned away at accept, which are not among `accepted`: ``denied`` (allow,
+        deny), ``per_address`` (max_connections_per_ip), ``rate`` (rate_limit).
     """
 
     accepted: int = 0
@@ -74,6 +78,7 @@ class Counters:
     accept_pauses: int = 0
     closed: NamedCounts = _NO_COUNTS
     errors: NamedCounts = _NO_COUNTS
+    refused: NamedCounts = _NO_COUNTS
 
     def __add__(self, other: Counters) -> Counters:
         return Counters(**_arithmetic(self, other, 1))
@@ -88,9 +93,28 @@ def _arithmetic(left: Counters, right: Counters, sign: int) -> dict[str, Any]:
     }
     # A gauge: of two workers it adds up, over time the later one holds.
     result["active"] = left.active + right.active if sign > 0 else left.active
-    result["closed"] = left.closed.combine(right.closed, sign)
-    result["errors"] = left.errors.combine(right.errors, sign)
+    for name in _NAMED:
+        result[name] = getattr(left, name).combine(getattr(right, name), sign)
     return result
+
+
+@dataclass(frozen=True)
+class AcceptQueue:
+    """A listener's accept queue.
+
+    address: as in Server.addresses. dropped: SYNs that found it full, by SO_MEMINFO; one that is
+    sent again counts again, so these are events, not clients. length: connections in it now;
+    length_most: the backlog in force, of which it holds one more. Of a Unix socket they are not
+    known, and 0.
+    """
+
+    address: Any
+    dropped: int
+    length: int
+    length_most: int
+
+    def __sub__(self, earlier: AcceptQueue) -> AcceptQueue:
+        return replace(self, dropped=self.dropped - earlier.dropped)
 
 
 @dataclass(frozen=True)
@@ -99,6 +123,7 @@ class Stats(Counters):
 
     seconds: how long the server has been running, or ran.
     workers: the counters of each worker, in the order of their indices.
+    accept_queues: of each listener; under percpu a TCP address has one for each worker.
 
     ``later - earlier`` is what happened between two snapshots of the same run, `seconds` its
     length; `active` is then the later one's.
@@ -106,15 +131,26 @@ class Stats(Counters):
 
     seconds: float = 0.0
     workers: tuple[Counters, ...] = ()
+    accept_queues: tuple[AcceptQueue, ...] = ()
+
+    @property
+    def dropped_syns(self) -> int:
+        """By all listeners together."""
+        return sum(one.dropped for one in self.accept_queues)
 
     @classmethod
-    def of_workers(cls, workers: list[dict[str, Any]], seconds: float) -> Stats:
+    def of_workers(
+        cls,
+        workers: list[dict[str, Any]],
+        seconds: float,
+        accept_queues: tuple[AcceptQueue, ...] = (),
+    ) -> Stats:
         """From what the engine's counters() returns."""
         parts = tuple(map(_from_engine, workers))
         total = Counters()
         for part in parts:
             total = total + part
-        return cls(**vars(total), seconds=seconds, workers=parts)
+        return cls(**vars(total), seconds=seconds, workers=parts, accept_queues=accept_queues)
 
     def __sub__(self, earlier: Counters) -> Stats:
         if not isinstance(earlier, Stats) or len(self.workers) != len(earlier.workers):
@@ -125,6 +161,10 @@ class Stats(Counters):
             workers=tuple(
                 mine - theirs for mine, theirs in zip(self.workers, earlier.workers, strict=True)
             ),
+            accept_queues=tuple(
+                mine - theirs
+                for mine, theirs in zip(self.accept_queues, earlier.accept_queues, strict=True)
+            ),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -132,17 +172,18 @@ class Stats(Counters):
         plain = _plain(self)
         plain["seconds"] = self.seconds
         plain["workers"] = [_plain(worker) for worker in self.workers]
+        plain["accept_queues"] = [vars(one) for one in self.accept_queues]
         return plain
 
 
 def _from_engine(counted: dict[str, Any]) -> Counters:
-    named = {name: NamedCounts(counted[name]) for name in ("closed", "errors")}
+    named = {name: NamedCounts(counted[name]) for name in _NAMED}
     return Counters(**(counted | named))
 
 
 def _plain(counters: Counters) -> dict[str, Any]:
     plain: dict[str, Any] = {name: getattr(counters, name) for name in _COUNTS}
     plain["active"] = counters.active
-    plain["closed"] = dict(counters.closed)
-    plain["errors"] = dict(counters.errors)
+    for name in _NAMED:
+        plain[name] = dict(getattr(counters, name))
     return plain

@@ -12,6 +12,7 @@ from pathlib import Path
 
 __all__ = [
     "backlog_in_force",
+    "descriptor_limit",
     "raise_descriptor_limit",
     "read_sysctl",
     "read_sysctl_text",
@@ -99,6 +100,11 @@ def somaxconn(*, root: Path | None = None) -> int:
 def backlog_in_force(backlog: int) -> int:
     """What the kernel makes of a backlog: listen(2)."""
     return min(backlog, somaxconn())
+
+
+def descriptor_limit() -> int:
+    """RLIMIT_NOFILE, the soft one."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def raise_descriptor_limit() -> int:

@@ -6,21 +6,25 @@ SO_OOBINLINE), so a connection costs accept4 and one epoll_ctl.
 from common.atomics cimport (
     atomic_u32_decrement, atomic_u32_increment, atomic_u32_load, atomic_u32_store_relaxed,
 )
+from engine.access cimport ADMITTED, access_admit, access_is_restricted
 from engine.connection cimport (
     SERVED_CLOSED, Served, close_with_reset, connection_arm, connection_fail, connection_serve,
     connection_settle,
 )
-from engine.counters cimport count_error, count_opened
+from engine.counters cimport count, count_error, count_opened
 from engine.layout cimport (
     CONNECTION_READ_TO_END, CONNECTION_REGISTERED, ERROR_ACCEPT, ERROR_DESCRIPTORS, ERROR_EPOLL,
-    ERROR_LISTENER, ERROR_MEMORY, LISTENER_OPEN, Connection, Control, Listener, Worker,
+    ERROR_LISTENER, ERROR_MEMORY, KECHO_NO_PEER, Connection, Control, Listener, Worker,
 )
 from engine.listener cimport (
-    listener_arm, listener_give_up, listener_pause, listeners_resume,
+    listener_arm, listener_give_up, listener_is_open, listener_pause, listeners_resume,
 )
+from engine.peers cimport peer_leaves
 from engine.slab cimport slab_take
+from kernel.inet cimport sockaddr_storage
 from kernel.socket cimport (
-    SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET, SO_OOBINLINE, accept4, setsockopt,
+    SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET, SO_OOBINLINE, accept4, setsockopt, sockaddr,
+    socklen_t,
 )
 from libc.errno cimport (
     EAGAIN, EBADF, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOTSOCK, EPERM, errno,
@@ -52,7 +56,9 @@ cdef inline void _unadmit(Worker* worker) noexcept nogil:
     listeners_resume(worker)
 
 
-cdef inline void _begin(Worker* worker, Listener* listener, int fd) noexcept nogil:
+cdef inline void _begin(
+    Worker* worker, Listener* listener, int fd, uint32_t peer,
+) noexcept nogil:
     """A new connection. Its first bytes are often there already, so they are looked for before
     epoll is asked; registering afterwards reports whatever has come since."""
     cdef Served served
@@ -60,6 +66,8 @@ cdef inline void _begin(Worker* worker, Listener* listener, int fd) noexcept nog
     cdef Connection* connection = slab_take(&worker.queue.slab)
     if connection == NULL:
         close_with_reset(fd)
+        if peer != KECHO_NO_PEER:
+            peer_leaves(&worker.control.access, peer)
         count_error(worker, ERROR_MEMORY)
         _unadmit(worker)
         return
@@ -68,6 +76,7 @@ cdef inline void _begin(Worker* worker, Listener* listener, int fd) noexcept nog
         setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on))
     connection.fd = fd
     connection.pending = NULL
+    connection.peer = peer
     connection.flags = CONNECTION_READ_TO_END if listener.is_unix else 0
     connection.accepted_by = <unsigned short>worker.index
     atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
@@ -83,7 +92,23 @@ cdef inline void _begin(Worker* worker, Listener* listener, int fd) noexcept nog
     connection_settle(worker, connection, served)
 
 
-cdef inline bint _accept_failed(Worker* worker, Listener* listener, int error) noexcept nogil:
+cdef inline bint _is_refused(
+    Worker* worker, int fd, const sockaddr* client, uint32_t* peer,
+) noexcept nogil:
+    """A client that is not to be served is turned away with RST: no TIME_WAIT stays behind."""
+    cdef int refused = access_admit(
+        &worker.control.access, client, <uint32_t>worker.now_ms, peer)
+    if refused == ADMITTED:
+        return False
+    close_with_reset(fd)
+    count(&worker.counters.refused[refused])
+    _unadmit(worker)
+    return True
+
+
+cdef inline bint _accept_failed(
+    Worker* worker, Listener* listener, uint32_t life, int error,
+) noexcept nogil:
     """What to do after accept failed, by accept(2). True: try again at once."""
     if error == EAGAIN:
         return False
@@ -97,7 +122,7 @@ cdef inline bint _accept_failed(Worker* worker, Listener* listener, int error) n
         return False
     if error == EINVAL or error == EBADF or error == ENOTSOCK:
         count_error(worker, ERROR_LISTENER)
-        listener_give_up(worker, listener)
+        listener_give_up(worker, listener, life)
         return False
     count_error(worker, ERROR_ACCEPT)
     if error == EPERM:
@@ -111,20 +136,28 @@ cdef inline bint _accept_failed(Worker* worker, Listener* listener, int error) n
 
 cdef inline void accept_turn(Worker* worker, uint32_t number, int limit) noexcept nogil:
     """Accepts what waits at a listener, up to `limit` connections."""
-    cdef Listener* listener = &worker.control.listeners[number]
+    cdef Control* control = worker.control
+    cdef Listener* listener = &control.listeners[number]
+    cdef bint is_restricted = access_is_restricted(&control.access)
+    cdef sockaddr_storage client
+    cdef socklen_t size = 0
+    cdef uint32_t life, peer = KECHO_NO_PEER
     cdef int fd
-    if atomic_u32_load(&listener.state) != LISTENER_OPEN:
+    if not listener_is_open(listener, &life):
         return
     while limit > 0:
         limit -= 1
         if not _admit(worker, listener):
             return
-        fd = accept4(listener.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
-        if fd >= 0:
-            _begin(worker, listener, fd)
-            continue
-        _unadmit(worker)
-        if not _accept_failed(worker, listener, errno):
-            return
+        size = sizeof(client)
+        fd = accept4(
+            listener.fd, <sockaddr*>&client if is_restricted else NULL,
+            &size if is_restricted else NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
+        if fd < 0:
+            _unadmit(worker)
+            if not _accept_failed(worker, listener, life, errno):
+                return
+        elif not is_restricted or not _is_refused(worker, fd, <sockaddr*>&client, &peer):
+            _begin(worker, listener, fd, peer)
     if not worker.is_draining and listener_arm(worker.control, worker.queue, number) < 0:
         listener_pause(worker, listener)

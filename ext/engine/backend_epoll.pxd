@@ -5,25 +5,26 @@ from common.atomics cimport (
 )
 from engine.accept cimport ACCEPTS_BEFORE_CLOSING, ACCEPTS_PER_TURN, accept_turn
 from engine.connection cimport (
-    READS_PER_TURN, connection_close, connection_serve, connection_settle,
+    READS_PER_TURN, connection_close, connection_serve, connection_settle, note_progress,
 )
 from engine.layout cimport (
-    CLOSE_ABORTED, CLOSE_IDLE, OWNERSHIP_FREE, PHASE_DRAINING, PHASE_RUNNING, PHASE_STOPPING,
-    Connection, Control, Queue, Worker,
+    CLOSE_ABORTED, CLOSE_IDLE, CLOSE_STALLED, OWNERSHIP_FREE, PHASE_DRAINING, PHASE_RUNNING,
+    PHASE_STOPPING, Connection, Control, Queue, Worker,
 )
-from engine.listener cimport TOKEN_LISTENERS, TOKEN_WAKE, listeners_resume
+from engine.listener cimport TOKEN_LISTENERS, TOKEN_WAKE, listener_close, listeners_resume
 from engine.slab cimport (
     CLAIM_WON, ownership_claim, ownership_release, ownership_try, slab_get, slab_high_water,
     slab_in_use,
 )
+from engine.waiting cimport is_marked_waiting, unread_bytes
 from kernel.clock cimport clock_now_ms
 from kernel.epoll cimport (
     EPOLLERR, EPOLLHUP, EPOLLPRI, EPOLLRDHUP, epoll_event, epoll_wait,
 )
 from kernel.eventfd cimport eventfd_write
+from kernel.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport uint32_t, uint64_t
-from posix.unistd cimport close
 
 
 cdef extern from "<sched.h>" nogil:
@@ -105,8 +106,16 @@ cdef inline int _round(Worker* worker, int timeout_ms) noexcept nogil:
 
 # ---- timers -----------------------------------------------------------------------------------
 
+cdef inline uint32_t _shortest_timeout_ms(Control* control) noexcept nogil:
+    """0: there is no timeout."""
+    cdef uint32_t idle_ms = control.idle_timeout_ms, write_ms = control.write_timeout_ms
+    if idle_ms == 0 or write_ms == 0:
+        return idle_ms + write_ms
+    return min(idle_ms, write_ms)
+
+
 cdef inline uint64_t _sweep_interval_ms(Control* control) noexcept nogil:
-    cdef uint64_t interval_ms = control.idle_timeout_ms // 4
+    cdef uint64_t interval_ms = _shortest_timeout_ms(control) // 4
     return min(
         max(interval_ms, <uint64_t>SWEEP_AT_MOST_EVERY_MS), <uint64_t>SWEEP_AT_LEAST_EVERY_MS)
 
@@ -115,7 +124,7 @@ cdef inline int _until_timer_ms(Worker* worker) noexcept nogil:
     """How long the worker may wait for events; -1: for ever."""
     cdef uint64_t due_ms = worker.resume_at_ms
     cdef uint64_t sweep_ms
-    if worker.control.idle_timeout_ms != 0:
+    if _shortest_timeout_ms(worker.control) != 0:
         sweep_ms = atomic_u64_load_relaxed(&worker.queue.next_sweep_ms)
         if due_ms == 0 or sweep_ms < due_ms:
             due_ms = sweep_ms
@@ -124,23 +133,47 @@ cdef inline int _until_timer_ms(Worker* worker) noexcept nogil:
     return <int>(due_ms - worker.now_ms) + 1 if due_ms > worker.now_ms else 1
 
 
-cdef inline bint _is_idle(Worker* worker, Connection* connection) noexcept nogil:
+cdef inline bint _has_rested(
+    Worker* worker, Connection* connection, uint32_t timeout_ms,
+) noexcept nogil:
     # In 32 bits, so that a record another worker has just marked active does not underflow.
     cdef uint32_t age_ms = (
         <uint32_t>worker.now_ms - atomic_u32_load_relaxed(&connection.last_active_ms))
-    return age_ms >= worker.control.idle_timeout_ms and age_ms < 0x80000000u
+    return timeout_ms != 0 and age_ms >= timeout_ms and age_ms < 0x80000000u
 
 
-cdef inline void _close_idle(Worker* worker) noexcept nogil:
+cdef inline bint _is_to_be_looked_at(Worker* worker, Connection* connection) noexcept nogil:
+    """By somebody who does not own it."""
+    if worker.control.write_timeout_ms != 0 and is_marked_waiting(connection):
+        return True
+    return _has_rested(worker, connection, worker.control.idle_timeout_ms)
+
+
+cdef inline int _why_overdue(Worker* worker, Connection* connection) noexcept nogil:
+    """A kecho_close_reason, or -1: it may stay."""
+    cdef Control* control = worker.control
+    if control.write_timeout_ms != 0 and connection.pending != NULL:
+        if unread_bytes(connection) != connection.unread_bytes:
+            note_progress(worker, connection)
+        elif _has_rested(worker, connection, control.write_timeout_ms):
+            return CLOSE_STALLED
+    if _has_rested(worker, connection, control.idle_timeout_ms):
+        return CLOSE_IDLE
+    return -1
+
+
+cdef inline void _close_overdue(Worker* worker) noexcept nogil:
     cdef Queue* queue = worker.queue
     cdef uint32_t index
     cdef Connection* connection
+    cdef int reason
     for index in range(slab_high_water(&queue.slab)):
         connection = slab_get(&queue.slab, index)
-        if not _is_idle(worker, connection) or not ownership_try(connection):
+        if not _is_to_be_looked_at(worker, connection) or not ownership_try(connection):
             continue
-        if _is_idle(worker, connection):
-            connection_close(worker, connection, CLOSE_IDLE)
+        reason = _why_overdue(worker, connection)
+        if reason >= 0:
+            connection_close(worker, connection, reason)
         elif not ownership_release(connection):
             connection_settle(
                 worker, connection, connection_serve(worker, connection, READS_PER_TURN))
@@ -151,13 +184,13 @@ cdef inline void _run_timers(Worker* worker) noexcept nogil:
     if worker.resume_at_ms != 0 and worker.now_ms >= worker.resume_at_ms:
         worker.resume_at_ms = 0
         listeners_resume(worker)
-    if worker.control.idle_timeout_ms == 0:
+    if _shortest_timeout_ms(worker.control) == 0:
         return
     due_ms = atomic_u64_load_relaxed(&worker.queue.next_sweep_ms)
     if worker.now_ms >= due_ms and atomic_u64_swap_acquire(
             &worker.queue.next_sweep_ms, due_ms,
             worker.now_ms + _sweep_interval_ms(worker.control)):
-        _close_idle(worker)
+        _close_overdue(worker)
 
 
 # ---- drain ------------------------------------------------------------------------------------
@@ -170,8 +203,9 @@ cdef inline void _close_listeners(Worker* worker) noexcept nogil:
     for number in range(control.listener_count):
         if atomic_u32_load(&control.phase) == PHASE_DRAINING:
             accept_turn(worker, number, ACCEPTS_BEFORE_CLOSING)
-        close(control.listeners[number].fd)
-        control.listeners[number].fd = -1
+        pthread_mutex_lock(&control.listeners_lock)
+        listener_close(&control.listeners[number])
+        pthread_mutex_unlock(&control.listeners_lock)
 
 
 cdef inline void _serve_everybody(Worker* worker) noexcept nogil:

@@ -8,12 +8,17 @@ is there.
 from common.atomics cimport atomic_u32_store_relaxed
 from engine.counters cimport count, count_by, count_closed, count_error
 from engine.layout cimport (
-    CLOSE_ABORTED, CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_RESET, CLOSE_TIMED_OUT,
-    CONNECTION_ARMED_WRITE, CONNECTION_READ_TO_END, CONNECTION_REGISTERED, ERROR_EPOLL,
-    ERROR_MEMORY, ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES, Connection, Worker,
+    CLOSE_ABORTED, CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_EVICTED, CLOSE_RESET,
+    CLOSE_TIMED_OUT, CONNECTION_ARMED_WRITE, CONNECTION_READ_TO_END, CONNECTION_REGISTERED, ERROR_EPOLL,
+    ERROR_MEMORY, ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES, KECHO_NO_PEER, Connection, Worker,
 )
 from engine.listener cimport listeners_resume
+from engine.peers cimport peer_leaves
 from engine.slab cimport ownership_generation, ownership_release, slab_give_back
+from engine.waiting cimport (
+    unread_bytes, waiting_begin, waiting_claim_slowest, waiting_end, waiting_is_over,
+    waiting_progress,
+)
 from kernel.epoll cimport (
     EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, epoll_ctl,
     epoll_event,
@@ -48,6 +53,12 @@ cdef inline void close_with_reset(int fd) noexcept nogil:
     close(fd)
 
 
+cdef inline void _free_pending(Worker* worker, Connection* connection) noexcept nogil:
+    waiting_end(worker.queue, connection)
+    free(connection.pending)
+    connection.pending = NULL
+
+
 cdef inline void connection_close(
     Worker* worker, Connection* connection, int reason,
 ) noexcept nogil:
@@ -55,12 +66,15 @@ cdef inline void connection_close(
     a client must not take a cut-off stream for a finished one."""
     cdef int fd = connection.fd
     connection.fd = -1  # before it is closed: see queue_forget()
-    if connection.pending != NULL or reason == CLOSE_ABORTED or reason == CLOSE_ERROR:
-        free(connection.pending)
-        connection.pending = NULL
+    if connection.pending != NULL:
+        _free_pending(worker, connection)
+        close_with_reset(fd)
+    elif reason == CLOSE_ABORTED or reason == CLOSE_ERROR:
         close_with_reset(fd)
     else:
         close(fd)
+    if connection.peer != KECHO_NO_PEER:
+        peer_leaves(&worker.control.access, connection.peer)
     count_closed(worker, connection.accepted_by, reason)
     slab_give_back(&worker.queue.slab, connection)
     listeners_resume(worker)
@@ -130,7 +144,8 @@ cdef inline int _keep_pending(
 ) noexcept nogil:
     """Backpressure: copies [begin, end) of the worker's buffer aside. Returns 0 or -ENOMEM.
 
-    Until this is sent nothing more is read, so one buffer bounds what a client can pin.
+    Until this is sent nothing more is read, so one buffer bounds what a client can pin. What all
+    of them can pin is bounded by _evict_slowest().
     """
     connection.pending = <unsigned char*>malloc(end - begin)
     if connection.pending == NULL:
@@ -138,8 +153,31 @@ cdef inline int _keep_pending(
     memcpy(connection.pending, worker.buffer + begin, end - begin)
     connection.pending_begin = 0
     connection.pending_end = end - begin
+    if worker.control.write_timeout_ms != 0:
+        connection.unread_bytes = unread_bytes(connection)
+    waiting_begin(worker.queue, connection)
     count(&worker.counters.backpressure)
     return 0
+
+
+cdef inline bint _evict_slowest(Worker* worker) noexcept nogil:
+    """Closes the connections longest without progress until the queue's buffers are within their
+    bounds. False when those that are left are being served, by this worker or another."""
+    cdef Connection* slowest
+    while waiting_is_over(worker.queue, worker.control):
+        slowest = waiting_claim_slowest(worker.queue)
+        if slowest == NULL:
+            return False
+        connection_close(worker, slowest, CLOSE_EVICTED)
+    return True
+
+
+cdef inline void note_progress(Worker* worker, Connection* connection) noexcept nogil:
+    """The client has taken some of what was pending."""
+    atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
+    waiting_progress(worker.queue, connection)
+    if worker.control.write_timeout_ms != 0:
+        connection.unread_bytes = unread_bytes(connection)
 
 
 cdef inline int _flush_pending(Worker* worker, Connection* connection) noexcept nogil:
@@ -149,14 +187,15 @@ cdef inline int _flush_pending(Worker* worker, Connection* connection) noexcept 
         connection.pending_end - connection.pending_begin)
     if sent < 0:
         return <int>sent
-    if sent > 0:
-        count_by(&worker.counters.bytes_sent, sent)
-        atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
+    if sent == 0:
+        return 0
+    count_by(&worker.counters.bytes_sent, sent)
     connection.pending_begin += <uint32_t>sent
     if connection.pending_begin < connection.pending_end:
+        note_progress(worker, connection)
         return 0
-    free(connection.pending)
-    connection.pending = NULL
+    atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
+    _free_pending(worker, connection)
     count(&worker.counters.echoes)
     return 1
 
@@ -218,6 +257,9 @@ cdef inline Served connection_serve(
         if size < KECHO_BUFFER_BYTES and not to_end:
             break
     if connection.pending != NULL:
+        if not _evict_slowest(worker):
+            connection_close(worker, connection, CLOSE_EVICTED)
+            return SERVED_CLOSED
         if not connection.flags & CONNECTION_ARMED_WRITE:
             result = connection_arm(worker, connection, True)
             if result < 0:

@@ -9,6 +9,7 @@ from engine.layout cimport (
 )
 from engine.listener cimport TOKEN_WAKE, listener_arm
 from engine.slab cimport slab_destroy, slab_get, slab_high_water, slab_init
+from engine.waiting cimport waiting_destroy, waiting_init
 from kernel.epoll cimport (
     EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLET, EPOLLIN, epoll_create1, epoll_ctl, epoll_event,
 )
@@ -29,6 +30,8 @@ cdef inline int queue_open(Queue* queue) noexcept nogil:
     cdef int result
     queue.epoll_fd = queue.wake_fd = -1
     result = slab_init(&queue.slab)
+    if result == 0:
+        result = waiting_init(queue)
     if result < 0:
         return result
     queue.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
@@ -53,6 +56,7 @@ cdef inline void _close_own(Queue* queue) noexcept nogil:
 cdef inline void queue_close(Queue* queue) noexcept nogil:
     _close_own(queue)
     slab_destroy(&queue.slab)
+    waiting_destroy(queue)
 
 
 cdef inline void queue_forget(Queue* queue) noexcept nogil:

@@ -13,13 +13,19 @@ from engine.dispatch cimport (
     queue_forget, queue_open, steer_by_cpu,
 )
 from engine.layout cimport (
-    CLOSE_ABORTED, CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_IDLE, CLOSE_RESET,
-    CLOSE_TIMED_OUT, ERROR_ACCEPT, ERROR_DESCRIPTORS, ERROR_EPOLL, ERROR_LISTENER, ERROR_MEMORY,
-    ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES, KECHO_CACHE_LINE, KECHO_LISTENERS_MOST, Control,
-    Counters, Listener, PHASE_DRAINING, PHASE_RUNNING, PHASE_STOPPING, Queue, Worker,
+    CLOSE_ABORTED, CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_EVICTED, CLOSE_IDLE, CLOSE_RESET,
+    CLOSE_STALLED, CLOSE_TIMED_OUT, ERROR_ACCEPT, ERROR_DESCRIPTORS, ERROR_EPOLL, ERROR_LISTENER,
+    ERROR_MEMORY, ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES, KECHO_CACHE_LINE,
+    KECHO_LISTENERS_MOST, PHASE_DRAINING, PHASE_RUNNING, PHASE_STOPPING, REFUSED_DENIED,
+    REFUSED_PER_ADDRESS, REFUSED_RATE, Access, Control, Counters, Listener, Queue, Rule, Worker,
 )
+from engine.listener cimport Figures, listener_figures, listener_revive
+from engine.peers cimport peers_destroy, peers_init
 from engine.slab cimport aligned_alloc
 from kernel.clock cimport clock_now_ms
+from kernel.pthread cimport (
+    pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+)
 from libc.stdint cimport UINT32_MAX, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
@@ -31,6 +37,8 @@ CLOSE_REASONS = {
     "reset": CLOSE_RESET,
     "timed_out": CLOSE_TIMED_OUT,
     "idle": CLOSE_IDLE,
+    "stalled": CLOSE_STALLED,
+    "evicted": CLOSE_EVICTED,
     "drained": CLOSE_DRAINED,
     "aborted": CLOSE_ABORTED,
     "error": CLOSE_ERROR,
@@ -44,6 +52,12 @@ ERROR_KINDS = {
     "recv": ERROR_RECV,
     "send": ERROR_SEND,
     "epoll": ERROR_EPOLL,
+}
+
+REFUSALS = {
+    "denied": REFUSED_DENIED,
+    "per_address": REFUSED_PER_ADDRESS,
+    "rate": REFUSED_RATE,
 }
 
 
@@ -67,6 +81,11 @@ cdef class Engine:
     listeners: (fd, queue, is_unix) each; listening, non-blocking. queue is the index of the
     worker that accepts from it under percpu, or -1 for every worker's; ignored under shared.
     The engine takes the descriptors over when this returns, and closes them in the end.
+
+    0 is no limit. buffer_bytes: of all the backpressured connections together; each queue has an
+    equal share. rules: (prefix as an integer of 128 bits, its length, whether it is allowed), the
+    longest first and then in ascending order; is_allowed_otherwise: clients that none of them is
+    about. per_address, rate_per_s: connections of one client address at once, and a second.
     """
 
     cdef Control _control
@@ -80,6 +99,12 @@ cdef class Engine:
         uint32_t worker_count,
         uint32_t max_connections,
         uint32_t idle_timeout_ms,
+        uint32_t write_timeout_ms,
+        uint64_t buffer_bytes,
+        list rules not None,
+        bint is_allowed_otherwise,
+        uint32_t per_address,
+        uint32_t rate_per_s,
     ):
         cdef Control* control = &self._control
         cdef uint32_t i
@@ -88,6 +113,14 @@ cdef class Engine:
             raise ValueError(f"listeners: {KECHO_LISTENERS_MOST} at most, not {len(listeners)}")
         control.max_connections = max_connections or UINT32_MAX
         control.idle_timeout_ms = idle_timeout_ms
+        control.write_timeout_ms = write_timeout_ms
+        control.queue_buffer_bytes = buffer_bytes // (worker_count if percpu else 1)
+        result = peers_init(&control.access)
+        if result == 0:
+            result = -pthread_mutex_init(&control.listeners_lock, NULL)
+        if result < 0:
+            raise _system_error(-result, "pthread_mutex_init")
+        self._set_access(rules, is_allowed_otherwise, per_address, rate_per_s)
         control.workers_accepting = worker_count
         control.listeners = <Listener*>_zeroed(len(listeners) * sizeof(Listener))
         for fd, queue, is_unix in listeners:
@@ -112,6 +145,29 @@ cdef class Engine:
             raise _system_error(-result, "epoll_ctl")
         self._owns_listeners = True
 
+    cdef int _set_access(
+        self, list rules, bint is_allowed_otherwise, uint32_t per_address, uint32_t rate_per_s,
+    ) except -1:
+        cdef Access* access = &self._control.access
+        cdef Rule* rule
+        cdef uint32_t i
+        access.is_allowed_otherwise = is_allowed_otherwise
+        access.per_address = per_address
+        access.rate_per_s = rate_per_s
+        access.rules = <Rule*>_zeroed(len(rules) * sizeof(Rule))
+        for prefix, length, is_allowed in rules:
+            rule = &access.rules[access.rule_count]
+            rule.prefix.high, rule.prefix.low = prefix >> 64, prefix & 0xFFFFFFFFFFFFFFFF
+            rule.length = length
+            rule.is_allowed = is_allowed
+            access.rule_count += 1
+        for i in reversed(range(access.rule_count)):
+            rule = &access.rules[i]
+            rule.same_length = 1
+            if i + 1 < access.rule_count and rule[1].length == rule.length:
+                rule.same_length += rule[1].same_length
+        return 0
+
     def __dealloc__(self):
         cdef Control* control = &self._control
         cdef uint32_t i
@@ -124,6 +180,9 @@ cdef class Engine:
         free(control.queues)
         free(control.workers)
         free(control.listeners)
+        free(control.access.rules)
+        peers_destroy(&control.access)
+        pthread_mutex_destroy(&control.listeners_lock)
 
     def run_worker(self, uint32_t index):
         """The life of one worker: returns when the engine has been stopped.
@@ -167,6 +226,42 @@ cdef class Engine:
         for i in range(self._control.queue_count):
             queue_forget(&self._control.queues[i])
 
+    def listener_figures(self):
+        """Of each listener: SYNs that it dropped, connections that wait in its accept queue, how
+        many may, whether it is dead (accept said so), and whether it listens. Any thread."""
+        cdef Control* control = &self._control
+        cdef Figures figures
+        cdef uint32_t i
+        found = []
+        pthread_mutex_lock(&control.listeners_lock)  # held for as long as a few system calls take
+        for i in range(control.listener_count):
+            listener_figures(&control.listeners[i], &figures)
+            found.append((
+                figures.dropped, figures.length, figures.length_most, figures.is_dead,
+                figures.is_listening,
+            ))
+        pthread_mutex_unlock(&control.listeners_lock)
+        return found
+
+    def listener_fd(self, uint32_t number):
+        """For looking at it; it stays the engine's, and its number the same."""
+        return self._control.listeners[number].fd
+
+    def revive_listener(self, uint32_t number, int fd):
+        """Puts a listening socket in the place of a dead one; -1: it listens after all.
+
+        The caller closes `fd`. Raises OSError, EBADF when the engine has stopped accepting.
+        """
+        cdef Control* control = &self._control
+        cdef int result
+        if number >= control.listener_count:
+            raise IndexError(f"listener {number} of {control.listener_count}")
+        pthread_mutex_lock(&control.listeners_lock)
+        result = listener_revive(control, number, fd)
+        pthread_mutex_unlock(&control.listeners_lock)
+        if result < 0:
+            raise _system_error(-result, "dup3 or epoll_ctl")
+
     def counters(self):
         """What each worker has counted so far: a list of dict, at any time, from any thread."""
         return [
@@ -192,6 +287,10 @@ cdef dict _counters_dict(Worker* worker):
         "errors": {
             name: atomic_u64_load_relaxed(&counters.errors[<int>kind])
             for name, kind in ERROR_KINDS.items()
+        },
+        "refused": {
+            name: atomic_u64_load_relaxed(&counters.refused[<int>reason])
+            for name, reason in REFUSALS.items()
         },
     }
 

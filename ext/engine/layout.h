@@ -43,7 +43,14 @@ struct kecho_connection {
     uint32_t last_active_ms; /* atomic: low 32 bits of the clock when bytes last moved */
     uint16_t flags;          /* enum kecho_connection_flag */
     uint16_t accepted_by;    /* index of the worker whose `active` counts it */
+    uint32_t peer;           /* index of its address in the access table, or KECHO_NO_PEER */
+    uint32_t is_waiting;     /* atomic: `pending` is not NULL */
+    uint32_t waiting_next;   /* in the queue's list of those, under its lock */
+    uint32_t waiting_prev;
+    uint32_t unread_bytes; /* of those: what the peer had not taken at the last look */
 } __attribute__((aligned(KECHO_CACHE_LINE)));
+
+#define KECHO_NO_PEER UINT32_MAX
 
 _Static_assert(sizeof(struct kecho_connection) == KECHO_CACHE_LINE,
                "an idle connection costs one cache line, and two never share one");
@@ -70,17 +77,19 @@ struct kecho_slab {
 enum kecho_listener_state {
     LISTENER_OPEN = 0,
     LISTENER_PAUSED, /* out of descriptors or memory, or max_connections reached */
-    LISTENER_DEAD    /* no longer listening: destroyed from outside */
+    LISTENER_DEAD,   /* no longer listening: destroyed from outside */
+    LISTENER_STATES  /* a mask for the bits of the above */
 };
 
 #define KECHO_EVERY_QUEUE (-1)
 #define KECHO_LISTENERS_MOST 65535 /* their numbers share 32 bits with connections' indices */
 
 struct kecho_listener {
-    int32_t fd;
+    int32_t fd; /* the number stays when a new socket takes a dead one's place: dup3(2) */
     uint32_t is_unix;
-    int32_t queue;  /* index of the queue that accepts from it, or KECHO_EVERY_QUEUE */
-    uint32_t state; /* atomic: enum kecho_listener_state */
+    int32_t queue;    /* index of the queue that accepts from it, or KECHO_EVERY_QUEUE */
+    uint32_t state;   /* atomic: life << 2 | enum kecho_listener_state; a life is a socket's */
+    uint32_t dropped; /* SYNs that sockets dropped which have gone; under listeners_lock */
 };
 
 /* ---- queue ------------------------------------------------------------------------------- */
@@ -89,8 +98,56 @@ struct kecho_queue {
     int32_t epoll_fd;
     int32_t wake_fd;          /* eventfd, written when the phase changes */
     uint32_t workers_running; /* atomic: the last one to leave closes what is left */
-    uint64_t next_sweep_ms;   /* atomic: when the next idle sweep is due */
+    uint64_t next_sweep_ms;   /* atomic: when the next sweep for timeouts is due */
     struct kecho_slab slab;
+    /* Connections whose client does not take what was sent, longest without progress first. */
+    pthread_mutex_t waiting_lock; /* guards what follows, and the links in the records */
+    uint32_t waiting_head;        /* index, or KECHO_SLAB_END */
+    uint32_t waiting_tail;
+    uint64_t waiting_bytes; /* of all their `pending` */
+};
+
+/* ---- access: which clients are served --------------------------------------------------- */
+
+/* IPv6, or IPv4 in ::ffff:0:0/96; in the machine's byte order, so that they can be compared. */
+struct kecho_address {
+    uint64_t high;
+    uint64_t low;
+};
+
+struct kecho_rule {
+    struct kecho_address prefix;
+    uint32_t length; /* bits of the prefix, of 128 */
+    uint32_t same_length; /* rules from this one on that have the same length */
+    uint32_t is_allowed;
+};
+
+/* One client address (IPv6: one /64) that has connections, or had some a short time ago. */
+struct kecho_peer {
+    struct kecho_address address;
+    uint32_t connections;
+    uint32_t chain;          /* the next one of the same bucket, or KECHO_NO_PEER */
+    uint32_t tokens_milli;   /* thousandths of connections that it may open at once */
+    uint32_t refilled_ms;    /* low 32 bits of the clock */
+    uint32_t idle_next;      /* without connections: the list of those, longest idle first; */
+    uint32_t idle_prev;      /* idle_next is the next free one where the record is free */
+};
+
+#define KECHO_IDLE_PEERS_MOST 65536
+
+struct kecho_access {
+    struct kecho_rule *rules; /* the longest prefix first, then in the order of the addresses */
+    uint32_t rule_count;
+    uint32_t is_allowed_otherwise;
+    uint32_t per_address;    /* connections of one address at once; 0: any number */
+    uint32_t rate_per_s;     /* connections that one address may open a second; 0: any number */
+    pthread_mutex_t lock;    /* guards what follows */
+    struct kecho_peer *peers;
+    uint32_t *buckets;       /* index of the first peer, or KECHO_NO_PEER */
+    uint32_t capacity;       /* of `peers`, and of `buckets`: a power of two, or 0 */
+    uint32_t high_water;     /* peers ever used */
+    uint32_t free_head;
+    uint32_t idle_head, idle_tail, idle_count;
 };
 
 /* ---- control: what all the threads of an engine look at ---------------------------------- */
@@ -109,12 +166,16 @@ struct kecho_control {
     uint32_t workers_accepting; /* atomic: workers that have not yet seen the stop */
     uint32_t max_connections;   /* UINT32_MAX: no limit of ours */
     uint32_t idle_timeout_ms;   /* 0: none */
+    uint32_t write_timeout_ms;  /* 0: none */
+    uint64_t queue_buffer_bytes; /* all `pending` of a queue together, at most */
     uint32_t queue_count;
     uint32_t worker_count;
     uint32_t listener_count;
     struct kecho_queue *queues;
     struct kecho_worker *workers;
     struct kecho_listener *listeners;
+    pthread_mutex_t listeners_lock; /* held while listeners are closed, replaced or asked */
+    struct kecho_access access;
 };
 
 /* ---- worker ------------------------------------------------------------------------------ */
@@ -124,6 +185,8 @@ enum kecho_close_reason {
     CLOSE_RESET,     /* the client reset it */
     CLOSE_TIMED_OUT, /* the kernel gave up on the client (retransmission) */
     CLOSE_IDLE,      /* idle_timeout */
+    CLOSE_STALLED,   /* write_timeout: the client has not taken a byte for so long */
+    CLOSE_EVICTED,   /* max_buffer_memory: the slowest reader */
     CLOSE_DRAINED,   /* the server stopped, everything received was echoed */
     CLOSE_ABORTED,   /* the server stopped before everything was echoed */
     CLOSE_ERROR,     /* anything else; counted as an error, too */
@@ -141,6 +204,14 @@ enum kecho_error_kind {
     ERROR_KINDS
 };
 
+/* Why a client was turned away at accept. */
+enum kecho_refusal {
+    REFUSED_DENIED = 0,  /* allow, deny */
+    REFUSED_PER_ADDRESS, /* max_connections_per_ip */
+    REFUSED_RATE,        /* rate_limit */
+    REFUSALS
+};
+
 /* One writer, the worker (`active` excepted); relaxed. */
 struct kecho_counters {
     uint64_t accepted;
@@ -151,6 +222,7 @@ struct kecho_counters {
     uint64_t accept_pauses;
     uint64_t closed[CLOSE_REASONS];
     uint64_t errors[ERROR_KINDS];
+    uint64_t refused[REFUSALS];
 } __attribute__((aligned(KECHO_CACHE_LINE)));
 
 #define KECHO_BUFFER_BYTES 65536

@@ -23,12 +23,16 @@ cdef extern from "engine/layout.h" nogil:
         KECHO_EVERY_QUEUE
         KECHO_LISTENERS_MOST
 
+        KECHO_IDLE_PEERS_MOST
+
     const uint32_t KECHO_SLAB_END
+    const uint32_t KECHO_NO_PEER
 
     enum:
         LISTENER_OPEN
         LISTENER_PAUSED
         LISTENER_DEAD
+        LISTENER_STATES
 
     enum:
         PHASE_RUNNING
@@ -40,6 +44,8 @@ cdef extern from "engine/layout.h" nogil:
         CLOSE_RESET
         CLOSE_TIMED_OUT
         CLOSE_IDLE
+        CLOSE_STALLED
+        CLOSE_EVICTED
         CLOSE_DRAINED
         CLOSE_ABORTED
         CLOSE_ERROR
@@ -53,6 +59,11 @@ cdef extern from "engine/layout.h" nogil:
         ERROR_SEND
         ERROR_EPOLL
 
+    enum:
+        REFUSED_DENIED
+        REFUSED_PER_ADDRESS
+        REFUSED_RATE
+
     ctypedef struct Connection "struct kecho_connection":
         uint64_t ownership
         uint8_t* pending
@@ -64,6 +75,11 @@ cdef extern from "engine/layout.h" nogil:
         uint32_t last_active_ms
         uint16_t flags
         uint16_t accepted_by
+        uint32_t peer
+        uint32_t is_waiting
+        uint32_t waiting_next
+        uint32_t waiting_prev
+        uint32_t unread_bytes
 
     ctypedef struct Slab "struct kecho_slab":
         pthread_mutex_t lock
@@ -77,6 +93,7 @@ cdef extern from "engine/layout.h" nogil:
         uint32_t is_unix
         int32_t queue
         uint32_t state
+        uint32_t dropped
 
     ctypedef struct Queue "struct kecho_queue":
         int32_t epoll_fd
@@ -84,6 +101,45 @@ cdef extern from "engine/layout.h" nogil:
         uint32_t workers_running
         uint64_t next_sweep_ms
         Slab slab
+        pthread_mutex_t waiting_lock
+        uint32_t waiting_head
+        uint32_t waiting_tail
+        uint64_t waiting_bytes
+
+    ctypedef struct Address "struct kecho_address":
+        uint64_t high
+        uint64_t low
+
+    ctypedef struct Rule "struct kecho_rule":
+        Address prefix
+        uint32_t length
+        uint32_t same_length
+        uint32_t is_allowed
+
+    ctypedef struct Peer "struct kecho_peer":
+        Address address
+        uint32_t connections
+        uint32_t chain
+        uint32_t tokens_milli
+        uint32_t refilled_ms
+        uint32_t idle_next
+        uint32_t idle_prev
+
+    ctypedef struct Access "struct kecho_access":
+        Rule* rules
+        uint32_t rule_count
+        uint32_t is_allowed_otherwise
+        uint32_t per_address
+        uint32_t rate_per_s
+        pthread_mutex_t lock
+        Peer* peers
+        uint32_t* buckets
+        uint32_t capacity
+        uint32_t high_water
+        uint32_t free_head
+        uint32_t idle_head
+        uint32_t idle_tail
+        uint32_t idle_count
 
     ctypedef struct Control "struct kecho_control":
         uint32_t phase
@@ -93,12 +149,16 @@ cdef extern from "engine/layout.h" nogil:
         uint32_t workers_accepting
         uint32_t max_connections
         uint32_t idle_timeout_ms
+        uint32_t write_timeout_ms
+        uint64_t queue_buffer_bytes
         uint32_t queue_count
         uint32_t worker_count
         uint32_t listener_count
         Queue* queues
         Worker* workers
         Listener* listeners
+        pthread_mutex_t listeners_lock
+        Access access
 
     ctypedef struct Counters "struct kecho_counters":
         uint64_t accepted
@@ -109,6 +169,7 @@ cdef extern from "engine/layout.h" nogil:
         uint64_t accept_pauses
         uint64_t* closed
         uint64_t* errors
+        uint64_t* refused
 
     ctypedef struct Worker "struct kecho_worker":
         Counters counters

@@ -3,22 +3,30 @@
 A listener is edge-triggered, so whoever stops accepting before EAGAIN arms it again. It is paused
 when there are no descriptors or no memory for another connection, or when max_connections is
 reached; clients then wait in the kernel's accept queue. It is resumed when any connection ends,
-and by a timer, since descriptors may be freed by somebody else.
+and by a timer, since descriptors may be freed by somebody else. One that was destroyed from
+outside is dead until a thread that watches puts another socket in its place.
 """
 from common.atomics cimport (
-    atomic_u32_decrement, atomic_u32_exchange, atomic_u32_increment, atomic_u32_load,
+    atomic_u32_decrement, atomic_u32_increment, atomic_u32_load, atomic_u32_store,
     atomic_u32_swap,
 )
 from engine.counters cimport count
 from engine.layout cimport (
-    KECHO_EVERY_QUEUE, LISTENER_DEAD, LISTENER_OPEN, LISTENER_PAUSED, Control, Listener, Queue,
-    Worker,
+    KECHO_EVERY_QUEUE, LISTENER_DEAD, LISTENER_OPEN, LISTENER_PAUSED, LISTENER_STATES, Control,
+    Listener, Queue, Worker,
 )
 from kernel.epoll cimport (
     EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLET, EPOLLEXCLUSIVE, EPOLLIN, epoll_ctl, epoll_event,
 )
-from libc.errno cimport EEXIST, errno
+from kernel.fcntl cimport O_CLOEXEC, dup3
+from kernel.socket cimport (
+    SK_MEMINFO_DROPS, SK_MEMINFO_VARS, SO_ACCEPTCONN, SO_MEMINFO, SOL_SOCKET, getsockopt,
+    socklen_t,
+)
+from kernel.tcp cimport IPPROTO_TCP, TCP_INFO, tcp_info
+from libc.errno cimport EBADF, EEXIST, errno
 from libc.stdint cimport uint32_t
+from posix.unistd cimport close
 
 
 cdef enum:
@@ -50,17 +58,57 @@ cdef inline int listener_arm(Control* control, Queue* queue, uint32_t number) no
     return 0
 
 
+# ---- states: a word that holds the socket's life, too -------------------------------------------
+
+cdef inline uint32_t _with_state(uint32_t word, uint32_t state) noexcept nogil:
+    return (word & ~<uint32_t>LISTENER_STATES) | state
+
+
+cdef inline bint listener_is_open(Listener* listener, uint32_t* life) noexcept nogil:
+    """`life` is for listener_give_up(): what accept says is about that socket."""
+    cdef uint32_t word = atomic_u32_load(&listener.state)
+    life[0] = word & ~<uint32_t>LISTENER_STATES
+    return word & LISTENER_STATES == LISTENER_OPEN
+
+
+cdef inline bint listener_is_dead(Listener* listener) noexcept nogil:
+    return atomic_u32_load(&listener.state) & LISTENER_STATES == LISTENER_DEAD
+
+
 cdef inline void listener_pause(Worker* worker, Listener* listener) noexcept nogil:
-    if atomic_u32_swap(&listener.state, LISTENER_OPEN, LISTENER_PAUSED):
+    cdef uint32_t word = atomic_u32_load(&listener.state)
+    if word & LISTENER_STATES == LISTENER_OPEN and atomic_u32_swap(
+            &listener.state, word, _with_state(word, LISTENER_PAUSED)):
         atomic_u32_increment(&worker.control.paused)
         count(&worker.counters.accept_pauses)
     worker.resume_at_ms = worker.now_ms + RESUME_AFTER_MS
 
 
-cdef inline void listener_give_up(Worker* worker, Listener* listener) noexcept nogil:
-    """accept says that it no longer listens (destroyed from outside): leave it alone."""
-    if atomic_u32_exchange(&listener.state, LISTENER_DEAD) == LISTENER_PAUSED:
-        atomic_u32_decrement(&worker.control.paused)
+cdef inline void listener_give_up(
+    Worker* worker, Listener* listener, uint32_t life,
+) noexcept nogil:
+    """accept says that it no longer listens (destroyed from outside): leave it alone, unless a
+    new socket has taken its place meanwhile."""
+    cdef uint32_t word = atomic_u32_load(&listener.state)
+    while word & ~<uint32_t>LISTENER_STATES == life and word & LISTENER_STATES != LISTENER_DEAD:
+        if atomic_u32_swap(&listener.state, word, _with_state(word, LISTENER_DEAD)):
+            if word & LISTENER_STATES == LISTENER_PAUSED:
+                atomic_u32_decrement(&worker.control.paused)
+            return
+        word = atomic_u32_load(&listener.state)
+
+
+cdef inline int _arm_everywhere(Control* control, uint32_t number) noexcept nogil:
+    """In each queue that accepts from it. Returns 0 or -errno."""
+    cdef Listener* listener = &control.listeners[number]
+    cdef uint32_t queue
+    cdef int result
+    for queue in range(control.queue_count):
+        if listener.queue == KECHO_EVERY_QUEUE or <uint32_t>listener.queue == queue:
+            result = listener_arm(control, &control.queues[queue], number)
+            if result < 0:
+                return result
+    return 0
 
 
 cdef inline void listeners_resume(Worker* worker) noexcept nogil:
@@ -70,16 +118,92 @@ cdef inline void listeners_resume(Worker* worker) noexcept nogil:
     see it closes them.
     """
     cdef Control* control = worker.control
-    cdef uint32_t number, queue
+    cdef uint32_t number, word
     cdef Listener* listener
     if worker.is_draining or atomic_u32_load(&control.paused) == 0:
         return
     for number in range(control.listener_count):
         listener = &control.listeners[number]
-        if not atomic_u32_swap(&listener.state, LISTENER_PAUSED, LISTENER_OPEN):
+        word = atomic_u32_load(&listener.state)
+        if word & LISTENER_STATES != LISTENER_PAUSED or not atomic_u32_swap(
+                &listener.state, word, _with_state(word, LISTENER_OPEN)):
             continue
         atomic_u32_decrement(&control.paused)
-        for queue in range(control.queue_count):
-            if listener.queue == KECHO_EVERY_QUEUE or <uint32_t>listener.queue == queue:
-                if listener_arm(control, &control.queues[queue], number) < 0:
-                    listener_pause(worker, listener)
+        if _arm_everywhere(control, number) < 0:
+            listener_pause(worker, listener)
+
+
+# ---- from the thread that watches: under listeners_lock -----------------------------------------
+
+cdef struct Figures:
+    uint32_t dropped      # SYNs, of this socket and those before it
+    uint32_t length       # connections that wait to be accepted
+    uint32_t length_most  # how many may
+    bint is_dead
+    bint is_listening  # SO_ACCEPTCONN: so says the kernel
+
+
+cdef inline uint32_t _dropped(int fd) noexcept nogil:
+    """SYNs that found the accept queue full; one that is sent again counts again: SO_MEMINFO,
+    socket(7). Other drops of a listener (a failed checksum, say) are among them."""
+    cdef uint32_t info[SK_MEMINFO_VARS]
+    cdef socklen_t size = sizeof(info)
+    if getsockopt(fd, SOL_SOCKET, SO_MEMINFO, info, &size) < 0 or size < sizeof(info):
+        return 0
+    return info[SK_MEMINFO_DROPS]
+
+
+cdef inline bint _is_listening(int fd) noexcept nogil:
+    cdef int answer = 0
+    cdef socklen_t size = sizeof(answer)
+    return getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &answer, &size) == 0 and answer != 0
+
+
+cdef inline void listener_figures(Listener* listener, Figures* figures) noexcept nogil:
+    """Of a listener that is closed, what was so in the end."""
+    cdef tcp_info info
+    cdef socklen_t size = sizeof(info)
+    figures.dropped = listener.dropped
+    figures.length = figures.length_most = 0
+    figures.is_dead = listener_is_dead(listener)
+    figures.is_listening = _is_listening(listener.fd)
+    if listener.fd < 0 or listener.is_unix:
+        return
+    figures.dropped += _dropped(listener.fd)
+    # For a listener these two stand for the accept queue: tcp_get_info() in net/ipv4/tcp.c.
+    if getsockopt(listener.fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0:
+        figures.length = info.tcpi_unacked
+        figures.length_most = info.tcpi_sacked
+
+
+cdef inline void listener_close(Listener* listener) noexcept nogil:
+    """Keeps what it has dropped."""
+    if listener.fd < 0:
+        return
+    if not listener.is_unix:
+        listener.dropped += _dropped(listener.fd)
+    close(listener.fd)
+    listener.fd = -1
+
+
+cdef inline int listener_revive(Control* control, uint32_t number, int fd) noexcept nogil:
+    """Puts another socket, or the same one if `fd` is -1, in the place of a dead listener.
+
+    The descriptor's number stays, so that a worker which is about to use it finds the new socket;
+    one that has just been told by the old one carries its life. Returns 0 or -errno.
+    """
+    cdef Listener* listener = &control.listeners[number]
+    cdef uint32_t word = atomic_u32_load(&listener.state)
+    cdef int result
+    if listener.fd < 0:
+        return -EBADF
+    if fd >= 0:
+        listener.dropped += _dropped(listener.fd)
+        if dup3(fd, listener.fd, O_CLOEXEC) < 0:
+            return -errno
+    word += LISTENER_STATES + 1
+    atomic_u32_store(&listener.state, _with_state(word, LISTENER_OPEN))
+    result = _arm_everywhere(control, number)
+    if result < 0:
+        atomic_u32_store(&listener.state, _with_state(word, LISTENER_DEAD))
+    return result

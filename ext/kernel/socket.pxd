@@ -1,5 +1,10 @@
 """<sys/socket.h>: socket(7), accept(2), recv(2), send(2)."""
 
+cdef extern from "<linux/sock_diag.h>" nogil:
+    enum:
+        SK_MEMINFO_DROPS
+        SK_MEMINFO_VARS
+
 cdef extern from "<sys/socket.h>" nogil:
     enum:
         AF_INET
@@ -14,10 +19,13 @@ cdef extern from "<sys/socket.h>" nogil:
         SO_LINGER
         SO_OOBINLINE
 
+        SO_ACCEPTCONN
+        SO_MEMINFO
+
     ctypedef unsigned int socklen_t
 
     struct sockaddr:
-        pass
+        unsigned short sa_family
 
     struct linger:
         int l_onoff
@@ -29,3 +37,4 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t recv(int fd, void* buffer, size_t length_bytes, int flags)
     ssize_t send(int fd, const void* buffer, size_t length_bytes, int flags)
     int setsockopt(int fd, int level, int option, const void* value, socklen_t length_bytes)
+    int getsockopt(int fd, int level, int option, void* value, socklen_t* length_bytes)

@@ -7,12 +7,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..netstat import tcp_counters
 from .target import Target
 
 __all__ = ["Observation", "Witness", "pid_listening_at"]
 
-# TcpExt counters of /proc/net/netstat that tell of connects in trouble: Documentation/networking/
-# snmp_counter.rst.
+# TcpExt counters that tell of connects in trouble: snmp_counter.rst.
 SYN_COUNTERS = (
     "ListenOverflows",
     "ListenDrops",
@@ -63,7 +63,9 @@ class Witness:
         busy_s, stolen_s = _machine_cpu_s()
         server_s = None if self._server_pid is None else _process_cpu_s(self._server_pid)
         client_s = sum(_process_cpu_s(pid) or 0.0 for pid in self._client_pids)
-        return _Look(time.monotonic(), busy_s, stolen_s, client_s, server_s, _syn_counters())
+        return _Look(
+            time.monotonic(), busy_s, stolen_s, client_s, server_s, tcp_counters(SYN_COUNTERS)
+        )
 
     def observe(self) -> Observation:
         first, last = self._first, self._look()
@@ -114,18 +116,6 @@ def _thread_count(pid: int | None) -> int:
         return len(os.listdir(f"/proc/{pid}/task")) if pid is not None else 0
     except OSError:
         return 0
-
-
-def _syn_counters() -> dict[str, int]:
-    try:
-        lines = Path("/proc/self/net/netstat").read_text().splitlines()
-    except OSError:
-        return {}
-    for names, values in zip(lines[::2], lines[1::2], strict=False):
-        if names.startswith("TcpExt:"):
-            table = dict(zip(names.split()[1:], values.split()[1:], strict=False))
-            return {name: int(table[name]) for name in SYN_COUNTERS if name in table}
-    return {}
 
 
 def pid_listening_at(target: Target) -> int | None:

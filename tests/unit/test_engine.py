@@ -36,6 +36,12 @@ OPTIONS: dict[str, Any] = {
     "worker_count": 1,
     "max_connections": 0,
     "idle_timeout_ms": 0,
+    "write_timeout_ms": 0,
+    "buffer_bytes": 1 << 28,
+    "rules": [],
+    "is_allowed_otherwise": True,
+    "per_address": 0,
+    "rate_per_s": 0,
 }
 CLIENTS_PER_CPU = 20
 

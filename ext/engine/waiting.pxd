@@ -1,0 +1,117 @@
+"""Connections whose client does not take what was sent: a list for each queue, the one that has
+gone longest without progress first, and what their buffers hold in all.
+
+Only a backpressured connection comes here, so that its lock is not on the usual path. It is held
+for a few instructions; whoever holds it may try to own a connection, but waits for nothing.
+"""
+from common.atomics cimport (
+    atomic_u32_load_relaxed, atomic_u32_store_relaxed,
+)
+from engine.layout cimport Connection, Control, KECHO_SLAB_END, Queue
+from engine.slab cimport ownership_try, slab_get
+from kernel.ioctl cimport SIOCOUTQ, ioctl
+from kernel.pthread cimport (
+    pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+)
+from libc.stdint cimport uint32_t
+
+
+cdef inline int waiting_init(Queue* queue) noexcept nogil:
+    queue.waiting_head = queue.waiting_tail = KECHO_SLAB_END
+    queue.waiting_bytes = 0
+    return -pthread_mutex_init(&queue.waiting_lock, NULL)
+
+
+cdef inline void waiting_destroy(Queue* queue) noexcept nogil:
+    pthread_mutex_destroy(&queue.waiting_lock)
+
+
+cdef inline void _append(Queue* queue, Connection* connection) noexcept nogil:
+    connection.waiting_prev = queue.waiting_tail
+    connection.waiting_next = KECHO_SLAB_END
+    if queue.waiting_tail == KECHO_SLAB_END:
+        queue.waiting_head = connection.index
+    else:
+        slab_get(&queue.slab, queue.waiting_tail).waiting_next = connection.index
+    queue.waiting_tail = connection.index
+
+
+cdef inline void _unlink(Queue* queue, Connection* connection) noexcept nogil:
+    if connection.waiting_prev == KECHO_SLAB_END:
+        queue.waiting_head = connection.waiting_next
+    else:
+        slab_get(&queue.slab, connection.waiting_prev).waiting_next = connection.waiting_next
+    if connection.waiting_next == KECHO_SLAB_END:
+        queue.waiting_tail = connection.waiting_prev
+    else:
+        slab_get(&queue.slab, connection.waiting_next).waiting_prev = connection.waiting_prev
+
+
+# ---- by the worker that owns the connection -----------------------------------------------------
+
+cdef inline void waiting_begin(Queue* queue, Connection* connection) noexcept nogil:
+    """`pending` has been filled."""
+    pthread_mutex_lock(&queue.waiting_lock)
+    _append(queue, connection)
+    queue.waiting_bytes += connection.pending_end
+    pthread_mutex_unlock(&queue.waiting_lock)
+    atomic_u32_store_relaxed(&connection.is_waiting, 1)
+
+
+cdef inline void waiting_progress(Queue* queue, Connection* connection) noexcept nogil:
+    """The client has taken some of it."""
+    pthread_mutex_lock(&queue.waiting_lock)
+    _unlink(queue, connection)
+    _append(queue, connection)
+    pthread_mutex_unlock(&queue.waiting_lock)
+
+
+cdef inline void waiting_end(Queue* queue, Connection* connection) noexcept nogil:
+    """`pending` is about to be freed."""
+    atomic_u32_store_relaxed(&connection.is_waiting, 0)
+    pthread_mutex_lock(&queue.waiting_lock)
+    _unlink(queue, connection)
+    queue.waiting_bytes -= connection.pending_end
+    pthread_mutex_unlock(&queue.waiting_lock)
+
+
+cdef inline bint waiting_is_over(Queue* queue, Control* control) noexcept nogil:
+    """The buffers of this queue's connections hold more than they may."""
+    cdef bint is_over
+    pthread_mutex_lock(&queue.waiting_lock)
+    is_over = queue.waiting_bytes > control.queue_buffer_bytes
+    pthread_mutex_unlock(&queue.waiting_lock)
+    return is_over
+
+
+cdef inline Connection* waiting_claim_slowest(Queue* queue) noexcept nogil:
+    """Owns the connection that has gone longest without progress, or the next one that no worker
+    has; NULL if there is none."""
+    cdef Connection* connection
+    cdef uint32_t index
+    pthread_mutex_lock(&queue.waiting_lock)
+    index = queue.waiting_head
+    while index != KECHO_SLAB_END:
+        connection = slab_get(&queue.slab, index)
+        if ownership_try(connection):
+            break
+        index = connection.waiting_next
+    pthread_mutex_unlock(&queue.waiting_lock)
+    return NULL if index == KECHO_SLAB_END else connection
+
+
+# ---- progress that only the kernel sees ---------------------------------------------------------
+
+cdef inline uint32_t unread_bytes(Connection* connection) noexcept nogil:
+    """What has been sent and the client's side has not taken: tcp(7), unix(7) SIOCOUTQ. While
+    nothing is sent it changes only when the client takes something, long before there is so much
+    room that epoll would report it."""
+    cdef int size = 0
+    if ioctl(connection.fd, SIOCOUTQ, &size) < 0:
+        return 0
+    return <uint32_t>size
+
+
+cdef inline bint is_marked_waiting(Connection* connection) noexcept nogil:
+    """For those who do not own it; true of a connection that was waiting a moment ago."""
+    return atomic_u32_load_relaxed(&connection.is_waiting) != 0

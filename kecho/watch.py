@@ -1,0 +1,233 @@
+"""Looks after a running server twice a second: says what is going wrong and how to help it, and
+listens again where a listener was closed from outside."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from . import tuning
+from .listen import Address, describe_addresses, listen_again
+from .netstat import TcpCounters
+
+if TYPE_CHECKING:
+    from ._engine import Engine
+    from .config import ServerConfig
+
+__all__ = ["INTERVAL_S", "Group", "Place", "Watch"]
+
+INTERVAL_S = 0.5  # a dead listener is replaced within a second
+_REPORT_EVERY = 2  # looks, so that what is said is of a second
+_SAY_AGAIN_AFTER = 120  # looks without the trouble, until it is worth another line
+
+# The SYN queue was full: cookies were sent instead of keeping the SYN, or it was dropped.
+_SYN_QUEUE = ("TCPReqQFullDoCookies", "TCPReqQFullDrop")
+
+log = logging.getLogger("kecho")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a listener is; `shares`: it is one of a SO_REUSEPORT group, or may be."""
+
+    family: int
+    address: Address
+    is_unix: bool
+    shares: bool
+
+
+@dataclass
+class Group:
+    """The sockets of one address that classic BPF chooses from, by the CPU of the SYN.
+
+    order: the listeners' numbers, as they stand in the kernel's group; cpus: of each listener, by
+    its number.
+    """
+
+    order: list[int]
+    cpus: dict[int, int]
+
+    def replaced(self, numbers: Sequence[int]) -> bool:
+        """These have died, and their replacements have joined in this order. False: where they
+        stand is not known.
+
+        The kernel puts the last socket in the place of one that leaves, and a new one at the end:
+        reuseport_detach_sock() in net/core/sock_reuseport.c, Linux 6.18.
+        """
+        if set(numbers) == set(self.order):
+            self.order = list(numbers)
+            return True
+        if len(numbers) != 1:
+            return False
+        place = self.order.index(numbers[0])
+        self.order[place] = self.order[-1]
+        self.order[-1] = numbers[0]
+        return True
+
+
+class Watch:
+    """What one look has to know of the one before. Made where the listeners are: in their network
+    namespace, and before files can no longer be opened."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        places: Sequence[Place],
+        groups: Sequence[Group],
+        steer: Callable[[int, list[int]], None],
+    ) -> None:
+        """steer: _engine.attach_cpu_steering."""
+        self._config = config
+        self._attach_cpu_steering = steer
+        self._places = places
+        self._groups = groups
+        self._syn_queue = TcpCounters(_SYN_QUEUE)
+        self._syn_queue_before = self._syn_queue.read()
+        self._dropped_before = [0] * len(places)
+        self._errors_before: dict[str, int] = {}
+        self._quiet_looks: dict[str, int] = {}  # since a trouble was last seen
+        self._not_reopened: dict[int, str] = {}
+        self._looks = 0
+
+    def close(self) -> None:
+        self._syn_queue.close()
+
+    def look(self, engine: Engine) -> None:
+        figures = engine.listener_figures()
+        dead = [number for number, one in enumerate(figures) if one[3]]
+        if dead:
+            self._reopen(engine, dead, figures)
+        self._looks += 1
+        if self._looks % _REPORT_EVERY == 0:
+            self._report_accept_queues(figures)
+            self._report_syn_queue()
+            self._report_errors(engine)
+
+    # ---- what is said -----------------------------------------------------------------------
+
+    def _report_accept_queues(self, figures: list[Any]) -> None:
+        """For each address; its listeners, of which percpu has several, together."""
+        by_address: dict[Address, list[int]] = {}
+        for number, place in enumerate(self._places):
+            if not place.is_unix:
+                by_address.setdefault(place.address, []).append(number)
+        for address, numbers in by_address.items():
+            dropped = sum(figures[number][0] - self._dropped_before[number] for number in numbers)
+            for number in numbers:
+                self._dropped_before[number] = figures[number][0]
+            if dropped:
+                longest = max((figures[number][1:3] for number in numbers), key=lambda one: one[0])
+                self._warn_of_drops(address, dropped, *longest)
+
+    def _warn_of_drops(self, address: Address, dropped: int, length: int, length_most: int) -> None:
+        backlog, limit = self._config.backlog, tuning.somaxconn()
+        wanted = max(2 * backlog, 1024)
+        help_text = f"--backlog {wanted}"
+        if wanted > limit:
+            help_text += f" and sysctl -w net.core.somaxconn={wanted}"
+        log.warning(
+            "%s: %d SYNs dropped in the last second, the accept queue was full (now %d of %d; "
+            "backlog %d, net.core.somaxconn %d); such clients try again after 1 s, 2 s, ...: %s",
+            describe_addresses((address,)),
+            dropped,
+            length,
+            length_most,
+            backlog,
+            limit,
+            help_text,
+        )
+
+    def _report_syn_queue(self) -> None:
+        now = self._syn_queue.read()
+        cookies, dropped = (
+            now.get(name, 0) - self._syn_queue_before.get(name, 0) for name in _SYN_QUEUE
+        )
+        self._syn_queue_before = now
+        if cookies or dropped:
+            log.warning(
+                "a SYN queue was full in the last second: %d SYN cookies sent, %d SYNs dropped (by "
+                "all listeners of this network); a flood, or too short a --backlog (%d)",
+                cookies,
+                dropped,
+                self._config.backlog,
+            )
+
+    def _report_errors(self, engine: Engine) -> None:
+        """One line when a trouble begins; the counters have the rest."""
+        errors: dict[str, int] = {}
+        evicted = 0
+        for one in engine.counters():
+            evicted += one["closed"]["evicted"]
+            for name, count in one["errors"].items():
+                errors[name] = errors.get(name, 0) + count
+        errors["evicted"] = evicted
+        for name, text in _TROUBLES.items():
+            if errors[name] == self._errors_before.get(name, 0):
+                self._quiet_looks[name] = (
+                    self._quiet_looks.get(name, _SAY_AGAIN_AFTER) + _REPORT_EVERY
+                )
+                continue
+            if self._quiet_looks.get(name, _SAY_AGAIN_AFTER) >= _SAY_AGAIN_AFTER:
+                log.warning(text, *([tuning.descriptor_limit()] if "%d" in text else []))
+            self._quiet_looks[name] = 0
+        self._errors_before = errors
+
+    # ---- listening again --------------------------------------------------------------------
+
+    def _reopen(self, engine: Engine, dead: list[int], figures: list[Any]) -> None:
+        replaced = []
+        for number in dead:
+            place = self._places[number]
+            try:
+                if figures[number][4]:  # accept failed strangely; it does listen
+                    engine.revive_listener(number, -1)
+                    continue
+                if place.is_unix:
+                    raise OSError(errno.EINVAL, "a Unix socket is not made again")
+                with listen_again(place.family, place.address, self._config, place.shares) as again:
+                    engine.revive_listener(number, again.fileno())
+            except OSError as error:
+                self._say_not_reopened(number, place, error)
+                continue
+            self._not_reopened.pop(number, None)
+            replaced.append(number)
+            log.warning(
+                "%s was closed from outside (SOCK_DESTROY, ss -K): listening again",
+                describe_addresses((place.address,)),
+            )
+        for group in self._groups:
+            mine = [number for number in replaced if number in group.cpus]
+            if mine:
+                self._steer(engine, group, mine)
+
+    def _say_not_reopened(self, number: int, place: Place, error: OSError) -> None:
+        if error.errno == errno.EBADF:
+            return  # the server has begun to stop
+        reason = error.strerror or str(error)
+        if self._not_reopened.get(number) != reason:
+            self._not_reopened[number] = reason
+            log.error(
+                "%s was closed from outside, and cannot be listened on again: %s; trying on",
+                describe_addresses((place.address,)),
+                reason,
+            )
+
+    def _steer(self, engine: Engine, group: Group, replaced: list[int]) -> None:
+        if not group.replaced(replaced):
+            log.warning("connections no longer go to the worker of the CPU that handles their SYN")
+            return
+        self._attach_cpu_steering(
+            engine.listener_fd(group.order[0]), [group.cpus[number] for number in group.order]
+        )
+
+
+_TROUBLES = {
+    "descriptors": "no descriptor is left for another client (RLIMIT_NOFILE %d, or fs.file-max): "
+    "accepting pauses until one is closed; ulimit -n, or --max-connections",
+    "memory": "the kernel has no memory for another socket or buffer: accepting pauses",
+    "evicted": "--max-buffer-memory is reached: clients that do not read are reset, the slowest "
+    "first",
+}

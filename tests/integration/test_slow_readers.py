@@ -1,0 +1,220 @@
+"""Clients that do not take what they are owed: write_timeout, max_buffer_memory."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+import kecho
+from clients import (
+    DEADLINE_S,
+    connect,
+    echo,
+    plenty,
+    receive_until_reset,
+    send_until_blocked,
+    transfer,
+    wait_for,
+)
+from processes import ServerProcess
+
+StartServer = Callable[..., kecho.Server]
+SMALL = {"receive_buffer": 4096, "send_buffer": 65536}
+
+
+def stuffed(server: kecho.Server | str) -> socket.socket:
+    """A client that has sent until nothing more went, and reads nothing."""
+    client = connect(server, **SMALL)
+    try:
+        send_until_blocked(client, plenty(), quiet_s=0.3)
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+# ---- write_timeout ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_a_client_that_takes_nothing_is_closed(
+    start_server: StartServer, dispatch: str, kind: str, tmp_path: object
+) -> None:
+    where = {"uds": f"{tmp_path}/socket"} if kind == "unix" else {}
+    server = start_server(dispatch=dispatch, write_timeout=1.0, **where)
+    with stuffed(server) as client, connect(server) as idle:
+        begun = time.monotonic()
+        wait_for(lambda: server.stats().closed["stalled"] == 1, "it is closed")
+        assert time.monotonic() - begun < 10
+        if kind == "tcp":
+            receive_until_reset(client)
+        assert echo(idle, b"an idle client is not meant") == b"an idle client is not meant"
+    stats = server.stop()
+    assert (stats.closed["stalled"], stats.errors.total) == (1, 0)
+
+
+def test_a_client_that_reads_a_little_now_and_then_is_not_closed(
+    start_server: StartServer, dispatch: str
+) -> None:
+    """So little that epoll never reports room to send: only acknowledgements tell of it."""
+    server = start_server(dispatch=dispatch, write_timeout=1.0)
+    with stuffed(server) as client:
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            assert client.recv(8192)
+            time.sleep(0.2)
+        assert server.stats().closed.total == 0
+        wait_for(lambda: server.stats().closed["stalled"] == 1, "it is closed when it stops")
+
+
+def test_a_client_that_comes_back_in_time_gets_every_byte(
+    start_server: StartServer, dispatch: str
+) -> None:
+    server = start_server(dispatch=dispatch, write_timeout=2.0)
+    data = plenty()[: 32 << 20]
+    received = bytearray()
+    with connect(server, **SMALL) as client:
+
+        def send() -> None:
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        time.sleep(1.0)
+        while chunk := client.recv(1 << 20):
+            received += chunk
+        sender.join(DEADLINE_S)
+    assert received == data
+    assert server.stop().closed["eof"] == 1
+
+
+def test_both_timeouts_hold_for_what_they_are_about(
+    start_server: StartServer, dispatch: str
+) -> None:
+    server = start_server(dispatch=dispatch, write_timeout=0.5, idle_timeout=3.0)
+    with stuffed(server), connect(server) as idle:
+        assert echo(idle, b"x") == b"x"
+        wait_for(lambda: server.stats().closed["stalled"] == 1, "the one that does not read")
+        assert server.stats().closed["idle"] == 0
+        wait_for(lambda: server.stats().closed["idle"] == 1, "the idle one")
+        assert idle.recv(1) == b""
+
+
+# ---- max_buffer_memory --------------------------------------------------------------------------
+
+
+def test_beyond_the_limit_the_slowest_readers_are_reset(
+    start_server: StartServer, dispatch: str
+) -> None:
+    # One worker: under percpu each has a share of its own. A buffer holds what the kernel left of a
+    # chunk, from one byte to 64 KiB.
+    server = start_server(dispatch=dispatch, threads=1, max_buffer_memory=1 << 16)
+    with contextlib.ExitStack() as stack:
+        clients = []
+        while server.stats().closed["evicted"] < 4:
+            clients.append(stack.enter_context(stuffed(server)))
+            assert len(clients) < 100
+        evicted, left = server.stats().closed["evicted"], server.stats().active
+        assert evicted + left == len(clients)
+        for client in clients[:evicted]:  # the first have waited longest
+            receive_until_reset(client)
+    stats = server.stop()
+    assert stats.errors.total == 0
+
+
+def test_who_reads_is_not_reset_beside_those_who_do_not(
+    start_server: StartServer, dispatch: str
+) -> None:
+    server = start_server(dispatch=dispatch, threads=1, max_buffer_memory=1 << 16)
+    with contextlib.ExitStack() as stack:
+        while server.stats().closed["evicted"] < 2:
+            stack.enter_context(stuffed(server))
+        data = plenty()[: 8 << 20]
+        with connect(server) as reader:
+            assert transfer(reader, data) == data
+    assert server.stop(graceful_timeout=0).closed["eof"] == 1
+
+
+def test_a_crowd_of_clients_that_never_read_is_bounded(
+    start_server: StartServer, dispatch: str
+) -> None:
+    server = start_server(dispatch=dispatch, max_buffer_memory=1 << 17)
+    with contextlib.ExitStack() as stack, connect(server) as aside:
+        block = plenty()[: 1 << 20]
+        crowd = [stack.enter_context(connect(server, **SMALL)) for _ in range(100)]
+        for client in crowd:
+            client.setblocking(False)
+
+        def have_been_reset() -> bool:
+            for client in crowd:
+                with contextlib.suppress(BlockingIOError, ConnectionError):
+                    client.send(block)
+            return server.stats().closed["evicted"] >= 10
+
+        wait_for(have_been_reset, "the slowest are reset")
+        assert echo(aside, b"still there") == b"still there"
+    assert server.stop(graceful_timeout=0).errors.total == 0
+
+
+# ---- idle_timeout -------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def many_descriptors(count: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < count:
+        pytest.skip(f"RLIMIT_NOFILE is {hard} here, {count} are needed")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.slow_under_sanitizers  # opens 18,000 connections
+def test_the_idle_timeout_is_right_for_18_000_connections(
+    start_process: Callable[..., ServerProcess],
+    dispatch: str,
+    record_property: Callable[[str, object], None],
+) -> None:
+    count, timeout_s = 18_000, 4.0
+    with many_descriptors(count + 500), contextlib.ExitStack() as stack:
+        options = ("--dispatch", dispatch, "--idle-timeout", str(timeout_s), "--backlog", "4096")
+        port = start_process(*options).port
+        waiting = stack.enter_context(contextlib.closing(select.epoll()))
+        moved_s: dict[int, float] = {}
+        rested_s = []
+        clients = {}
+
+        def look(patience_s: float) -> None:
+            for fd, events in waiting.poll(patience_s, 4096):
+                if events & select.EPOLLRDHUP:
+                    rested_s.append(time.monotonic() - moved_s[fd])
+                    clients.pop(fd).close()
+                elif events & select.EPOLLIN:
+                    assert clients[fd].recv(1) == b"x"
+                    moved_s[fd] = time.monotonic()
+
+        for _ in range(count):
+            client = stack.enter_context(connect(port))
+            clients[client.fileno()] = client
+            moved_s[client.fileno()] = time.monotonic()
+            waiting.register(client, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET)
+            client.send(b"x")
+            look(0)
+        end_s = time.monotonic() + timeout_s + DEADLINE_S
+        while len(rested_s) < count and time.monotonic() < end_s:
+            look(0.5)
+        assert len(rested_s) == count
+        record_property("idle_timeout_from_to_s", (min(rested_s), max(rested_s)))
+        # The server counts from its own reading of the byte, this client from seeing it back.
+        assert timeout_s - 1.0 < min(rested_s)
+        assert max(rested_s) < timeout_s + 1.0
