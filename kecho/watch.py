@@ -7,14 +7,13 @@ import errno
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from . import tuning
 from .listen import Address, describe_addresses, listen_again
 from .netstat import TcpCounters
 
 if TYPE_CHECKING:
-    from ._engine import Engine
     from .config import ServerConfig
 
 __all__ = ["INTERVAL_S", "Group", "Place", "Watch"]
@@ -27,6 +26,15 @@ _SAY_AGAIN_AFTER = 120  # looks without the trouble, until it is worth another l
 _SYN_QUEUE = ("TCPReqQFullDoCookies", "TCPReqQFullDrop")
 
 log = logging.getLogger("kecho")
+
+
+class Engine(Protocol):
+    """What is used of _engine.Engine."""
+
+    def listener_figures(self) -> list[tuple[int, int, int, bool, bool]]: ...
+    def listener_fd(self, number: int) -> int: ...
+    def revive_listener(self, number: int, fd: int) -> None: ...
+    def counters(self) -> list[dict[str, Any]]: ...
 
 
 @dataclass(frozen=True)

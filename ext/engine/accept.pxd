@@ -121,8 +121,8 @@ cdef inline bint _accept_failed(
         listener_pause(worker, listener)
         return False
     if error == EINVAL or error == EBADF or error == ENOTSOCK:
-        count_error(worker, ERROR_LISTENER)
-        listener_give_up(worker, listener, life)
+        if listener_give_up(worker, listener, life):
+            count_error(worker, ERROR_LISTENER)
         return False
     count_error(worker, ERROR_ACCEPT)
     if error == EPERM:

@@ -84,18 +84,19 @@ cdef inline void listener_pause(Worker* worker, Listener* listener) noexcept nog
     worker.resume_at_ms = worker.now_ms + RESUME_AFTER_MS
 
 
-cdef inline void listener_give_up(
+cdef inline bint listener_give_up(
     Worker* worker, Listener* listener, uint32_t life,
 ) noexcept nogil:
-    """accept says that it no longer listens (destroyed from outside): leave it alone, unless a
-    new socket has taken its place meanwhile."""
+    """accept says that it no longer listens (destroyed from outside): leave it alone. False when
+    another worker was faster, or a new socket has taken its place meanwhile."""
     cdef uint32_t word = atomic_u32_load(&listener.state)
     while word & ~<uint32_t>LISTENER_STATES == life and word & LISTENER_STATES != LISTENER_DEAD:
         if atomic_u32_swap(&listener.state, word, _with_state(word, LISTENER_DEAD)):
             if word & LISTENER_STATES == LISTENER_PAUSED:
                 atomic_u32_decrement(&worker.control.paused)
-            return
+            return True
         word = atomic_u32_load(&listener.state)
+    return False
 
 
 cdef inline int _arm_everywhere(Control* control, uint32_t number) noexcept nogil:

@@ -175,7 +175,7 @@ def test_the_threads_of_a_server_are_named(start_server: StartServer, dispatch: 
     before = {thread.name for thread in threading.enumerate()}
     start_server(dispatch=dispatch, threads=2)
     named = {thread.name for thread in threading.enumerate()} - before
-    assert named == {"kecho-0", "kecho-1"}
+    assert named == {"kecho-0", "kecho-1", "kecho-watch"}
 
 
 # ---- the interpreter's end ----------------------------------------------------------------------

@@ -26,9 +26,15 @@ ALLOWED = {
     "uninterrupted": set(),
     "options": {"errors"},
     "command": {"options"},
-    "config": {"errors", "options"},
+    "access": {"errors"},
+    "netstat": set(),
+    "watch": {"config", "listen", "netstat", "tuning"},
+    "config": {"access", "errors", "options"},
     "listen": {"errors", "config"},
-    "run": {"errors", "config", "listen", "stats", "cpus", "tuning", "_engine"},
+    "run": {
+        *{"access", "errors", "config", "listen", "stats", "cpus", "tuning", "watch"},
+        "_engine",
+    },
     "server": {"errors", "config", "listen", "stats", "run"},
     "foreground": {"errors", "config", "stats", "server"},
     "cli": {
@@ -123,7 +129,10 @@ BENCH = {
         *{"search", "spawn", "target", "workload"},
     },
 }
-FOR_BENCH = {"errors", "options", "command", "cpus", "tuning", "limits", "tuned", "_version"}
+FOR_BENCH = {
+    *{"errors", "options", "command", "cpus", "tuning", "limits", "tuned", "netstat"},
+    "_version",
+}
 
 
 @pytest.mark.parametrize("name", BENCH)

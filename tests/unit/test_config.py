@@ -28,10 +28,21 @@ RANGES = {
     "backlog": (0, 2**31 - 1),
     "threads": (1, 1024),
     "max_connections": (1, 2**32 - 2),
+    "max_buffer_memory": (1 << 16, 1 << 62),
+    "max_connections_per_ip": (1, 2**32 - 2),
+    "rate_limit": (1, 1_000_000),
 }
-SECONDS = {"idle_timeout": 0.001, "graceful_timeout": 0.0, "stats_interval": 0.001}
+SECONDS = {
+    "idle_timeout": 0.001,
+    "write_timeout": 0.001,
+    "graceful_timeout": 0.0,
+    "stats_interval": 0.001,
+}
 LONGEST_S = 2_000_000
-NONE_MEANS_UNSET = {"threads", "max_connections", "idle_timeout", "stats_interval", "uds"}
+NONE_MEANS_UNSET = {
+    *("threads", "max_connections", "max_connections_per_ip", "rate_limit"),
+    *("idle_timeout", "write_timeout", "stats_interval", "uds"),
+}
 NAMES = sorted(options_of(CommandConfig))
 
 
@@ -60,6 +71,12 @@ def test_defaults_are_loopback_and_what_the_help_says() -> None:
         "reuse_port": False,
         "max_connections": None,
         "idle_timeout": None,
+        "write_timeout": None,
+        "max_buffer_memory": 256 << 20,
+        "allow": (),
+        "deny": (),
+        "max_connections_per_ip": None,
+        "rate_limit": None,
         "graceful_timeout": 5.0,
     }
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import os
 import re
 import socket
@@ -27,7 +28,7 @@ from clients import (
     wait_for,
 )
 from kecho import Counters, ServerConfig
-from kecho._engine import CLOSE_REASONS, ERROR_KINDS, Engine, attach_cpu_steering
+from kecho._engine import CLOSE_REASONS, ERROR_KINDS, REFUSALS, Engine, attach_cpu_steering
 from kecho.cpus import usable_cpus
 from kecho.listen import Listener, open_listeners
 
@@ -123,10 +124,13 @@ def test_counters_have_every_name_and_begin_at_zero(dispatch: str, worker_count:
         assert counters.keys() == {field.name for field in dataclasses.fields(Counters)}
         assert counters.pop("closed") == dict.fromkeys(CLOSE_REASONS, 0)
         assert counters.pop("errors") == dict.fromkeys(ERROR_KINDS, 0)
+        assert counters.pop("refused") == dict.fromkeys(REFUSALS, 0)
         assert set(counters.values()) == {0}
 
 
-@pytest.mark.parametrize(("names", "what"), [(CLOSE_REASONS, "closed"), (ERROR_KINDS, "errors")])
+@pytest.mark.parametrize(
+    ("names", "what"), [(CLOSE_REASONS, "closed"), (ERROR_KINDS, "errors"), (REFUSALS, "refused")]
+)
 def test_names_are_numbered_without_gaps_and_explained(names: dict[str, int], what: str) -> None:
     assert sorted(names.values()) == list(range(len(names)))
     explained = re.search(rf"^ *{what}: (.*?)^ *(\w+:|\Z)", f"{Counters.__doc__}", re.M | re.S)
@@ -203,16 +207,16 @@ def test_descriptors_are_left_alone_when_epoll_refuses_one(dispatch: str) -> Non
 
 
 WITHOUT_DESCRIPTORS = """
-import os, resource, socket, sys
+import json, os, resource, socket, sys
 from kecho._engine import Engine
-spare, percpu = int(sys.argv[1]), sys.argv[2] == "percpu"
+spare, options = int(sys.argv[1]), json.loads(sys.argv[2])
 listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
 given = [(one.fileno(), queue, False) for queue, one in enumerate(listeners)]
 before = os.listdir("/proc/self/fd")
 most = given[-1][0] + 1 + spare
 resource.setrlimit(resource.RLIMIT_NOFILE, (most, 1024))
 try:
-    Engine(given, percpu=percpu, worker_count=2, max_connections=0, idle_timeout_ms=0)
+    Engine(given, **options)
 except OSError as error:
     print(error.errno)
 resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
@@ -222,7 +226,8 @@ print(before == os.listdir("/proc/self/fd"))
 
 @pytest.mark.parametrize("spare", [0, 1])
 def test_descriptors_are_left_alone_when_there_are_not_enough(dispatch: str, spare: int) -> None:
-    command = [sys.executable, "-c", WITHOUT_DESCRIPTORS, str(spare), dispatch]
+    options = OPTIONS | {"percpu": dispatch == "percpu", "worker_count": 2}
+    command = [sys.executable, "-c", WITHOUT_DESCRIPTORS, str(spare), json.dumps(options)]
     child = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     assert child.stdout.split() == [str(errno.EMFILE), "True"]
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kecho import Counters, NamedCounts, Stats
-from kecho._engine import CLOSE_REASONS, ERROR_KINDS
+from kecho import AcceptQueue, Counters, NamedCounts, Stats
+from kecho._engine import CLOSE_REASONS, ERROR_KINDS, REFUSALS
 
 PLAIN = ("accepted", "bytes_received", "bytes_sent", "echoes", "backpressure", "accept_pauses")
 COUNT = st.integers(0, 2**64 - 1)
@@ -24,7 +24,7 @@ def named(names: Mapping[str, int]) -> st.SearchStrategy[dict[str, int]]:
 
 WORKER = st.fixed_dictionaries(
     dict.fromkeys((*PLAIN, "active"), COUNT)
-    | {"closed": named(CLOSE_REASONS), "errors": named(ERROR_KINDS)}
+    | {"closed": named(CLOSE_REASONS), "errors": named(ERROR_KINDS), "refused": named(REFUSALS)}
 )
 WORKERS = st.lists(WORKER, min_size=1, max_size=3)
 
@@ -34,7 +34,8 @@ def worker(factor: int) -> dict[str, Any]:
     plain = {name: factor * number for number, name in enumerate((*PLAIN, "active"), 1)}
     closed = {name: factor * number for number, name in enumerate(CLOSE_REASONS, 10)}
     errors = {name: factor * number for number, name in enumerate(ERROR_KINDS, 20)}
-    return {**plain, "closed": closed, "errors": errors}
+    refused = {name: factor * number for number, name in enumerate(REFUSALS, 30)}
+    return {**plain, "closed": closed, "errors": errors, "refused": refused}
 
 
 def two_workers(factor: int = 1, seconds: float = 2.0) -> Stats:
@@ -45,6 +46,7 @@ def everything(counters: Counters) -> dict[str, int]:
     """All that is counted, flat."""
     flat = {name: getattr(counters, name) for name in (*PLAIN, "active")}
     flat |= {f"closed {name}": count for name, count in counters.closed.items()}
+    flat |= {f"refused {name}": count for name, count in counters.refused.items()}
     return flat | {f"errors {name}": count for name, count in counters.errors.items()}
 
 
@@ -150,9 +152,10 @@ def test_dict_goes_through_json_and_holds_everything(
     plain = json.loads(json.dumps(stats.to_dict(), allow_nan=False))
     assert plain.pop("workers") == workers
     assert plain.pop("seconds") == seconds
+    assert plain.pop("accept_queues") == []
     assert everything(stats) == {name: plain[name] for name in (*PLAIN, "active")} | {
         f"{kind} {name}": count
-        for kind in ("closed", "errors")
+        for kind in ("closed", "errors", "refused")
         for name, count in plain[kind].items()
     }
 
@@ -227,3 +230,21 @@ def test_named_counts_compare_and_hash_by_content() -> None:
     assert hash(one) == hash(other)
     assert one != NamedCounts({"a": 1})
     assert one != NamedCounts({"a": 1, "b": 3})
+
+
+def test_accept_queues_count_drops_and_show_their_length_now() -> None:
+    def queues(*figures: tuple[int, int]) -> tuple[AcceptQueue, ...]:
+        return tuple(AcceptQueue(("127.0.0.1", 80), *one, 128) for one in figures)
+
+    earlier = Stats.of_workers([worker(1)], 1.0, queues((5, 128), (7, 0)))
+    later = Stats.of_workers([worker(1)], 2.0, queues((9, 3), (7, 0)))
+    assert later.dropped_syns == 16
+    between = later - earlier
+    assert between.dropped_syns == 4
+    assert [one.length for one in between.accept_queues] == [3, 0]
+    assert json.loads(json.dumps(later.to_dict()))["accept_queues"][0] == {
+        "address": ["127.0.0.1", 80],
+        "dropped": 9,
+        "length": 3,
+        "length_most": 128,
+    }

@@ -1,0 +1,256 @@
+"""Listeners in trouble: accept queues that overflow, sockets that are destroyed from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+import kecho
+from clients import DEADLINE_S, connect, connected, echo, receive_exactly, wait_for
+from kecho import drop
+from kecho.cpus import usable_cpus
+from kecho.netstat import tcp_counters
+from namespaces import Namespace
+
+pytestmark = pytest.mark.privileged
+
+StartServer = Callable[..., kecho.Server]
+
+
+@pytest.fixture
+def inside(namespace: Namespace) -> Iterator[Namespace]:
+    """The test's thread is in a network namespace of its own."""
+    with namespace:
+        yield namespace
+
+
+def said(caplog: pytest.LogCaptureFixture, pattern: str) -> list[re.Match[str]]:
+    return [found for one in caplog.records if (found := re.search(pattern, one.getMessage()))]
+
+
+# ---- accept queues ------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def knocking(port: int, count: int) -> Iterator[list[socket.socket]]:
+    """Clients that call connect and do not wait for it."""
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for _ in range(count):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", port))
+            clients.append(client)
+        yield clients
+
+
+def test_dropped_syns_are_warned_about_as_the_kernel_counts_them(
+    inside: Namespace,
+    start_server: StartServer,
+    dispatch: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING, "kecho")
+    server = start_server(dispatch=dispatch, backlog=1, max_connections=1, threads=2)
+    before = tcp_counters(["ListenDrops"])["ListenDrops"]
+    with connect(server) as held:  # with it the server is full, and its accept queues wait
+        assert echo(held, b"x") == b"x"
+        with knocking(server.port, 30):
+            # 30, less what the queues hold, and each of them once more after a second.
+            wait_for(lambda: server.stats().dropped_syns >= 30, "SYNs are dropped")
+            queues = server.stats().accept_queues
+            assert max(one.length for one in queues) == 2
+            assert {one.length_most for one in queues} == {1}
+        dropped = tcp_counters(["ListenDrops"])["ListenDrops"] - before
+        assert server.stats().dropped_syns == dropped
+        pattern = r"(\d+) SYNs dropped in the last second, the accept queue was full \(now \d of 1;"
+        wait_for(
+            lambda: sum(int(one[1]) for one in said(caplog, pattern)) == dropped,
+            "all of them are warned about",
+        )
+        assert said(caplog, rf"127\.0\.0\.1:{server.port}: .* backlog 1, .*: --backlog 1024")
+        warnings = len(caplog.records)
+        time.sleep(2.5)
+        assert len(caplog.records) == warnings  # nothing overflows any more
+    assert server.stop().dropped_syns == dropped
+
+
+def test_nothing_is_said_when_nothing_overflows(
+    inside: Namespace, start_server: StartServer, dispatch: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "kecho")
+    server = start_server(dispatch=dispatch, backlog=128)
+    with connected(server, 100) as clients:
+        assert all(echo(client, b"x") == b"x" for client in clients)
+        time.sleep(1.5)
+    assert server.stop().dropped_syns == 0
+    assert not caplog.records
+
+
+def test_a_full_syn_queue_is_warned_about(
+    inside: Namespace, start_server: StartServer, dispatch: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Half-open connections: the SYN-ACKs are lost on their way to the clients."""
+    caplog.set_level(logging.WARNING, "kecho")
+    if shutil.which("nft") is None:
+        pytest.skip("needs nft, which nftables has")
+    inside.run("nft", "add", "table", "ip", "kecho")
+    chain = "{ type filter hook input priority 0; }"
+    inside.run("nft", "add", "chain", "ip", "kecho", "input", chain)
+    lost = ("tcp", "flags", "&", "(syn|ack)", "==", "(syn|ack)", "drop")
+    inside.run("nft", "add", "rule", "ip", "kecho", "input", *lost)
+    server = start_server(dispatch=dispatch, backlog=8)
+    before = tcp_counters(["TCPReqQFullDoCookies"])["TCPReqQFullDoCookies"]
+    with knocking(server.port, 200):
+        pattern = r"a SYN queue was full in the last second: (\d+) SYN cookies sent"
+        wait_for(lambda: len(said(caplog, pattern)) >= 2, "it is warned about, twice")
+    time.sleep(1.5)
+    cookies = tcp_counters(["TCPReqQFullDoCookies"])["TCPReqQFullDoCookies"] - before
+    assert cookies > 0
+    assert sum(int(one[1]) for one in said(caplog, pattern)) == cookies
+
+
+# ---- destroyed from outside ---------------------------------------------------------------------
+
+
+def destroy_listeners(port: int, most: int = 1000) -> None:
+    """As many as there are. The kernel looks a listener up as it would for a SYN on this CPU, and
+    refuses the destroy when it finds another one of the group than was meant: from each CPU one is
+    found."""
+    left = most
+    usable = os.sched_getaffinity(0)
+    try:
+        for cpu in sorted(usable):
+            os.sched_setaffinity(0, {cpu})
+            found = drop.find(states=["listen"], local=[f":{port}"], listeners=True)
+            for one in drop.drop(found, listeners=True) if most > 1 else _one_of(found):
+                left -= str(one.result) == "dropped"
+            if not left:
+                return
+    finally:
+        os.sched_setaffinity(0, usable)
+    assert left < most
+
+
+def _one_of(found: list[drop.Socket]) -> list[drop.Outcome]:
+    for one in found:
+        outcomes = drop.drop([one], listeners=True)
+        if str(outcomes[0].result) == "dropped":
+            return outcomes
+    return []
+
+
+def listening(port: int) -> int:
+    return len(drop.find(states=["listen"], local=[f":{port}"], listeners=True))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "0.0.0.0"])
+def test_a_destroyed_listener_listens_again_on_its_port(
+    inside: Namespace,
+    start_server: StartServer,
+    dispatch: str,
+    caplog: pytest.LogCaptureFixture,
+    host: str,
+) -> None:
+    caplog.set_level(logging.WARNING, "kecho")
+    server = start_server(dispatch=dispatch, host=host)
+    address = ("::1" if ":" in host else "127.0.0.1", server.port)
+    sockets = listening(server.port)
+    with socket.create_connection(address, timeout=DEADLINE_S) as old:
+        assert echo(old, b"before") == b"before"
+        for _ in range(3):
+            destroy_listeners(server.port)
+            begun = time.monotonic()
+            wait_for(lambda: listening(server.port) == sockets, "it listens again")
+            assert time.monotonic() - begun < 3
+            for _ in range(10):
+                with socket.create_connection(address, timeout=DEADLINE_S) as new:
+                    assert echo(new, b"after") == b"after"
+            assert echo(old, b"meanwhile") == b"meanwhile"
+    assert len(said(caplog, "was closed from outside .* listening again")) == 3 * sockets
+    stats = server.stop()
+    assert stats.accepted == stats.closed["eof"] == 31
+    assert stats.errors["listener"] == 3 * sockets
+
+
+def test_one_of_several_listeners_is_replaced_and_steering_goes_on(
+    inside: Namespace, start_server: StartServer
+) -> None:
+    cpus = usable_cpus()
+    if len(cpus) < 2:
+        pytest.skip("steering by CPU needs two CPUs")
+    server = start_server(dispatch="percpu", threads=2)
+
+    def accepted_by_worker(cpu: int) -> list[int]:
+        before = [one.accepted for one in server.stats().workers]
+        thread = threading.Thread(target=visit, args=(cpu,))
+        thread.start()
+        thread.join(DEADLINE_S)
+        after = [one.accepted for one in server.stats().workers]
+        return [late - early for early, late in zip(before, after, strict=True)]
+
+    def visit(cpu: int) -> None:
+        os.sched_setaffinity(0, {cpu})  # of this thread
+        for _ in range(10):
+            with connect(server) as client:
+                assert echo(client, b"x") == b"x"
+
+    for _ in range(4):
+        assert accepted_by_worker(cpus[0]) == [10, 0]
+        assert accepted_by_worker(cpus[1]) == [0, 10]
+        destroy_listeners(server.port, 1)
+        wait_for(lambda: listening(server.port) == 2, "it listens again")
+        time.sleep(0.1)  # steered anew in the same look
+    destroy_listeners(server.port)
+    wait_for(lambda: listening(server.port) == 2, "both listen again")
+    time.sleep(0.1)
+    assert accepted_by_worker(cpus[0]) == [10, 0]
+    assert accepted_by_worker(cpus[1]) == [0, 10]
+
+
+def test_a_port_that_somebody_else_has_taken_is_waited_for(
+    inside: Namespace, start_server: StartServer, dispatch: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "kecho")
+    server = start_server(dispatch=dispatch)
+    with connect(server) as old, socket.socket() as thief:
+        assert echo(old, b"x") == b"x"
+        thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        destroy_listeners(server.port)
+        while True:
+            with contextlib.suppress(OSError):
+                thief.bind(("127.0.0.1", server.port))
+                thief.listen()
+                break
+            if listening(server.port):
+                destroy_listeners(server.port)
+        wait_for(lambda: said(caplog, "cannot be listened on again: .*in use"), "it is said")
+        time.sleep(1.2)
+        assert len(said(caplog, "cannot be listened on again")) <= 2  # one for each listener
+        assert echo(old, b"still served") == b"still served"
+        thief.close()
+        wait_for(lambda: said(caplog, "listening again"), "it listens once it can")
+    with connect(server) as client:
+        assert echo(client, b"new") == b"new"
+
+
+def test_a_server_whose_listener_was_destroyed_stops_in_order(
+    inside: Namespace, start_server: StartServer, dispatch: str
+) -> None:
+    for wait_s in (0.0, 0.3, 0.7):
+        server = start_server(dispatch=dispatch)
+        with connect(server) as client:
+            assert echo(client, b"x") == b"x"
+            destroy_listeners(server.port)
+            time.sleep(wait_s)
+            assert server.stop().closed["drained"] == 1
+            assert receive_exactly(client, 1) == b""

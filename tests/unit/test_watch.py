@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import random
+
+from kecho.watch import Group
+
+
+def test_a_group_knows_where_the_kernel_puts_a_new_socket() -> None:
+    group = Group([0, 1, 2, 3], {0: 10, 1: 11, 2: 12, 3: 13})
+    assert group.replaced([1])
+    assert group.order == [0, 3, 2, 1]
+    assert group.replaced([1])  # the last
+    assert group.order == [0, 3, 2, 1]
+    assert group.replaced([0])
+    assert group.order == [1, 3, 2, 0]
+
+
+def test_a_group_that_is_made_anew_stands_in_its_new_order() -> None:
+    group = Group([3, 0, 2], {0: 0, 2: 2, 3: 3})
+    assert group.replaced([0, 2, 3])
+    assert group.order == [0, 2, 3]
+
+
+def test_where_two_of_three_stand_is_not_guessed() -> None:
+    group = Group([0, 1, 2], {0: 0, 1: 1, 2: 2})
+    assert not group.replaced([0, 1])
+
+
+def test_a_group_never_loses_a_socket() -> None:
+    group = Group(list(range(8)), {number: number for number in range(8)})
+    for _ in range(1000):
+        assert group.replaced([random.randrange(8)])
+        assert sorted(group.order) == list(range(8))
