@@ -23,7 +23,7 @@ from kernel.socket cimport (
     SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET, SO_OOBINLINE, accept4, setsockopt,
 )
 from libc.errno cimport (
-    EAGAIN, EBADF, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOTSOCK, EPERM, errno,
+    EACCES, EAGAIN, EBADF, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOTSOCK, EPERM, errno,
 )
 from libc.stdint cimport uint32_t
 
@@ -100,7 +100,7 @@ cdef inline bint _accept_failed(Worker* worker, Listener* listener, int error) n
         listener_give_up(worker, listener)
         return False
     count_error(worker, ERROR_ACCEPT)
-    if error == EPERM:
+    if error == EPERM or error == EACCES:
         # A security module or BPF said no before the connection left the queue, where it stays.
         listener_pause(worker, listener)
         return False
@@ -112,6 +112,7 @@ cdef inline bint _accept_failed(Worker* worker, Listener* listener, int error) n
 cdef inline void accept_turn(Worker* worker, uint32_t number, int limit) noexcept nogil:
     """Accepts what waits at a listener, up to `limit` connections."""
     cdef Listener* listener = &worker.control.listeners[number]
+    cdef bint accepted = False
     cdef int fd
     if atomic_u32_load(&listener.state) != LISTENER_OPEN:
         return
@@ -121,10 +122,15 @@ cdef inline void accept_turn(Worker* worker, uint32_t number, int limit) noexcep
             return
         fd = accept4(listener.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
         if fd >= 0:
+            accepted = True
             _begin(worker, listener, fd)
             continue
         _unadmit(worker)
         if not _accept_failed(worker, listener, errno):
             return
-    if not worker.is_draining and listener_arm(worker.control, worker.queue, number) < 0:
+    if worker.is_draining:
+        return
+    # A turn of nothing but errors: if they do not take anybody out of the queue, whatever
+    # accept(2) says, the next turn would be another, without end.
+    if not accepted or listener_arm(worker.control, worker.queue, number) < 0:
         listener_pause(worker, listener)
