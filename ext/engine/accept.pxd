@@ -47,9 +47,11 @@ cdef inline bint _admit(Worker* worker, Listener* listener) noexcept nogil:
 
 
 cdef inline void _unadmit(Worker* worker) noexcept nogil:
-    """Takes _admit() back. Another worker may have found the server full because of it."""
-    atomic_u32_decrement(&worker.control.active)
-    listeners_resume(worker)
+    """Takes _admit() back. Another worker may have found the server full because of it; if it was
+    not, a listener that is paused lacks descriptors or memory, and has to wait for them: two
+    that resume each other would spin."""
+    if atomic_u32_decrement(&worker.control.active) + 1 >= worker.control.max_connections:
+        listeners_resume(worker)
 
 
 cdef inline void _begin(Worker* worker, Listener* listener, int fd) noexcept nogil:
