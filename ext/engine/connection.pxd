@@ -8,7 +8,7 @@ is there.
 from common.atomics cimport atomic_u32_store_relaxed
 from engine.counters cimport count, count_by, count_closed, count_error
 from engine.layout cimport (
-    CLOSE_ABORTED, CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_RESET, CLOSE_TIMED_OUT,
+    CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_IDLE, CLOSE_RESET, CLOSE_TIMED_OUT,
     CONNECTION_ARMED_WRITE, CONNECTION_READ_TO_END, CONNECTION_REGISTERED, ERROR_EPOLL,
     ERROR_MEMORY, ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES, Connection, Worker,
 )
@@ -52,10 +52,14 @@ cdef inline void connection_close(
     Worker* worker, Connection* connection, int reason,
 ) noexcept nogil:
     """Closes with FIN when every byte read has been handed to the kernel, otherwise with RST:
-    a client must not take a cut-off stream for a finished one."""
+    a client must not take a cut-off stream for a finished one. After an error that is usually
+    the end of the socket, too, RST costs nothing; where it is not, bytes are lost."""
     cdef int fd = connection.fd
     connection.fd = -1  # before it is closed: see queue_forget()
-    if connection.pending != NULL or reason == CLOSE_ABORTED or reason == CLOSE_ERROR:
+    cdef bint is_whole = (
+        connection.pending == NULL
+        and (reason == CLOSE_EOF or reason == CLOSE_IDLE or reason == CLOSE_DRAINED))
+    if not is_whole:
         free(connection.pending)
         connection.pending = NULL
         close_with_reset(fd)
