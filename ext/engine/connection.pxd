@@ -18,13 +18,16 @@ from kernel.epoll cimport (
     EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, epoll_ctl,
     epoll_event,
 )
-from kernel.socket cimport MSG_NOSIGNAL, SO_LINGER, SOL_SOCKET, linger, recv, send, setsockopt
+from kernel.socket cimport (
+    AF_UNSPEC, MSG_NOSIGNAL, SO_LINGER, SOL_SOCKET, connect, linger, recv, send, setsockopt,
+    sockaddr,
+)
 from libc.errno cimport (
     EAGAIN, ECONNABORTED, ECONNRESET, EINTR, ENOBUFS, ENOMEM, EPIPE, ETIMEDOUT, errno,
 )
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 from posix.unistd cimport close
 
 
@@ -40,11 +43,16 @@ cdef enum:
 
 cdef inline void close_with_reset(int fd) noexcept nogil:
     """RST instead of FIN, and what was still to be sent is thrown away: SO_LINGER 0, socket(7).
+    If the option is refused, dissolving the association sends it: connect(2), AF_UNSPEC.
     A Unix socket has no such thing: its peer sees an error only if bytes were left unread."""
     cdef linger at_once
+    cdef sockaddr nobody
     at_once.l_onoff = 1
     at_once.l_linger = 0
-    setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once))
+    if setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once)) < 0:
+        memset(&nobody, 0, sizeof(nobody))
+        nobody.sa_family = AF_UNSPEC
+        connect(fd, &nobody, sizeof(nobody))
     close(fd)
 
 
