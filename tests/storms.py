@@ -155,10 +155,9 @@ def syn(source: int, source_port: int, port: int) -> bytes:
 
 
 def prepare_half_open(run: Callable[..., str]) -> None:
-    """Has what is sent to 10.0.0.0/8 vanish; `run` runs a command in a namespace."""
-    run("ip", "link", "add", "void", "type", "dummy")
-    run("ip", "link", "set", "void", "up")
-    run("ip", "route", "add", "10.0.0.0/8", "dev", "void")
+    """Has what is sent to 10.0.0.0/8 vanish: over loopback it comes back to a host that is not
+    meant and does not forward. `run` runs a command in a namespace."""
+    run("ip", "route", "add", "10.0.0.0/8", "dev", "lo")
 
 
 def loris(port: int, count: int, seconds: float) -> dict[str, Any]:
