@@ -62,6 +62,28 @@ class Figures:
     descriptors: list[tuple[int, int]] = field(default_factory=list)
 
 
+class Interruption:
+    """Ctrl-C, seen between two steps, so that nothing is started and forgotten. In a terminal the
+    server gets it, too, and what follows from that is no violation."""
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def catch(self) -> None:
+        signal.signal(signal.SIGINT, self._come)
+
+    def _come(self, number: int, frame: object) -> None:
+        self.came = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one is obeyed at once
+
+    def look(self) -> None:
+        if self.came:
+            raise KeyboardInterrupt
+
+
+interruption = Interruption()
+
+
 class Life:
     """One server, from its start to its last counters."""
 
@@ -143,6 +165,7 @@ class Life:
 
     @staticmethod
     def _alive(server: ServerProcess, stream: Storm, ping: Storm) -> None:
+        interruption.look()
         status = server.process.poll()
         assert status is None, f"the server ended with status {status}"
         assert not stream.is_over, f"the stream ended before the stop: {stream.wait()}"
@@ -192,6 +215,7 @@ def soak(seed: int, minutes: float, figures: Figures, kinds: list[str]) -> None:
     port = 0
     while (left_s := end_s - time.monotonic()) > 0:
         chance = random.Random(f"{seed} {figures.lives}")
+        interruption.look()
         figures.lives += 1
         life = Life(chance, port, figures, kinds)
         seconds = min(left_s, chance.uniform(2, min(60, max(10, 6 * minutes))))
@@ -241,7 +265,7 @@ def report(figures: Figures, seed: int, seconds: float, violation: str | None) -
     say(f"{figures.stream_bytes:,} bytes of the stream came back and are right")
     say(f"ping-pong p99 {p99[len(p99) // 2]} ms (worst {p99[-1]}), longest {figures.max_ms} ms")
     say(f"RSS grew by {max(last - first for first, last in rss):,} KiB at most within a life")
-    if violation is not None:
+    if violation not in (None, "interrupted"):
         say(f"FAILED in life {figures.lives}: {violation}")
         say(f"the same again: make soak SEED={seed}")
 
@@ -255,6 +279,7 @@ def main() -> int:
     kinds = [kind for kind in STORMS if kind != "half-open"]
     figures, violation, status = Figures(), None, 0
     began_s = time.monotonic()
+    interruption.catch()
     with contextlib.ExitStack() as stack:
         if os.geteuid() == 0 and shutil.which("ip"):
             with contextlib.suppress(OSError):
@@ -272,6 +297,8 @@ def main() -> int:
             violation, status = "interrupted", 130
         except Exception as error:
             violation, status = f"{type(error).__name__}: {error}", 1
+            if interruption.came:
+                violation, status = "interrupted", 130
     report(figures, seed, time.monotonic() - began_s, violation)
     return status
 
