@@ -59,15 +59,20 @@ cdef inline void _begin(Worker* worker, Listener* listener, int fd) noexcept nog
     epoll is asked; registering afterwards reports whatever has come since."""
     cdef Served served
     cdef int result, on = 1
-    cdef Connection* connection = slab_take(&worker.queue.slab)
+    cdef Connection* connection
+    # TCP inherits this one from the listener, Unix sockets do not. Without it urgent bytes would
+    # be missing from the echo.
+    if listener.is_unix and setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on)) < 0:
+        close_with_reset(fd)
+        count_error(worker, ERROR_ACCEPT)
+        _unadmit(worker)
+        return
+    connection = slab_take(&worker.queue.slab)
     if connection == NULL:
         close_with_reset(fd)
         count_error(worker, ERROR_MEMORY)
         _unadmit(worker)
         return
-    if listener.is_unix:
-        # TCP inherits this one from the listener, Unix sockets do not.
-        setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on))
     connection.fd = fd
     connection.pending = NULL
     connection.flags = CONNECTION_READ_TO_END if listener.is_unix else 0

@@ -280,6 +280,24 @@ def test_interrupts_without_pause_are_lived_through(faulty: FaultyServer) -> Non
     assert faulty.stop()["closed"]["eof"] == 24
 
 
+def test_a_unix_client_whose_urgent_bytes_would_be_lost_is_turned_away(
+    start_faulty: StartFaulty, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "socket")
+    faulty = start_faulty("--port=0", f"--uds={path}")
+    for error in SETSOCKOPT:
+        faulty.faults.inject("setsockopt", [error], detail=socket.SO_OOBINLINE, most=1)
+        with connect(path) as client:
+            assert client.recv(1) == b""
+        with connect(path) as client:
+            client.sendall(b"or")
+            client.send(b"d", socket.MSG_OOB)
+            assert receive_exactly(client, 3) == b"ord"
+        faulty.faults.clear()
+    faulty.serves()
+    assert faulty.stop()["errors"]["accept"] == len(SETSOCKOPT)
+
+
 # ---- memory -------------------------------------------------------------------------------------
 
 
