@@ -117,7 +117,7 @@ def resets(port: int, count: int, seconds: float) -> dict[str, Any]:
     """Connect and reset: SO_LINGER 0."""
     refused = 0
     for number in range(count):
-        if number % 100 == 0 and told_to_end():
+        if (number % 100 == 0 or refused) and told_to_end():
             break
         client = connected(port)
         if client is None:
@@ -165,7 +165,7 @@ def loris(port: int, count: int, seconds: float) -> dict[str, Any]:
     clients: dict[socket.socket, int] = {}
     refused = cut = echoed = 0
     for number in range(count):
-        if number % 100 == 0 and told_to_end():
+        if (number % 100 == 0 or refused) and told_to_end():
             break
         client = connected(port)
         if client is None:
@@ -229,7 +229,7 @@ def silent(port: int, count: int, seconds: float) -> dict[str, Any]:
     clients = []
     refused = sent = 0
     for number in range(count):
-        if number % 10 == 0 and told_to_end():
+        if told_to_end():
             break
         client = socket.socket()
         client.settimeout(CONNECT_DEADLINE_S)
