@@ -19,6 +19,8 @@ ifeq ($(origin CC),default)
 CC := gcc
 endif
 ARGS ?=
+MINUTES ?= 10
+SEED ?=
 PEER_CFLAGS ?= -O2 -g -std=gnu11 -Wall -Wextra -pthread
 
 PY := .venv/bin/python
@@ -26,7 +28,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 RELEASE := build/release/.built
 NATIVE := setup.py $(wildcard $(foreach d,ext ext/* ext/*/*,$(d)/*.pyx $(d)/*.pxd $(d)/*.c $(d)/*.h))
 PEERS := $(patsubst benchmarks/%.c,build/%,$(wildcard benchmarks/peers/*.c))
-C_STYLE := $(filter %.c %.h,$(NATIVE)) $(wildcard benchmarks/*.[ch] benchmarks/*/*.[ch])
+C_STYLE := $(filter %.c %.h,$(NATIVE)) $(wildcard benchmarks/*.[ch] benchmarks/*/*.[ch] tests/*/*.[ch])
 CYTHON_STYLE := $(filter %.pyx %.pxd,$(NATIVE)) $(wildcard tests/sanitizers/*.pyx)
 PYTHON_STYLE := setup.py $(wildcard kecho tests benchmarks)
 
@@ -59,7 +61,7 @@ endef
 export CHECK_SYSTEM
 check_system = @bash -c "$$CHECK_SYSTEM" bash
 
-.PHONY: all help serve bench plot check test lint format debug asan tsan annotate dist clean distclean
+.PHONY: all help serve bench plot check test soak lint format debug asan tsan annotate dist clean distclean
 
 all: $(RELEASE) $(PEERS) ## build the environment, the extensions in place, the C peers (default)
 
@@ -82,6 +84,9 @@ check: all .venv/.dev ## run every test
 
 test: all .venv/.dev ## run pytest with ARGS="..."
 	@$(PY) -m pytest $(ARGS)
+
+soak: all ## storms, stops and restarts for MINUTES=10; SEED=N goes through the same again
+	@$(PY) tests/soak.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 lint: .venv/.dev ## check style and types; compile with warnings as errors
 	$(PY) -m ruff check $(PYTHON_STYLE)

@@ -27,7 +27,7 @@ from kernel.socket cimport (
     socklen_t,
 )
 from libc.errno cimport (
-    EAGAIN, EBADF, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOTSOCK, EPERM, errno,
+    EACCES, EAGAIN, EBADF, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOTSOCK, EPERM, errno,
 )
 from libc.stdint cimport uint32_t
 
@@ -51,9 +51,11 @@ cdef inline bint _admit(Worker* worker, Listener* listener) noexcept nogil:
 
 
 cdef inline void _unadmit(Worker* worker) noexcept nogil:
-    """Takes _admit() back. Another worker may have found the server full because of it."""
-    atomic_u32_decrement(&worker.control.active)
-    listeners_resume(worker)
+    """Takes _admit() back. Another worker may have found the server full because of it; if it was
+    not, a listener that is paused lacks descriptors or memory, and has to wait for them: two
+    that resume each other would spin."""
+    if atomic_u32_decrement(&worker.control.active) + 1 >= worker.control.max_connections:
+        listeners_resume(worker)
 
 
 cdef inline void _begin(
@@ -63,7 +65,15 @@ cdef inline void _begin(
     epoll is asked; registering afterwards reports whatever has come since."""
     cdef Served served
     cdef int result, on = 1
-    cdef Connection* connection = slab_take(&worker.queue.slab)
+    cdef Connection* connection
+    # TCP inherits this one from the listener, Unix sockets do not. Without it urgent bytes would
+    # be missing from the echo.
+    if listener.is_unix and setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on)) < 0:
+        close_with_reset(fd)  # a Unix client has no peer address that is counted
+        count_error(worker, ERROR_ACCEPT)
+        _unadmit(worker)
+        return
+    connection = slab_take(&worker.queue.slab)
     if connection == NULL:
         close_with_reset(fd)
         if peer != KECHO_NO_PEER:
@@ -71,9 +81,6 @@ cdef inline void _begin(
         count_error(worker, ERROR_MEMORY)
         _unadmit(worker)
         return
-    if listener.is_unix:
-        # TCP inherits this one from the listener, Unix sockets do not.
-        setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on))
     connection.fd = fd
     connection.pending = NULL
     connection.peer = peer
@@ -125,7 +132,7 @@ cdef inline bint _accept_failed(
             count_error(worker, ERROR_LISTENER)
         return False
     count_error(worker, ERROR_ACCEPT)
-    if error == EPERM:
+    if error == EPERM or error == EACCES:
         # A security module or BPF said no before the connection left the queue, where it stays.
         listener_pause(worker, listener)
         return False
@@ -139,6 +146,7 @@ cdef inline void accept_turn(Worker* worker, uint32_t number, int limit) noexcep
     cdef Control* control = worker.control
     cdef Listener* listener = &control.listeners[number]
     cdef bint is_restricted = access_is_restricted(&control.access)
+    cdef bint accepted = False
     cdef sockaddr_storage client
     cdef socklen_t size = 0
     cdef uint32_t life, peer = KECHO_NO_PEER
@@ -157,7 +165,13 @@ cdef inline void accept_turn(Worker* worker, uint32_t number, int limit) noexcep
             _unadmit(worker)
             if not _accept_failed(worker, listener, life, errno):
                 return
-        elif not is_restricted or not _is_refused(worker, fd, <sockaddr*>&client, &peer):
+            continue
+        accepted = True
+        if not is_restricted or not _is_refused(worker, fd, <sockaddr*>&client, &peer):
             _begin(worker, listener, fd, peer)
-    if not worker.is_draining and listener_arm(worker.control, worker.queue, number) < 0:
+    if worker.is_draining:
+        return
+    # A turn of nothing but errors: if they do not take anybody out of the queue, whatever
+    # accept(2) says, the next turn would be another, without end.
+    if not accepted or listener_arm(worker.control, worker.queue, number) < 0:
         listener_pause(worker, listener)

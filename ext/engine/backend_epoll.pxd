@@ -40,11 +40,17 @@ cdef enum:
 
 # ---- stopping: also called by the threads that are not workers --------------------------------
 
+cdef inline void wake(Queue* queue) noexcept nogil:
+    """Wakes a worker that waits at this queue. EAGAIN: it has been woken so often already."""
+    while eventfd_write(queue.wake_fd, 1) < 0 and errno == EINTR:
+        pass
+
+
 cdef inline void wake_everybody(Control* control) noexcept nogil:
     """Wakes one worker of each queue; that one wakes the next when it sees the new phase."""
     cdef uint32_t queue
     for queue in range(control.queue_count):
-        eventfd_write(control.queues[queue].wake_fd, 1)
+        wake(&control.queues[queue])
 
 
 cdef inline void _give_up(Worker* worker, int error, const char* syscall) noexcept nogil:
@@ -67,7 +73,7 @@ cdef inline void _serve_event(Worker* worker, epoll_event* event) noexcept nogil
     if token == TOKEN_WAKE:
         # Meant for a worker that sleeps, which may find that this one has taken it.
         if worker.is_draining and atomic_u32_load(&worker.control.workers_accepting) != 0:
-            eventfd_write(worker.queue.wake_fd, 1)
+            wake(worker.queue)
             sched_yield()
         return
     if token >= TOKEN_LISTENERS:
@@ -267,7 +273,7 @@ cdef inline void worker_run(Worker* worker) noexcept nogil:
         _run_timers(worker)
     if result < 0:
         _give_up(worker, -result, "epoll_wait")
-    eventfd_write(worker.queue.wake_fd, 1)
+    wake(worker.queue)
     worker.is_draining = True
     if atomic_u32_decrement(&control.workers_accepting) == 0:
         _close_listeners(worker)
@@ -275,6 +281,6 @@ cdef inline void worker_run(Worker* worker) noexcept nogil:
         result = _drain(worker)
         if result < 0:
             _give_up(worker, -result, "epoll_wait")
-    eventfd_write(worker.queue.wake_fd, 1)
+    wake(worker.queue)
     if atomic_u32_decrement(&worker.queue.workers_running) == 0:
         _abort_everybody(worker)

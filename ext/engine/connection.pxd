@@ -8,9 +8,10 @@ is there.
 from common.atomics cimport atomic_u32_store_relaxed
 from engine.counters cimport count, count_by, count_closed, count_error
 from engine.layout cimport (
-    CLOSE_ABORTED, CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_EVICTED, CLOSE_RESET,
-    CLOSE_TIMED_OUT, CONNECTION_ARMED_WRITE, CONNECTION_READ_TO_END, CONNECTION_REGISTERED, ERROR_EPOLL,
-    ERROR_MEMORY, ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES, KECHO_NO_PEER, Connection, Worker,
+    CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_EVICTED, CLOSE_IDLE, CLOSE_RESET,
+    CLOSE_TIMED_OUT, CONNECTION_ARMED_WRITE, CONNECTION_READ_TO_END, CONNECTION_REGISTERED,
+    ERROR_EPOLL, ERROR_MEMORY, ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES, KECHO_NO_PEER,
+    Connection, Worker,
 )
 from engine.listener cimport listeners_resume
 from engine.peers cimport peer_leaves
@@ -23,13 +24,16 @@ from kernel.epoll cimport (
     EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, epoll_ctl,
     epoll_event,
 )
-from kernel.socket cimport MSG_NOSIGNAL, SO_LINGER, SOL_SOCKET, linger, recv, send, setsockopt
+from kernel.socket cimport (
+    AF_UNSPEC, MSG_NOSIGNAL, SO_LINGER, SOL_SOCKET, connect, linger, recv, send, setsockopt,
+    sockaddr,
+)
 from libc.errno cimport (
     EAGAIN, ECONNABORTED, ECONNRESET, EINTR, ENOBUFS, ENOMEM, EPIPE, ETIMEDOUT, errno,
 )
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 from posix.unistd cimport close
 
 
@@ -45,11 +49,16 @@ cdef enum:
 
 cdef inline void close_with_reset(int fd) noexcept nogil:
     """RST instead of FIN, and what was still to be sent is thrown away: SO_LINGER 0, socket(7).
+    If the option is refused, dissolving the association sends it: connect(2), AF_UNSPEC.
     A Unix socket has no such thing: its peer sees an error only if bytes were left unread."""
     cdef linger at_once
+    cdef sockaddr nobody
     at_once.l_onoff = 1
     at_once.l_linger = 0
-    setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once))
+    if setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once)) < 0:
+        memset(&nobody, 0, sizeof(nobody))
+        nobody.sa_family = AF_UNSPEC
+        connect(fd, &nobody, sizeof(nobody))
     close(fd)
 
 
@@ -63,13 +72,16 @@ cdef inline void connection_close(
     Worker* worker, Connection* connection, int reason,
 ) noexcept nogil:
     """Closes with FIN when every byte read has been handed to the kernel, otherwise with RST:
-    a client must not take a cut-off stream for a finished one."""
+    a client must not take a cut-off stream for a finished one. After an error that is usually
+    the end of the socket, too, RST costs nothing; where it is not, bytes are lost."""
     cdef int fd = connection.fd
     connection.fd = -1  # before it is closed: see queue_forget()
+    cdef bint is_whole = (
+        connection.pending == NULL
+        and (reason == CLOSE_EOF or reason == CLOSE_IDLE or reason == CLOSE_DRAINED))
     if connection.pending != NULL:
         _free_pending(worker, connection)
-        close_with_reset(fd)
-    elif reason == CLOSE_ABORTED or reason == CLOSE_ERROR:
+    if not is_whole:
         close_with_reset(fd)
     else:
         close(fd)

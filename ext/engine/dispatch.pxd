@@ -24,20 +24,26 @@ from libc.stdint cimport uint32_t
 from posix.unistd cimport close
 
 
-cdef inline int queue_open(Queue* queue) noexcept nogil:
-    """Returns 0 or -errno; queue_close() is due in either case."""
+cdef inline int queue_open(Queue* queue, const char** call) noexcept nogil:
+    """Returns 0, or -errno of what `call` then names; queue_close() is due in either case."""
     cdef epoll_event event
     cdef int result
     queue.epoll_fd = queue.wake_fd = -1
+    call[0] = "pthread_mutex_init"
     result = slab_init(&queue.slab)
     if result == 0:
         result = waiting_init(queue)
     if result < 0:
         return result
+    call[0] = "epoll_create1"
     queue.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
-    queue.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
-    if queue.epoll_fd < 0 or queue.wake_fd < 0:
+    if queue.epoll_fd < 0:
         return -errno
+    call[0] = "eventfd"
+    queue.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+    if queue.wake_fd < 0:
+        return -errno
+    call[0] = "epoll_ctl"
     event.events = EPOLLIN | EPOLLET
     event.data.u64 = TOKEN_WAKE
     if epoll_ctl(queue.epoll_fd, EPOLL_CTL_ADD, queue.wake_fd, &event) < 0:

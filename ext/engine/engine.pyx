@@ -26,6 +26,7 @@ from kernel.clock cimport clock_now_ms
 from kernel.pthread cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
 )
+from libc.errno cimport ENOMEM
 from libc.stdint cimport UINT32_MAX, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
@@ -66,7 +67,7 @@ cdef void* _zeroed(size_t size) except NULL:
     size = (size + KECHO_CACHE_LINE - 1) // KECHO_CACHE_LINE * KECHO_CACHE_LINE
     cdef void* memory = aligned_alloc(KECHO_CACHE_LINE, max(size, <size_t>KECHO_CACHE_LINE))
     if memory == NULL:
-        raise MemoryError
+        raise _system_error(ENOMEM, "aligned_alloc")
     memset(memory, 0, size)
     return memory
 
@@ -107,6 +108,7 @@ cdef class Engine:
         uint32_t rate_per_s,
     ):
         cdef Control* control = &self._control
+        cdef const char* call = NULL
         cdef uint32_t i
         cdef int result
         if len(listeners) > KECHO_LISTENERS_MOST:
@@ -137,9 +139,9 @@ cdef class Engine:
         control.queues = <Queue*>_zeroed((worker_count if percpu else 1) * sizeof(Queue))
         for i in range(worker_count if percpu else 1):
             control.queue_count += 1
-            result = queue_open(&control.queues[i])
+            result = queue_open(&control.queues[i], &call)
             if result < 0:
-                raise _system_error(-result, "epoll_create1")
+                raise _system_error(-result, call.decode())
         result = dispatch_percpu(control) if percpu else dispatch_shared(control)
         if result < 0:
             raise _system_error(-result, "epoll_ctl")

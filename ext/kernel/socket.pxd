@@ -9,6 +9,7 @@ cdef extern from "<sys/socket.h>" nogil:
     enum:
         AF_INET
         AF_INET6
+        AF_UNSPEC
         MSG_DONTWAIT
         MSG_NOSIGNAL
         MSG_TRUNC
@@ -33,6 +34,7 @@ cdef extern from "<sys/socket.h>" nogil:
 
     int socket(int family, int kind, int protocol)
     int bind(int fd, const sockaddr* address, socklen_t length)
+    int connect(int fd, const sockaddr* address, socklen_t length)
     int accept4(int fd, sockaddr* address, socklen_t* length, int flags)
     ssize_t recv(int fd, void* buffer, size_t length_bytes, int flags)
     ssize_t send(int fd, const void* buffer, size_t length_bytes, int flags)
