@@ -337,13 +337,17 @@ def test_a_connection_that_epoll_refuses_is_reset(faulty: FaultyServer, operatio
         if operation == EPOLL_CTL_MOD:
             faulty.faults.inject("send", [short(50)], every=2)  # backpressure
         faulty.faults.inject("epoll_ctl", [error], detail=operation, whose="other", most=2)
-        now = exchange(faulty.port, 10, seed=error)
-        # Not always both: one that is over within a turn is not registered.
+        now: Counter[str] = Counter()
+        for _ in range(20):
+            now += exchange(faulty.port, 10, seed=error)
+            # Not always both, nor always one: what is over within a turn is not registered.
+            if faulty.faults.injected("epoll_ctl"):
+                break
         assert 1 <= now["reset"] == faulty.faults.injected("epoll_ctl"), errno.errorcode[error]
         refused["memory" if error in NO_MEMORY else "epoll"] += now["reset"]
         faulty.faults.clear()
         ends += now
-    assert ends["whole"] == 10 * len(EPOLL_CTL) - ends["reset"]
+    assert (ends["whole"] + ends["reset"]) % 10 == 0
     stats = faulty.stop()
     assert Counter(stats["closed"]) == Counter(eof=ends["whole"], error=ends["reset"])
     assert Counter(stats["errors"]) == refused
