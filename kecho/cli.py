@@ -203,6 +203,7 @@ def _serve(config: CommandConfig) -> int:
         on_stop_signal=_say_stopping(server),
         report=_say_counters(),
         report_interval=config.stats_interval,
+        is_last=True,
     )
     _log_fields(f"stopped after {_summary(stats)}", "stopped", stats=stats.to_dict())
     return 0

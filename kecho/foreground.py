@@ -36,12 +36,14 @@ def run(
     on_stop_signal: Callable[[int], object] | None = None,
     report: Callable[[Server], object] | None = None,
     report_interval: float | None = None,
+    is_last: bool = False,
 ) -> Stats:
     """What serve() and the command line share.
 
     on_start: called once clients can connect; signals are looked at when it has returned.
     on_stop_signal: called with the signal's number after the server was told to stop.
     report: called every `report_interval` seconds, and at any time for SIGUSR1.
+    is_last: the process ends afterwards, and a signal that comes too late does not change how.
     """
     if threading.current_thread() is not threading.main_thread():
         server.start()
@@ -53,7 +55,7 @@ def run(
     signals = [signal.SIGINT, signal.SIGTERM]
     if report is not None:
         signals.append(signal.SIGUSR1)
-    with _signals_in_a_pipe(signals) as pipe:
+    with _signals_in_a_pipe(signals, is_last) as pipe:
         server.start()
         try:
             server.on_end(pipe.wake)
@@ -145,17 +147,20 @@ class _SignalPipe:
 
 
 @contextmanager
-def _signals_in_a_pipe(signals: list[signal.Signals]) -> Iterator[_SignalPipe]:
+def _signals_in_a_pipe(signals: list[signal.Signals], is_last: bool) -> Iterator[_SignalPipe]:
     """Has the numbers of `signals` written to a pipe, and nothing else done about them.
 
     The server's end is told there, too, so that one wait is for everything, and nothing runs
-    inside a signal handler. What was set before is put back.
+    inside a signal handler. What was set before is put back; if it came to an end and is_last,
+    they are ignored instead.
     """
     pipe = _SignalPipe()
     previous_fd = signal.set_wakeup_fd(pipe.write_fd, warn_on_full_buffer=False)
     previous = {number: signal.signal(number, _goes_to_the_pipe) for number in signals}
     try:
         yield pipe
+        if is_last:
+            previous = dict.fromkeys(previous, signal.SIG_IGN)
     finally:
         for number, handler in previous.items():
             # None: it was not set from Python, and cannot be put back from here.

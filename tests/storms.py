@@ -228,7 +228,7 @@ def silent(port: int, count: int, seconds: float) -> dict[str, Any]:
     """Sends until there is no room, and reads nothing."""
     clients = []
     refused = sent = 0
-    for number in range(count):
+    for _ in range(count):
         if told_to_end():
             break
         client = socket.socket()

@@ -109,6 +109,20 @@ def test_a_second_signal_stops_at_once(
     assert "aborted=1" in process.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize("number", [*STOP_SIGNALS, signal.SIGUSR1], ids=lambda number: number.name)
+def test_signals_until_the_very_end_do_not_change_the_status(
+    start_process: StartProcess, dispatch: str, number: signal.Signals
+) -> None:
+    for _ in range(3):
+        process = start_process("--dispatch", dispatch)
+        process.send(signal.SIGTERM)
+        while process.process.poll() is None:
+            process.send(number)
+            time.sleep(0.0005)
+        assert process.wait() == 0
+        assert "stopped after" in process.stderr
+
+
 def test_a_drain_ends_at_its_timeout(start_process: StartProcess, dispatch: str) -> None:
     process = start_process("--dispatch", dispatch, "--graceful-timeout=0.2")
     with reader_that_never_reads(process.port) as (client, sent):
