@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .errors import ListenError, OptionError
     from .foreground import serve
     from .server import Server
-    from .stats import Counters, NamedCounts, Stats
+    from .stats import Counters, NamedCounts, Stats, UdpCounters
 
 __all__ = [
     "Counters",
@@ -31,6 +31,7 @@ __all__ = [
     "Server",
     "ServerConfig",
     "Stats",
+    "UdpCounters",
     "__version__",
     "serve",
 ]
@@ -43,6 +44,7 @@ _MODULE_OF = {
     "Server": "server",
     "ServerConfig": "config",
     "Stats": "stats",
+    "UdpCounters": "stats",
     "serve": "foreground",
 }
 

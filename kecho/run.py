@@ -12,13 +12,18 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from . import tuning
 from ._engine import Engine, attach_cpu_steering
 from .config import ServerConfig
 from .cpus import usable_cpu_count, usable_cpus
-from .listen import Address, Listener, SocketFile, open_listeners
+from .listen import Address, Listener, SocketFile
+from .listen_udp import Datagrams, open_everything, udp_worker_count
 from .stats import Stats
+
+if TYPE_CHECKING:
+    from ._udp import Echo
 
 __all__ = ["Run", "thread_count"]
 
@@ -45,35 +50,42 @@ class Run:
     def __init__(self, config: ServerConfig) -> None:
         self.thread_count = thread_count(config)
         self._cpus = _cpus_of_workers(config, self.thread_count)
+        udp_count = udp_worker_count(config, self.thread_count)
         self._final: Stats | None = None
         self._lock = threading.RLock()
         self._taken: set[int] = set()  # indices of the workers that somebody runs, or has run
-        self._remaining = self.thread_count
+        self._remaining = self.thread_count + udp_count
         self._ended = threading.Event()
         self._callbacks: list[Callable[[], object]] = []
         self._failures: list[BaseException] = []
         # Daemons: at exit the interpreter would wait for other threads before it calls the
         # finalizer that ends these.
         self._threads = [
-            threading.Thread(target=self._work, args=(index,), name=f"kecho-{index}", daemon=True)
-            for index in range(self.thread_count)
+            threading.Thread(target=self._work, args=(index,), name=name, daemon=True)
+            for index, name in enumerate(
+                [f"kecho-{index}" for index in range(self.thread_count)]
+                + [f"kecho-udp-{index}" for index in range(udp_count)]
+            )
         ]
         self._started_at = time.monotonic()
         self._files: list[SocketFile] = []
         self.addresses: tuple[Address, ...] = ()
+        self.udp_addresses: tuple[Address, ...] = ()
         self._engine: Engine | None = None
+        self._udp: Echo | None = None
         _warn_of_truncation(config.backlog)
         self._open(config)
         _runs.add(self)
 
     def _open(self, config: ServerConfig) -> None:
-        """The sockets and the engine that takes them over."""
-        listeners = open_listeners(config, self.thread_count)
+        """The sockets, and the engine and the UDP echo that take them over."""
+        listeners, datagrams = open_everything(config, self.thread_count)
         try:
             self._files = [listener.file for listener in listeners if listener.file is not None]
             self.addresses = tuple(dict.fromkeys(listener.address for listener in listeners))
+            self.udp_addresses = tuple(dict.fromkeys(one.address for one in datagrams))
             if config.dispatch == "percpu" and self.thread_count > 1:
-                _steer(config, listeners, self._cpus)
+                _steer(config, listeners, datagrams, self._cpus)
             with _signals_wait():  # or a descriptor would have two owners, or none
                 self._engine = Engine(
                     [(one.socket.fileno(), one.queue, one.is_unix) for one in listeners],
@@ -84,10 +96,14 @@ class Run:
                 )
                 for listener in listeners:
                     listener.socket.detach()
+                if config.udp:
+                    self._udp = _udp_echo(config, datagrams, self.udp_addresses)
         except BaseException:
-            self._engine = None
+            self._engine = self._udp = None
             for listener in listeners:
                 listener.close()
+            for one in datagrams:
+                one.socket.close()
             raise
 
     def start(self) -> None:
@@ -107,7 +123,7 @@ class Run:
         thread has taken do it on this one.
         """
         self.abort()
-        for index in range(self.thread_count):
+        for index in range(len(self._threads)):
             self._work(index)
         self.join(None)
 
@@ -119,13 +135,15 @@ class Run:
             if index in self._taken:
                 return
             self._taken.add(index)
-            engine = self._engine
+            is_udp = index >= self.thread_count
+            engine = self._udp if is_udp else self._engine
         try:
             if engine is not None:
                 self._prepare_thread(index)
-                engine.run_worker(index)
+                engine.run_worker(index - self.thread_count if is_udp else index)
         except BaseException as error:
             self._failures.append(error)
+            self.abort()  # the engine stops its own workers, and knows nothing of UDP's
         finally:
             del engine  # the last worker's _end_worker() frees it
             self._end_worker()
@@ -135,7 +153,7 @@ class Run:
             return
         # Signals are for the thread that waits for them.
         signal.pthread_sigmask(signal.SIG_BLOCK, _ASYNCHRONOUS_SIGNALS)
-        cpu = self._cpus[index]
+        cpu = self._cpus[index % self.thread_count]
         if cpu is not None:
             try:
                 os.sched_setaffinity(0, {cpu})
@@ -151,7 +169,7 @@ class Run:
                 return
             try:
                 self._final = self._stats_now()
-                self._engine = None  # and with it its descriptors and buffers
+                self._engine = self._udp = None  # and with them their descriptors and buffers
                 for file in self._files:
                     file.remove()
             finally:
@@ -175,13 +193,15 @@ class Run:
 
     def request_stop(self, graceful_timeout: float) -> None:
         with self._lock:
-            if self._engine is not None:
-                self._engine.stop(_milliseconds(graceful_timeout))
+            for one in (self._engine, self._udp):
+                if one is not None:
+                    one.stop(_milliseconds(graceful_timeout))
 
     def abort(self) -> None:
         with self._lock:
-            if self._engine is not None:
-                self._engine.abort()
+            for one in (self._engine, self._udp):
+                if one is not None:
+                    one.abort()
 
     def join(self, timeout: float | None) -> bool:
         if not self._ended.wait(timeout):
@@ -203,7 +223,11 @@ class Run:
 
     def _stats_now(self) -> Stats:
         assert self._engine is not None
-        return Stats.of_workers(self._engine.counters(), time.monotonic() - self._started_at)
+        return Stats.of_workers(
+            self._engine.counters(),
+            time.monotonic() - self._started_at,
+            None if self._udp is None else self._udp.counters(),
+        )
 
     def stop_forgotten(self) -> None:
         self.request_stop(0)
@@ -217,7 +241,9 @@ class Run:
         if self._engine is not None:
             self._final = self._stats_now()
             self._engine.forget()
-            self._engine = None
+            if self._udp is not None:
+                self._udp.forget()
+            self._engine = self._udp = None
         for file in self._files:
             file.forget()
         self._threads.clear()
@@ -280,8 +306,32 @@ def _cpus_of_workers(config: ServerConfig, thread_count: int) -> list[int | None
     return [cpus[index % len(cpus)] for index in range(thread_count)]
 
 
-def _steer(config: ServerConfig, listeners: list[Listener], cpus: list[int | None]) -> None:
-    """Has each CPU's connections go to the worker pinned there.
+def _udp_echo(
+    config: ServerConfig, datagrams: list[Datagrams], addresses: tuple[Address, ...]
+) -> Echo:
+    """Takes the sockets over. They have one port, TCP's."""
+    from ._udp import Echo  # half a megabyte that a server without UDP need not map
+
+    echo = Echo(
+        [(one.socket.fileno(), one.worker) for one in datagrams],
+        worker_count=max(one.worker for one in datagrams) + 1,
+        own_port=int(addresses[0][1]),
+        source_port_least=config.udp_min_source_port,
+        rate_per_source=config.udp_rate,
+        rate_total=config.udp_rate_total,
+    )
+    for one in datagrams:
+        one.socket.detach()
+    return echo
+
+
+def _steer(
+    config: ServerConfig,
+    listeners: list[Listener],
+    datagrams: list[Datagrams],
+    cpus: list[int | None],
+) -> None:
+    """Has each CPU's connections and datagrams go to the worker pinned there.
 
     Not with --reuse-port: other processes' sockets are in the same group, and the program would
     give them nothing. Nor with several workers on one CPU, of which only one would get anything.
@@ -293,6 +343,7 @@ def _steer(config: ServerConfig, listeners: list[Listener], cpus: list[int | Non
             "with --reuse-port" if config.reuse_port else "with more threads than CPUs",
         )
         return
-    for listener in listeners:
-        if listener.queue == 0 and not listener.is_unix:
-            attach_cpu_steering(listener.socket.fileno(), [cpu for cpu in cpus if cpu is not None])
+    first = [one.socket for one in listeners if one.queue == 0 and not one.is_unix]
+    first += [one.socket for one in datagrams if one.worker == 0]
+    for one in first:
+        attach_cpu_steering(one.fileno(), [cpu for cpu in cpus if cpu is not None])
