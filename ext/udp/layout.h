@@ -18,10 +18,11 @@
 
 /* ---- what is taken and given at once ----------------------------------------------------- */
 
-#define KECHO_UDP_BATCH 32           /* messages of one recvmmsg; with GRO each may be many datagrams */
-#define KECHO_UDP_REPLIES 64         /* messages of one sendmmsg */
-#define KECHO_UDP_BUFFER_BYTES 65536 /* more than any datagram, and than what GRO makes of several */
-#define KECHO_UDP_CONTROL_BYTES 128  /* the address asked (20 bytes at most), the segment size */
+#define KECHO_UDP_BATCH 32   /* messages of one recvmmsg; with GRO each may be many datagrams */
+#define KECHO_UDP_REPLIES 64 /* messages of one sendmmsg */
+#define KECHO_UDP_BUFFER_BYTES                                                                     \
+    65536                           /* more than any datagram, and than what GRO makes of several */
+#define KECHO_UDP_CONTROL_BYTES 128 /* the address asked (20 bytes at most), the segment size */
 /* Of one send with UDP_SEGMENT. Linux 6.9 takes 128 of them; before, 64 were the most (read). */
 #define KECHO_UDP_SEGMENTS 64
 

@@ -82,8 +82,8 @@ cdef inline int _batch(Worker* worker, int fd) noexcept nogil:
 
 cdef inline void _turn(Worker* worker, Socket* one) noexcept nogil:
     """Some batches of one socket; after an error, which may be met again at once, it rests."""
-    cdef int batch, received
-    for batch in range(BATCHES_PER_TURN):
+    cdef int _number, received
+    for _number in range(BATCHES_PER_TURN):
         received = _batch(worker, one.fd)
         if received == -EINTR:
             continue

@@ -293,7 +293,7 @@ def test_no_uds_keeps_tcp() -> None:
 
 
 def test_udp_beside_a_unix_socket_alone_is_refused() -> None:
-    with pytest.raises(OptionError, match="^udp: a Unix socket takes no datagrams"):
+    with pytest.raises(OptionError, match=r"^udp: a Unix socket takes no datagrams"):
         ServerConfig.from_options({"uds": "/run/kecho", "udp": True})
     assert ServerConfig.from_options({"uds": "/run/kecho", "udp": True, "port": 1}).udp
 

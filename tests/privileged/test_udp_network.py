@@ -37,9 +37,8 @@ def serving(namespace: Namespace, **options: object) -> Iterator[kecho.Server]:
 
 def packets(namespace: Namespace) -> int:
     """UDP datagrams received in the namespace, answered or not: /proc/net/snmp."""
-    with namespace:
-        with open(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/net/snmp") as table:
-            names, values = [line.split() for line in table if line.startswith("Udp:")]
+    with namespace, open(f"/proc/self/task/{threading.get_native_id()}/net/snmp") as table:
+        names, values = [line.split() for line in table if line.startswith("Udp:")]
     return int(values[names.index("InDatagrams")]) + int(values[names.index("NoPorts")])
 
 
@@ -143,15 +142,18 @@ def hosts(new_namespace: Callable[[], Namespace]) -> tuple[Namespace, Namespace]
 def test_the_ipv6_address_that_was_asked_answers(
     hosts: tuple[Namespace, Namespace], dispatch: str, asked: str
 ) -> None:
-    with serving(hosts[0], dispatch=dispatch, host="::") as server, hosts[1]:
-        with client(socket.AF_INET6) as one:
-            for size in (0, 1, 1400, 1453, 65507):
-                data = random_bytes(size)
-                one.sendto(data, (asked, server.port))
-                reply, source = one.recvfrom(65536)
-                assert (reply, source[:2]) == (data, (asked, server.port))
-            send_segments(one, random_bytes(13_000), 1000, (asked, server.port))
-            assert b"".join(receive_waiting(one)) == random_bytes(13_000)
+    with (
+        serving(hosts[0], dispatch=dispatch, host="::") as server,
+        hosts[1],
+        client(socket.AF_INET6) as one,
+    ):
+        for size in (0, 1, 1400, 1453, 65507):
+            data = random_bytes(size)
+            one.sendto(data, (asked, server.port))
+            reply, source = one.recvfrom(65536)
+            assert (reply, source[:2]) == (data, (asked, server.port))
+        send_segments(one, random_bytes(13_000), 1000, (asked, server.port))
+        assert b"".join(receive_waiting(one)) == random_bytes(13_000)
 
 
 @DISPATCHES
