@@ -143,7 +143,7 @@ class ServerConfig:
         100_000,
         integer(
             "datagrams a second that are answered to one source (an IPv4 address, an IPv6 /64); "
-            "a tenth of it at once; 0: no limit",
+            "a tenth of it at once, at least 128; 0: no limit",
             0,
             MOST_DATAGRAMS_PER_S,
         ),

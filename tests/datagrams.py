@@ -7,9 +7,30 @@ import socket
 import struct
 from collections.abc import Iterator
 
-from clients import DEADLINE_S
+import kecho
+from clients import DEADLINE_S, wait_for
+from kecho import UdpCounters
 
 UDP_SEGMENT = 103  # <linux/udp.h>
+
+
+def all_accounted_for(udp: UdpCounters) -> bool:
+    lost = udp.errors.total - udp.errors["recv"]
+    return udp.received == udp.sent + udp.refused.total + lost
+
+
+def counted(server: kecho.Server) -> UdpCounters:
+    """What it has counted once nothing is under way: a reply may come before it is counted."""
+    found: list[UdpCounters] = []
+
+    def look() -> bool:
+        udp = server.stats().udp
+        assert udp is not None
+        found[:] = [udp]
+        return all_accounted_for(udp)
+
+    wait_for(look, "what was received is answered, refused or lost")
+    return found[0]
 
 
 @contextlib.contextmanager

@@ -246,7 +246,8 @@ static void established(struct client *client, struct connection *connection, ui
     count(&client->counters.opened, 1);
     count(&client->counters.open_now, 1);
     uint64_t took_ns = now - connection->began_ns;
-    if (client->opening || connection->began_ns >= client->measure_ns)
+    if (!client->settings.datagrams &&
+        (client->opening || connection->began_ns >= client->measure_ns))
         histogram_record(&client->histograms[LATENCY_CONNECT], took_ns);
     if (client->settings.mode == MODE_BURST)
         client->samples[connection - client->connections].connect_ns = took_ns;

@@ -161,6 +161,8 @@ def _parse(name: str, text: str) -> Any:
 
 def _workloads(values: dict[str, Any], extra: dict[str, Any]) -> list[Workload]:
     """One, or one for each step of a sweep."""
+    if values.get("udp") and extra["rate_sweep"] is None and extra["find_rate"] is None:
+        values.setdefault("mode", "closed")
     sweeps = [name for name in ("sweep", "rate_sweep", "find_rate") if extra[name] is not None]
     if len(sweeps) > 1:
         raise OptionError(sweeps[1], f"cannot be together with {flag(sweeps[0])}")

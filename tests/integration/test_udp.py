@@ -3,9 +3,11 @@ was allowed."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import socket
+import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -14,9 +16,16 @@ import pytest
 
 import kecho
 from clients import connect, echo, random_bytes, wait_for
-from datagrams import client, receive_all, receive_waiting, send_segments
-from kecho import ListenError, UdpCounters
-from processes import ServerProcess
+from datagrams import (
+    all_accounted_for,
+    client,
+    counted,
+    receive_all,
+    receive_waiting,
+    send_segments,
+)
+from kecho import ListenError
+from processes import ServerProcess, run_python
 
 StartServer = Callable[..., kecho.Server]
 LOOPBACK = "127.0.0.1"
@@ -27,17 +36,6 @@ LARGEST = 65507  # 65535 less the headers of IPv4 and UDP
 def server(start_server: StartServer, dispatch: str) -> kecho.Server:
     """A server with UDP on every address of this host, under each dispatch."""
     return start_server(dispatch=dispatch, udp=True, host="0.0.0.0")
-
-
-def counted(server: kecho.Server) -> UdpCounters:
-    udp = server.stats().udp
-    assert udp is not None
-    return udp
-
-
-def all_accounted_for(udp: UdpCounters) -> bool:
-    lost = udp.errors.total - udp.errors["recv"]
-    return udp.received == udp.sent + udp.refused.total + lost
 
 
 # ---- every datagram comes back --------------------------------------------------------------
@@ -75,8 +73,7 @@ def test_datagrams_that_the_kernel_joined_come_back_apart(
         for _ in range(3):
             send_segments(one, data, size, (LOOPBACK, server.port))
             assert receive_all(one, len(expected)) == expected
-    with_gro = counted(server)
-    assert with_gro.received == 3 * len(expected)
+    assert counted(server).received == 3 * len(expected)
 
 
 def test_more_segments_than_older_kernels_send_at_once_come_back(server: kecho.Server) -> None:
@@ -170,11 +167,16 @@ def test_without_the_option_there_is_no_udp(start_server: StartServer, dispatch:
 
 
 def test_a_taken_udp_port_is_an_error_that_leaves_nothing_open(dispatch: str) -> None:
-    with client(source=LOOPBACK) as other:
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        server = kecho.Server(port=other.getsockname()[1], udp=True, dispatch=dispatch, threads=2)
-        with pytest.raises(ListenError, match=r"udp 127\.0\.0\.1:\d+ is in use") as caught:
-            server.start()
+    # TCP has to have the port, or it is TCP that is refused: a free one below the ephemeral ones.
+    for port in range(20_000, 20_100):
+        with contextlib.suppress(OSError), client(source=LOOPBACK, port=port) as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server = kecho.Server(port=port, udp=True, dispatch=dispatch, threads=2)
+            with pytest.raises(ListenError) as caught:
+                server.start()
+            if "udp" in caught.value.reason:
+                break
+    assert f"udp 127.0.0.1:{port} is in use" in caught.value.reason
     assert caught.value.option == "port"
 
 
@@ -407,7 +409,7 @@ def test_a_stop_ends_while_datagrams_still_come(start_server: StartServer, dispa
     for thread in threads:
         thread.start()
     try:
-        wait_for(lambda: counted(server).received > 1000, "datagrams come")
+        wait_for(lambda: server.stats().udp.received > 1000, "datagrams come")
         began = time.monotonic()
         stats = server.stop()
         assert time.monotonic() - began < 30
@@ -441,7 +443,7 @@ def test_stats_may_be_read_at_any_time(start_server: StartServer, dispatch: str)
         for _ in range(300):
             one.send(b"abc")
             assert one.recv(10) == b"abc"
-            counted(server)
+            server.stats()
     final = server.stop().udp
     assert final is not None
     assert (final.received, final.sent) == (300, 300)
@@ -480,9 +482,38 @@ def test_a_full_receive_queue_is_counted(start_server: StartServer) -> None:
         )
         echo.stop(1000)
         thread.join(30)
-        (after,) = echo.counters()
+        (after,) = echo.counters()  # the workers are gone: nothing is under way
     assert after["dropped"] == before["dropped"]
     assert after["received"] == after["sent"] == 5000 - before["dropped"]
+
+
+@pytest.mark.e2e
+def test_a_forked_child_holds_no_socket_of_it(dispatch: str) -> None:
+    script = """
+        import kecho, os, socket, sys
+        server = kecho.Server(port=0, udp=True, threads=2, dispatch=sys.argv[1])
+        server.start()
+        read_fd, write_fd = os.pipe()
+        if (child := os.fork()) == 0:
+            os.close(write_fd)
+            os.read(read_fd, 1)
+            os._exit(0)
+        with socket.socket(type=socket.SOCK_DGRAM) as one:
+            one.settimeout(30)
+            one.connect(("127.0.0.1", server.port))
+            for _ in range(20):
+                one.send(b"?")
+                assert one.recv(10) == b"?"
+        server.stop()
+        with socket.socket(type=socket.SOCK_DGRAM) as other:
+            other.bind(("127.0.0.1", server.port))
+        os.close(write_fd)
+        print(os.waitpid(child, 0)[1])
+    """
+    finished = run_python(
+        "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(script), dispatch
+    )
+    assert (finished.stdout, finished.stderr) == ("0\n", "")
 
 
 # ---- the command ------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import threading
 import time
@@ -13,7 +14,7 @@ import pytest
 
 import kecho
 from clients import random_bytes, wait_for
-from datagrams import client, receive_waiting, send_forged, send_segments
+from datagrams import client, counted, receive_waiting, send_forged, send_segments
 from namespaces import Namespace
 
 pytestmark = pytest.mark.privileged
@@ -52,10 +53,10 @@ def test_a_packet_from_the_servers_own_port_makes_no_loop(
         with namespace:
             for source in ("127.0.0.1", "127.0.0.9"):
                 send_forged((source, server.port), ("127.0.0.1", server.port), b"round")
-        wait_for(lambda: server.stats().udp.refused["own_port"] == 2, "both are refused")
+        wait_for(lambda: counted(server).refused["own_port"] == 2, "both are refused")
         time.sleep(0.3)  # a loop runs tens of thousands of times in it
         assert packets(namespace) - before == 2
-        assert server.stats().udp.sent == 0
+        assert counted(server).sent == 0
 
 
 @DISPATCHES
@@ -72,11 +73,11 @@ def test_a_packet_from_another_echo_makes_no_loop(
                 reflector.settimeout(0.3)
                 before = packets(namespace)
                 send_forged(("127.0.0.2", port), ("127.0.0.1", server.port), b"round")
-                wait_for(lambda: server.stats().udp.refused["port"] == 1, "it is refused")
+                wait_for(lambda: counted(server).refused["port"] == 1, "it is refused")
                 with pytest.raises(TimeoutError):
                     reflector.recv(100)
         assert packets(namespace) - before == 1
-        assert server.stats().udp.sent == 0
+        assert counted(server).sent == 0
 
 
 def test_a_loop_is_what_the_guard_prevents(namespace: Namespace) -> None:
@@ -88,13 +89,13 @@ def test_a_loop_is_what_the_guard_prevents(namespace: Namespace) -> None:
         with namespace:
             send_forged(("127.0.0.1", other.port), ("127.0.0.1", one.port), b"round")
         wait_for(
-            lambda: one.stats().udp.refused["rate"] + other.stats().udp.refused["rate"] > 0,
+            lambda: counted(one).refused["rate"] + counted(other).refused["rate"] > 0,
             "the rate ends the loop",
         )
-        sent = one.stats().udp.sent, other.stats().udp.sent
+        sent = counted(one).sent, counted(other).sent
         assert max(sent) >= 128
         time.sleep(0.3)
-        assert (one.stats().udp.sent, other.stats().udp.sent) == sent
+        assert (counted(one).sent, counted(other).sent) == sent
 
 
 @DISPATCHES
@@ -108,7 +109,7 @@ def test_a_source_that_is_nobodys_address_is_not_answered(
             send_forged((source, 5000), ("127.0.0.1", server.port), b"?")
             honest.sendto(b"!", ("127.0.0.1", server.port))
             assert honest.recv(10) == b"!"
-        udp = server.stats().udp
+        udp = counted(server)
         assert (udp.received, udp.sent, udp.refused["address"]) == (2, 1, 1)
 
 
@@ -199,7 +200,7 @@ def test_who_asks_everybody_gets_no_answer(
             one.sendto(b"?", to)
             one.sendto(b"!", (honest, server.port))
             assert receive_waiting(one) == [b"!"]
-        udp = server.stats().udp
+        udp = counted(server)
         assert udp.sent == 1
         assert udp.refused["address"] == udp.received - 1 > 0
 
@@ -214,7 +215,7 @@ def test_a_way_that_cannot_carry_joined_replies_gets_them_one_by_one(
         with hosts[1], client() as one:
             send_segments(one, data, 1400, (SERVER_V4, server.port))
             assert b"".join(receive_waiting(one)) == data
-        udp = server.stats().udp
+        udp = counted(server)
         assert udp.received == udp.sent == 21
         assert udp.errors.total == 0
 
@@ -231,5 +232,51 @@ def test_a_firewall_that_forbids_the_reply_is_counted(
         hosts[0].set("net.ipv4.conf.veth0.rp_filter", 0)
         with hosts[1]:
             send_forged(("198.51.100.1", 5000), (SERVER_V4, server.port), b"?")
-        wait_for(lambda: server.stats().udp.errors.total == 1, "the reply is lost and counted")
-        assert server.stats().udp.errors["denied"] == 1
+        wait_for(lambda: counted(server).errors.total == 1, "the reply is lost and counted")
+        assert counted(server).errors["denied"] == 1
+
+
+def test_replies_that_wait_for_a_neighbour_do_not_hold_up_the_worker(
+    hosts: tuple[Namespace, Namespace],
+) -> None:
+    """Packets for a host that does not answer ARP fill the send buffer: EAGAIN, for a while."""
+    hosts[0].set("net.ipv4.neigh.veth0.unres_qlen_bytes", 1 << 28)
+    hosts[0].set("net.ipv4.neigh.veth0.retrans_time_ms", 300)
+    with serving(hosts[0], host="0.0.0.0") as server:
+        with hosts[1]:
+            for number in range(4000):
+                send_forged(("192.0.2.99", 5000), (SERVER_V4, server.port), bytes(1400))
+                if number % 32 == 31:
+                    time.sleep(0.001)
+        udp = counted(server)
+        assert udp.errors["full"] > 0
+        assert udp.errors["full"] == udp.errors.total
+        with hosts[1], client() as one:
+            one.settimeout(0.2)
+
+            def is_answered() -> bool:
+                one.sendto(b"!", (SERVER_V4, server.port))
+                try:
+                    return one.recv(10) == b"!"
+                except TimeoutError:
+                    return False
+
+            wait_for(is_answered, "others are answered once the neighbour is given up")
+
+
+@DISPATCHES
+def test_a_socket_destroyed_from_outside_goes_on(namespace: Namespace, dispatch: str) -> None:
+    """`ss -K` on UDP leaves an error (ECONNABORTED); the socket stays bound."""
+    if shutil.which("ss") is None:
+        pytest.skip("needs ss, which iproute2 has")
+    with serving(namespace, dispatch=dispatch) as server, namespace, client() as one:
+        one.sendto(b"1", ("127.0.0.1", server.port))
+        assert one.recv(10) == b"1"
+        killed = namespace.run("ss", "-K", "-u", "-a", "-n", "sport", "=", f":{server.port}")
+        if str(server.port) not in killed:
+            pytest.skip("this kernel destroys no UDP sockets")
+        wait_for(lambda: counted(server).errors["recv"] > 0, "the error is met")
+        for _ in range(20):
+            one.sendto(b"2", ("127.0.0.1", server.port))
+            assert one.recv(10) == b"2"
+        assert counted(server).errors["recv"] <= 2
