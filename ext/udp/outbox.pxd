@@ -140,7 +140,8 @@ cdef inline void _send_in_segments(
     Outbox* outbox, uint32_t number, int fd, Counters* counters
 ) noexcept nogil:
     """Message `number` once more, as single datagrams: the way to the source cannot carry it as
-    one (a device without checksum offload: EIO; segments longer than its MTU: EINVAL)."""
+    one: no checksum offload on the device (EIO, read), segments longer than its MTU (EMSGSIZE;
+    on older kernels EINVAL, read)."""
     cdef mmsghdr* message = &outbox.headers[number]
     cdef uint8_t* begin = <uint8_t*>outbox.pieces[number].iov_base
     cdef size_t left = outbox.pieces[number].iov_len

@@ -208,7 +208,7 @@ def test_who_asks_everybody_gets_no_answer(
 def test_a_way_that_cannot_carry_joined_replies_gets_them_one_by_one(
     hosts: tuple[Namespace, Namespace],
 ) -> None:
-    """Segments longer than the MTU of the way back: sendmsg says EINVAL."""
+    """Segments longer than the MTU of the way back: sendmmsg says EMSGSIZE."""
     with serving(hosts[0], host="0.0.0.0") as server:
         hosts[0].run("ip", "route", "replace", f"{CLIENT_V4}/32", "dev", "veth0", "mtu", "1000")
         data = random_bytes(1400 * 20 + 7)
