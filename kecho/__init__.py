@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .errors import ListenError, OptionError
     from .foreground import serve
     from .server import Server
-    from .stats import AcceptQueue, Counters, NamedCounts, Stats
+    from .stats import AcceptQueue, Counters, NamedCounts, Stats, UdpCounters
 
 __all__ = [
     "AcceptQueue",
@@ -32,6 +32,7 @@ __all__ = [
     "Server",
     "ServerConfig",
     "Stats",
+    "UdpCounters",
     "__version__",
     "serve",
 ]
@@ -45,6 +46,7 @@ _MODULE_OF = {
     "Server": "server",
     "ServerConfig": "config",
     "Stats": "stats",
+    "UdpCounters": "stats",
     "serve": "foreground",
 }
 

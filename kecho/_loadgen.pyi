@@ -34,13 +34,15 @@ class Client:
         interval_ns: float,
         schedule_first: int,
         schedule_step: int,
+        datagrams: bool,
         verify: bool,
         spin: bool,
         close_by_reset: bool,
         keep_ends: bool,
     ) -> None:
         """mode: index into MODES. address: packed, or a path for AF_UNIX. sources: packed
-        addresses one after the other; empty: the kernel's choice."""
+        addresses one after the other; empty: the kernel's choice. datagrams: UDP, in the modes
+        closed and open."""
     def open(self) -> None:
         """Establish every connection; return when each is open or has failed."""
     def run(self, start_ns: int, measure_ns: int, end_ns: int) -> None:

@@ -28,7 +28,7 @@ from .errors import ListenError, OptionError
 from .listen import describe_addresses
 from .options import Option, choice, flag, option, options_of, seconds
 from .server import Server
-from .stats import Stats
+from .stats import Stats, UdpCounters
 
 __all__ = ["CommandConfig", "main"]
 
@@ -90,7 +90,7 @@ def _main(arguments: Sequence[str]) -> int:
 def _parser() -> command.Parser:
     parser = command.Parser(
         prog="kecho",
-        description="A TCP echo server: every byte comes back, in order.",
+        description="An echo server: every byte comes back, in order.",
         epilog="A flag wins over its environment variable, that over the default. "
         "SIGINT and SIGTERM drain and exit, a second one stops at once; SIGUSR1 prints counters.",
     )
@@ -227,12 +227,15 @@ def _say_where(server: Server) -> None:
     config = server.config
     backlog = tuning.backlog_in_force(config.backlog)
     exposed = any(_is_exposed(address) for address in server.addresses)
+    udp = server.udp_addresses
     _log_fields(
         f"listening on {describe_addresses(server.addresses)}"
+        f"{', ' + describe_addresses(udp, 'udp') if udp else ''}"
         f"{', reachable from other hosts' if exposed else ''}"
         f" (backlog {backlog}, dispatch {config.dispatch}, {plural(server.threads, 'thread')})",
         "listening",
         addresses=server.addresses,
+        udp_addresses=udp,
         exposed=exposed,
         backlog=backlog,
         dispatch=config.dispatch,
@@ -303,7 +306,18 @@ def _summary(stats: Stats) -> str:
         parts.append(f"refused {_counts(refused)}")
     if stats.dropped_syns:
         parts.append(f"{plural(stats.dropped_syns, 'SYN')} dropped")
+    if stats.udp is not None:
+        parts.append(_udp_summary(stats.udp))
     return parts[0] + ": " + ", ".join(parts[1:])
+
+
+def _udp_summary(udp: UdpCounters) -> str:
+    refused = {name: count for name, count in udp.refused.items() if count}
+    errors = {name: count for name, count in udp.errors.items() if count}
+    return (
+        f"udp {udp.received:,} in, {udp.sent:,} out, {udp.dropped:,} dropped, "
+        f"refused {_counts(refused)}, errors {_counts(errors)}"
+    )
 
 
 def _counts(counts: Mapping[str, int]) -> str:

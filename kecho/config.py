@@ -31,6 +31,7 @@ __all__ = ["ServerConfig", "check_options", "check_timeout", "environment_variab
 
 ENVIRONMENT_PREFIX = "KECHO_"
 MOST_THREADS = 1024
+MOST_DATAGRAMS_PER_S = 100_000_000
 
 Dispatch = Literal["shared", "percpu"]
 
@@ -195,11 +196,43 @@ class ServerConfig:
         ),
     )
 
+    udp: bool = option(
+        False, switch("echo datagrams, too, on the same addresses and port (UDP, RFC 862)")
+    )
+    udp_rate: int = option(
+        100_000,
+        integer(
+            "datagrams a second that are answered to one source (an IPv4 address, an IPv6 /64); "
+            "a tenth of it at once, at least 128; 0: no limit",
+            0,
+            MOST_DATAGRAMS_PER_S,
+        ),
+    )
+    udp_rate_total: int = option(
+        1_000_000,
+        integer(
+            "datagrams a second that are answered to all sources together; 0: no limit",
+            0,
+            MOST_DATAGRAMS_PER_S,
+        ),
+    )
+    udp_min_source_port: int = option(
+        1024,
+        integer(
+            "the lowest source port that is answered: below are services that would answer the "
+            "answer",
+            1,
+            65535,
+        ),
+    )
+
     def __post_init__(self) -> None:
         check_fields(self)
         if not self.host and self.uds is None:
             raise OptionError("host", "there is neither an address nor a Unix socket to listen on")
         rules_of(self.allow, self.deny)  # they agree with each other
+        if self.udp and not self.host:
+            raise OptionError("udp", "a Unix socket takes no datagrams: give a host or port, too")
 
     @classmethod
     def from_options(cls, options: Mapping[str, object]) -> ServerConfig:

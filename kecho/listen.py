@@ -17,32 +17,34 @@ from .config import ServerConfig
 from .errors import ListenError
 
 __all__ = [
+    "FREE_PORT_TRIES",
     "Address",
     "Listener",
     "SocketFile",
     "describe_addresses",
     "listen_again",
     "open_listeners",
+    "why_refused",
 ]
 
 Address = tuple[str, int] | tuple[str, int, int, int] | str
 EVERY_QUEUE = -1
-_FREE_PORT_TRIES = 16
+FREE_PORT_TRIES = 16
 _ADDRESS_ERRORS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL)
 _LOCK_TRIES = 100
 _LOCK_RETRY_S = 0.01
 
 
-def describe_addresses(addresses: tuple[Address, ...]) -> str:
+def describe_addresses(addresses: tuple[Address, ...], protocol: str = "tcp") -> str:
     """As ``tcp 127.0.0.1:12345, tcp [::1]:12345, unix /run/kecho``."""
-    return ", ".join(map(_describe_address, addresses)) or "(not started)"
+    return ", ".join(_describe_address(one, protocol) for one in addresses) or "(not started)"
 
 
-def _describe_address(address: Address) -> str:
+def _describe_address(address: Address, protocol: str) -> str:
     if isinstance(address, str):
         return f"unix {address}"
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
-    return f"tcp {host}:{address[1]}"
+    return f"{protocol} {host}:{address[1]}"
 
 
 class SocketFile:
@@ -142,7 +144,7 @@ class _Target:
 
 def _open_tcp(config: ServerConfig, worker_count: int, opened: list[Listener]) -> None:
     targets = _resolve(config.host, config.port)
-    for _ in range(_FREE_PORT_TRIES):
+    for _ in range(FREE_PORT_TRIES):
         attempt: list[Listener] = []
         try:
             _listen_everywhere(config, targets, worker_count, attempt)
@@ -245,7 +247,7 @@ def _listen_tcp(
         for one in sockets:
             one.close()
         option = "host" if error.errno in _ADDRESS_ERRORS else "port"
-        raise ListenError(option, error.errno, _why_refused(str(target), error)) from None
+        raise ListenError(option, error.errno, why_refused(str(target), error)) from None
     opened.extend(Listener(one, queue) for queue, one in enumerate(sockets))
 
 
@@ -265,7 +267,8 @@ def _bind_tcp(target: _Target, reuse_port: bool, sockets: list[socket.socket]) -
     one.bind(target.sockaddr)
 
 
-def _why_refused(where: str, error: OSError) -> str:
+def why_refused(where: str, error: OSError) -> str:
+    """For a person: `where` is an address and port."""
     if error.errno == errno.EADDRINUSE:
         return f"{where} is in use by another socket"
     if error.errno == errno.EACCES:

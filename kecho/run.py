@@ -12,15 +12,21 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from . import tuning
 from ._engine import Engine, attach_cpu_steering
 from .access import rules_of
 from .config import ServerConfig
-from .cpus import usable_cpu_count, usable_cpus
-from .listen import Address, Listener, SocketFile, open_listeners
+from .cpus import usable_cpu_count
+from .listen import Address, SocketFile
+from .listen_udp import Datagrams, open_everything, udp_worker_count
 from .stats import AcceptQueue, Stats
-from .watch import INTERVAL_S, Group, Place, Watch
+from .steering import cpus_of_workers, steer
+from .watch import INTERVAL_S, Place, Watch
+
+if TYPE_CHECKING:
+    from ._udp import Echo
 
 __all__ = ["Run", "thread_count"]
 
@@ -46,19 +52,23 @@ class Run:
 
     def __init__(self, config: ServerConfig) -> None:
         self.thread_count = thread_count(config)
-        self._cpus = _cpus_of_workers(config, self.thread_count)
+        self._cpus = cpus_of_workers(config, self.thread_count)
+        udp_count = udp_worker_count(config, self.thread_count)
         self._final: Stats | None = None
         self._lock = threading.RLock()
         self._taken: set[int] = set()  # indices of the workers that somebody runs, or has run
-        self._remaining = self.thread_count
+        self._remaining = self.thread_count + udp_count
         self._ended = threading.Event()
         self._callbacks: list[Callable[[], object]] = []
         self._failures: list[BaseException] = []
         # Daemons: at exit the interpreter would wait for other threads before it calls the
         # finalizer that ends these.
         self._threads = [
-            threading.Thread(target=self._work, args=(index,), name=f"kecho-{index}", daemon=True)
-            for index in range(self.thread_count)
+            threading.Thread(target=self._work, args=(index,), name=name, daemon=True)
+            for index, name in enumerate(
+                [f"kecho-{index}" for index in range(self.thread_count)]
+                + [f"kecho-udp-{index}" for index in range(udp_count)]
+            )
         ]
         self._watcher = threading.Thread(target=self._look_after, name="kecho-watch", daemon=True)
         self._watch: Watch | None = None
@@ -66,20 +76,21 @@ class Run:
         self._started_at = time.monotonic()
         self._files: list[SocketFile] = []
         self.addresses: tuple[Address, ...] = ()
+        self.udp_addresses: tuple[Address, ...] = ()
         self._engine: Engine | None = None
+        self._udp: Echo | None = None
         _warn_of_truncation(config.backlog)
         self._open(config)
         _runs.add(self)
 
     def _open(self, config: ServerConfig) -> None:
-        """The sockets and the engine that takes them over."""
-        listeners = open_listeners(config, self.thread_count)
+        """The sockets, and the engine and the UDP echo that take them over."""
+        listeners, datagrams = open_everything(config, self.thread_count)
         try:
             self._files = [listener.file for listener in listeners if listener.file is not None]
             self.addresses = tuple(dict.fromkeys(listener.address for listener in listeners))
-            groups: list[Group] = []
-            if config.dispatch == "percpu" and self.thread_count > 1:
-                groups = _steer(config, listeners, self._cpus)
+            self.udp_addresses = tuple(dict.fromkeys(one.address for one in datagrams))
+            groups = steer(config, listeners, datagrams, self._cpus, attach_cpu_steering)
             shares = config.reuse_port or config.dispatch == "percpu"
             self._places = [
                 Place(one.socket.family, one.address, one.is_unix, shares) for one in listeners
@@ -101,12 +112,16 @@ class Run:
                 )
                 for listener in listeners:
                     listener.socket.detach()
+                if config.udp:
+                    self._udp = _udp_echo(config, datagrams, self.udp_addresses)
         except BaseException:
-            self._engine = None
+            self._engine = self._udp = None
             if self._watch is not None:
                 self._watch.close()
             for listener in listeners:
                 listener.close()
+            for one in datagrams:
+                one.socket.close()
             raise
 
     def start(self) -> None:
@@ -126,7 +141,7 @@ class Run:
         thread has taken do it on this one.
         """
         self.abort()
-        for index in range(self.thread_count):
+        for index in range(len(self._threads)):
             self._work(index)
         self.join(None)
 
@@ -138,13 +153,15 @@ class Run:
             if index in self._taken:
                 return
             self._taken.add(index)
-            engine = self._engine
+            is_udp = index >= self.thread_count
+            engine = self._udp if is_udp else self._engine
         try:
             if engine is not None:
                 self._prepare_thread(index)
-                engine.run_worker(index)
+                engine.run_worker(index - self.thread_count if is_udp else index)
         except BaseException as error:
             self._failures.append(error)
+            self.abort()  # the engine stops its own workers, and knows nothing of UDP's
         finally:
             del engine  # the last worker's _end_worker() frees it
             self._end_worker()
@@ -154,7 +171,7 @@ class Run:
             return
         # Signals are for the thread that waits for them.
         signal.pthread_sigmask(signal.SIG_BLOCK, _ASYNCHRONOUS_SIGNALS)
-        cpu = self._cpus[index]
+        cpu = self._cpus[index % self.thread_count]
         if cpu is not None:
             try:
                 os.sched_setaffinity(0, {cpu})
@@ -180,8 +197,8 @@ class Run:
             if self._remaining:
                 return
             try:
-                self._final = self._stats_now()
-                self._engine = None  # and with it its descriptors and buffers
+                self._final = self._stats_now(self._accept_queues())
+                self._engine = self._udp = None  # and with them their descriptors and buffers
                 if self._watch is not None:
                     self._watch.close()
                 for file in self._files:
@@ -207,13 +224,15 @@ class Run:
 
     def request_stop(self, graceful_timeout: float) -> None:
         with self._lock:
-            if self._engine is not None:
-                self._engine.stop(_milliseconds(graceful_timeout))
+            for one in (self._engine, self._udp):
+                if one is not None:
+                    one.stop(_milliseconds(graceful_timeout))
 
     def abort(self) -> None:
         with self._lock:
-            if self._engine is not None:
-                self._engine.abort()
+            for one in (self._engine, self._udp):
+                if one is not None:
+                    one.abort()
 
     def join(self, timeout: float | None) -> bool:
         if not self._ended.wait(timeout):
@@ -231,16 +250,20 @@ class Run:
 
     def stats(self) -> Stats:
         with self._lock:
-            return self._final or self._stats_now()
+            return self._final or self._stats_now(self._accept_queues())
 
-    def _stats_now(self) -> Stats:
+    def _stats_now(self, queues: tuple[AcceptQueue, ...]) -> Stats:
         assert self._engine is not None
-        queues = tuple(
+        seconds = time.monotonic() - self._started_at
+        udp = None if self._udp is None else self._udp.counters()
+        return Stats.of_workers(self._engine.counters(), seconds, queues, udp)
+
+    def _accept_queues(self) -> tuple[AcceptQueue, ...]:
+        assert self._engine is not None
+        return tuple(
             AcceptQueue(place.address, *figures[:3])
             for place, figures in zip(self._places, self._engine.listener_figures(), strict=True)
         )
-        seconds = time.monotonic() - self._started_at
-        return Stats.of_workers(self._engine.counters(), seconds, queues)
 
     def stop_forgotten(self) -> None:
         self.request_stop(0)
@@ -253,9 +276,12 @@ class Run:
         self._lock = threading.RLock()  # the old one may be held by a thread that is not here
         self._ended = threading.Event()
         if self._engine is not None:
-            self._final = self._stats_now()
+            # Asking the listeners takes a lock that a thread which is not here may hold.
+            self._final = self._stats_now(())
             self._engine.forget()
-            self._engine = None
+            if self._udp is not None:
+                self._udp.forget()
+            self._engine = self._udp = None
         if self._watch is not None:
             self._watch.close()
         for file in self._files:
@@ -312,34 +338,20 @@ def _warn_of_truncation(backlog: int) -> None:
         )
 
 
-def _cpus_of_workers(config: ServerConfig, thread_count: int) -> list[int | None]:
-    """The CPU that each worker is pinned to; None: not pinned."""
-    if config.dispatch == "shared":
-        return [None] * thread_count
-    cpus = usable_cpus()
-    return [cpus[index % len(cpus)] for index in range(thread_count)]
+def _udp_echo(
+    config: ServerConfig, datagrams: list[Datagrams], addresses: tuple[Address, ...]
+) -> Echo:
+    """Takes the sockets over. They have one port, TCP's."""
+    from ._udp import Echo  # half a megabyte that a server without UDP need not map
 
-
-def _steer(config: ServerConfig, listeners: list[Listener], cpus: list[int | None]) -> list[Group]:
-    """Has each CPU's connections go to the worker pinned there: a group for each TCP address.
-
-    Not with --reuse-port: other processes' sockets are in the same group, and the program would
-    give them nothing. Nor with several workers on one CPU, of which only one would get anything.
-    The kernel's hash spreads the connections then.
-    """
-    if config.reuse_port or len(set(cpus)) < len(cpus):
-        log.warning(
-            "dispatch: percpu spreads connections by hash and not by CPU %s",
-            "with --reuse-port" if config.reuse_port else "with more threads than CPUs",
-        )
-        return []
-    groups: dict[Address, Group] = {}
-    for number, listener in enumerate(listeners):
-        if not listener.is_unix:
-            group = groups.setdefault(listener.address, Group([], {}))
-            group.order.append(number)
-            group.cpus[number] = cpus[listener.queue] or 0
-    for group in groups.values():
-        first = listeners[group.order[0]].socket
-        attach_cpu_steering(first.fileno(), [group.cpus[number] for number in group.order])
-    return list(groups.values())
+    echo = Echo(
+        [(one.socket.fileno(), one.worker) for one in datagrams],
+        worker_count=max(one.worker for one in datagrams) + 1,
+        own_port=int(addresses[0][1]),
+        source_port_least=config.udp_min_source_port,
+        rate_per_source=config.udp_rate,
+        rate_total=config.udp_rate_total,
+    )
+    for one in datagrams:
+        one.socket.detach()
+    return echo

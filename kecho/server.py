@@ -142,6 +142,11 @@ class Server:
         return self._run.addresses if self._run is not None else ()
 
     @property
+    def udp_addresses(self) -> tuple[Address, ...]:
+        """Where it takes datagrams, in the same form. Empty without the option udp."""
+        return self._run.udp_addresses if self._run is not None else ()
+
+    @property
     def port(self) -> int:
         """The first TCP port. Raises RuntimeError when there is none, or before the start."""
         for address in self.addresses:

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["AcceptQueue", "Counters", "NamedCounts", "Stats"]
+__all__ = ["AcceptQueue", "Counters", "NamedCounts", "Stats", "UdpCounters"]
 
 _COUNTS = ("accepted", "bytes_received", "bytes_sent", "echoes", "backpressure", "accept_pauses")
 _NAMED = ("closed", "errors", "refused")
+_UDP_COUNTS = ("received", "sent", "bytes_received", "bytes_sent", "dropped")
 
 
 class NamedCounts(Mapping[str, int]):
@@ -118,12 +119,63 @@ class AcceptQueue:
 
 
 @dataclass(frozen=True)
+class UdpCounters:
+    """What has been counted of UDP, in datagrams.
+
+    received, sent, bytes_received, bytes_sent: taken from and handed to the kernel. Each datagram
+        received is sent, refused, or in an error other than ``recv``.
+    dropped: by the kernel, before they were received: the receive queue was full, the checksum
+        wrong, or the server was stopping. They are in no other figure.
+    refused: not answered, by reason: ``port`` (source port below udp_min_source_port),
+        ``own_port`` (source port is the server's), ``address`` (broadcast, multicast, unspecified
+        or reserved on either side), ``rate`` (udp_rate), ``rate_total`` (udp_rate_total).
+    errors: by kind: ``truncated`` (longer than 64 KiB), ``full`` (no room to send), ``memory``,
+        ``unreachable``, ``denied`` (a firewall), ``send``, ``recv``.
+    """
+
+    received: int = 0
+    sent: int = 0
+    bytes_received: int = 0
+    bytes_sent: int = 0
+    dropped: int = 0
+    refused: NamedCounts = _NO_COUNTS
+    errors: NamedCounts = _NO_COUNTS
+
+    @classmethod
+    def of_workers(cls, workers: list[dict[str, Any]]) -> UdpCounters:
+        """From what _udp.Echo.counters() returns."""
+        total = cls()
+        for one in workers:
+            named = {name: NamedCounts(one[name]) for name in ("refused", "errors")}
+            total = total + cls(**(one | named))
+        return total
+
+    def __add__(self, other: UdpCounters) -> UdpCounters:
+        return self._combine(other, 1)
+
+    def __sub__(self, earlier: UdpCounters) -> UdpCounters:
+        return self._combine(earlier, -1)
+
+    def _combine(self, other: UdpCounters, sign: int) -> UdpCounters:
+        return UdpCounters(
+            **{name: getattr(self, name) + sign * getattr(other, name) for name in _UDP_COUNTS},
+            refused=self.refused.combine(other.refused, sign),
+            errors=self.errors.combine(other.errors, sign),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        plain: dict[str, Any] = {name: getattr(self, name) for name in _UDP_COUNTS}
+        return {**plain, "refused": dict(self.refused), "errors": dict(self.errors)}
+
+
+@dataclass(frozen=True)
 class Stats(Counters):
     """The counters of all workers together, and of each.
 
     seconds: how long the server has been running, or ran.
     workers: the counters of each worker, in the order of their indices.
     accept_queues: of each listener; under percpu a TCP address has one for each worker.
+    udp: what UDP has counted; None when it is off. The others count TCP and Unix sockets alone.
 
     ``later - earlier`` is what happened between two snapshots of the same run, `seconds` its
     length; `active` is then the later one's.
@@ -132,6 +184,7 @@ class Stats(Counters):
     seconds: float = 0.0
     workers: tuple[Counters, ...] = ()
     accept_queues: tuple[AcceptQueue, ...] = ()
+    udp: UdpCounters | None = None
 
     @property
     def dropped_syns(self) -> int:
@@ -144,13 +197,20 @@ class Stats(Counters):
         workers: list[dict[str, Any]],
         seconds: float,
         accept_queues: tuple[AcceptQueue, ...] = (),
+        udp: list[dict[str, Any]] | None = None,
     ) -> Stats:
-        """From what the engine's counters() returns."""
+        """From what the engine's counters() returns, and _udp.Echo's if there is one."""
         parts = tuple(map(_from_engine, workers))
         total = Counters()
         for part in parts:
             total = total + part
-        return cls(**vars(total), seconds=seconds, workers=parts, accept_queues=accept_queues)
+        return cls(
+            **vars(total),
+            seconds=seconds,
+            workers=parts,
+            accept_queues=accept_queues,
+            udp=None if udp is None else UdpCounters.of_workers(udp),
+        )
 
     def __sub__(self, earlier: Counters) -> Stats:
         if not isinstance(earlier, Stats) or len(self.workers) != len(earlier.workers):
@@ -165,6 +225,7 @@ class Stats(Counters):
                 mine - theirs
                 for mine, theirs in zip(self.accept_queues, earlier.accept_queues, strict=True)
             ),
+            udp=self.udp - earlier.udp if self.udp and earlier.udp else self.udp,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -173,6 +234,7 @@ class Stats(Counters):
         plain["seconds"] = self.seconds
         plain["workers"] = [_plain(worker) for worker in self.workers]
         plain["accept_queues"] = [vars(one) for one in self.accept_queues]
+        plain["udp"] = None if self.udp is None else self.udp.to_dict()
         return plain
 
 

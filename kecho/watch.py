@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from . import tuning
 from .listen import Address, describe_addresses, listen_again
 from .netstat import TcpCounters
+from .steering import Group
 
 if TYPE_CHECKING:
     from .config import ServerConfig
 
-__all__ = ["INTERVAL_S", "Group", "Place", "Watch"]
+__all__ = ["INTERVAL_S", "Place", "Watch"]
 
 INTERVAL_S = 0.5  # a dead listener is replaced within a second
 _REPORT_EVERY = 2  # looks, so that what is said is of a second
@@ -45,35 +46,6 @@ class Place:
     address: Address
     is_unix: bool
     shares: bool
-
-
-@dataclass
-class Group:
-    """The sockets of one address that classic BPF chooses from, by the CPU of the SYN.
-
-    order: the listeners' numbers, as they stand in the kernel's group; cpus: of each listener, by
-    its number.
-    """
-
-    order: list[int]
-    cpus: dict[int, int]
-
-    def replaced(self, numbers: Sequence[int]) -> bool:
-        """These have died, and their replacements have joined in this order. False: where they
-        stand is not known.
-
-        The kernel puts the last socket in the place of one that leaves, and a new one at the end:
-        reuseport_detach_sock() in net/core/sock_reuseport.c, Linux 6.18.
-        """
-        if set(numbers) == set(self.order):
-            self.order = list(numbers)
-            return True
-        if len(numbers) != 1:
-            return False
-        place = self.order.index(numbers[0])
-        self.order[place] = self.order[-1]
-        self.order[-1] = numbers[0]
-        return True
 
 
 class Watch:

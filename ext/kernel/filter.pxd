@@ -1,4 +1,5 @@
-"""<linux/filter.h>: classic BPF, and its use on a SO_REUSEPORT group (socket(7), Linux 4.5)."""
+"""<linux/filter.h>: classic BPF, on what a socket receives and on a SO_REUSEPORT group (socket(7),
+Linux 4.5)."""
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
 cdef extern from *:
@@ -19,6 +20,7 @@ cdef extern from *:
         BPF_W
         SKF_AD_CPU
         SKF_AD_OFF
+        SO_ATTACH_FILTER
         SO_ATTACH_REUSEPORT_CBPF
 
     struct sock_filter:

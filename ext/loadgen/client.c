@@ -12,6 +12,7 @@
 #include "clock.h"
 #include "loop.h"
 #include "traffic.h"
+#include "udp.h"
 
 const char *const error_names[ERROR_KINDS] = {
     [ERROR_REFUSED] = "refused",
@@ -311,6 +312,8 @@ int client_run(struct client *client, uint64_t start_ns, uint64_t measure_ns, ui
         }
         result = loop_look(client, until_ns);
     }
+    if (client->settings.datagrams && !is_stopped(client))
+        udp_give_up(client);
     count(&client->counters.unanswered, client->pending);
     note_time(client, cpu_ns);
     return result;

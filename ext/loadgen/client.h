@@ -66,6 +66,7 @@ struct settings {
     double interval_ns;        /* open loop: message k of the whole run is due at start + k * it */
     uint64_t schedule_first;   /* open loop: this client's first message, and */
     uint64_t schedule_step;    /* how many clients share the schedule */
+    bool datagrams;            /* UDP: closed and open loop */
     bool verify;
     bool spin;
     bool close_by_reset;
@@ -82,6 +83,11 @@ struct client_counters {
     uint64_t bytes_sent;     /* within the measured time */
     uint64_t bytes_received; /* within the measured time */
     uint64_t unanswered; /* messages lost with their connection, or still waited for at the end */
+    /* Of datagrams: in the figures those lost, all the others. */
+    uint64_t lost;          /* no reply within the timeout */
+    uint64_t late;          /* a reply that came after that */
+    uint64_t duplicates;    /* a further reply to the same message */
+    uint64_t reordered;     /* a reply that a later message's has overtaken */
     uint64_t last_reply_ns; /* when the last reply in the figures was complete */
     uint64_t waited_ns;     /* time without anything to do, where `spin` */
     uint64_t cpu_ns;        /* CPU time of the thread in client_run or client_burst */

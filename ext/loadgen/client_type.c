@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "client.h"
+#include "traffic.h"
 
 struct client_object {
     PyObject_HEAD struct client client;
@@ -81,6 +82,11 @@ static int check_settings(const struct settings *settings, int mode) {
         wrong = "schedule";
     else if (!(settings->interval_ns >= 0))
         wrong = "interval_ns";
+    else if (settings->datagrams && mode != MODE_CLOSED && mode != MODE_OPEN)
+        wrong = "datagrams";
+    else if (settings->datagrams &&
+             (settings->length < PAYLOAD_HEADER_BYTES || settings->length > BUFFER_BYTES))
+        wrong = "length";
     if (wrong == NULL)
         return 0;
     PyErr_Format(PyExc_ValueError, "%s is out of range", wrong);
@@ -88,25 +94,40 @@ static int check_settings(const struct settings *settings, int mode) {
 }
 
 static int client_object_init(PyObject *self, PyObject *arguments, PyObject *keywords) {
-    static char *names[] = {"mode",           "family",      "address",
-                            "port",           "scope",       "sources",
-                            "first_number",   "connections", "connects_at_once",
-                            "seed",           "length",      "depth",
-                            "timeout_ns",     "interval_ns", "schedule_first",
-                            "schedule_step",  "verify",      "spin",
-                            "close_by_reset", "keep_ends",   NULL};
+    static char *names[] = {"mode",
+                            "family",
+                            "address",
+                            "port",
+                            "scope",
+                            "sources",
+                            "first_number",
+                            "connections",
+                            "connects_at_once",
+                            "seed",
+                            "length",
+                            "depth",
+                            "timeout_ns",
+                            "interval_ns",
+                            "schedule_first",
+                            "schedule_step",
+                            "datagrams",
+                            "verify",
+                            "spin",
+                            "close_by_reset",
+                            "keep_ends",
+                            NULL};
     struct settings settings = {0};
-    int mode, family, port, verify, spin, close_by_reset, keep_ends;
+    int mode, family, port, datagrams, verify, spin, close_by_reset, keep_ends;
     unsigned scope;
     const char *address, *sources;
     Py_ssize_t address_size, sources_size;
     unsigned long long timeout_ns, first, step;
     if (!PyArg_ParseTupleAndKeywords(
-            arguments, keywords, "$iiy#iIy#IIIIIIKdKKpppp:Client", names, &mode, &family, &address,
+            arguments, keywords, "$iiy#iIy#IIIIIIKdKKppppp:Client", names, &mode, &family, &address,
             &address_size, &port, &scope, &sources, &sources_size, &settings.first_number,
             &settings.connection_count, &settings.connects_at_once, &settings.seed,
             &settings.length, &settings.depth, &timeout_ns, &settings.interval_ns, &first, &step,
-            &verify, &spin, &close_by_reset, &keep_ends))
+            &datagrams, &verify, &spin, &close_by_reset, &keep_ends))
         return -1;
     struct client_object *object = (struct client_object *)self;
     if (object->is_initialised) {
@@ -117,10 +138,11 @@ static int client_object_init(PyObject *self, PyObject *arguments, PyObject *key
     settings.timeout_ns = timeout_ns;
     settings.schedule_first = first;
     settings.schedule_step = step;
+    settings.datagrams = datagrams != 0;
     settings.verify = verify != 0;
     settings.spin = spin != 0;
     settings.close_by_reset = close_by_reset != 0;
-    settings.keep_ends = keep_ends != 0 && family != AF_UNIX;
+    settings.keep_ends = keep_ends != 0 && family != AF_UNIX && !datagrams;
     if (check_settings(&settings, mode) < 0 ||
         read_address(&settings.server, &settings.server_size, family, address, address_size, port,
                      scope) < 0)
@@ -261,6 +283,10 @@ static PyObject *client_object_counters(PyObject *self, PyObject *Py_UNUSED(igno
         {"bytes_sent", &counters->bytes_sent},
         {"bytes_received", &counters->bytes_received},
         {"unanswered", &counters->unanswered},
+        {"lost", &counters->lost},
+        {"late", &counters->late},
+        {"duplicates", &counters->duplicates},
+        {"reordered", &counters->reordered},
         {"last_reply_ns", &counters->last_reply_ns},
         {"waited_ns", &counters->waited_ns},
         {"cpu_ns", &counters->cpu_ns},

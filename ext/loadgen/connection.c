@@ -9,10 +9,16 @@
 #define IP_BIND_ADDRESS_NO_PORT 24 /* Linux 4.2 */
 #endif
 
-static int set_up(int fd, const union address *source, socklen_t source_size, bool is_local) {
-    int one = 1;
+enum { DATAGRAMS_BUFFER_BYTES = 1 << 20 };
+
+static int set_up(int fd, const union address *source, socklen_t source_size, bool is_tcp,
+                  bool datagrams) {
+    int one = 1, room = DATAGRAMS_BUFFER_BYTES;
     /* Not for latency: otherwise a message waits for the acknowledgement of the one before. */
-    if (!is_local && setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) < 0)
+    if (is_tcp && setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) < 0)
+        return -errno;
+    /* Replies that find no room here are lost; net.core.rmem_max may allow less. */
+    if (datagrams && setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &room, sizeof room) < 0)
         return -errno;
     if (source == NULL)
         return 0;
@@ -25,12 +31,14 @@ static int set_up(int fd, const union address *source, socklen_t source_size, bo
 }
 
 int connection_connect(struct connection *connection, const union address *server,
-                       socklen_t server_size, const union address *source, socklen_t source_size) {
+                       socklen_t server_size, const union address *source, socklen_t source_size,
+                       bool datagrams) {
     int family = server->any.sa_family;
-    int fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    int fd =
+        socket(family, (datagrams ? SOCK_DGRAM : SOCK_STREAM) | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return -errno;
-    int result = set_up(fd, source, source_size, family == AF_UNIX);
+    int result = set_up(fd, source, source_size, family != AF_UNIX && !datagrams, datagrams);
     if (result == 0 && connect(fd, &server->any, server_size) < 0)
         /* Interrupted, it goes on in the background like one that does not block: connect(2). */
         result = errno == EINTR ? -EINPROGRESS : -errno;
@@ -80,6 +88,7 @@ int connection_reserve_stamp(struct connection *connection, uint64_t most) {
 void connection_forget_messages(struct connection *connection) {
     connection->sent = connection->replied = connection->allowed;
     connection->sent_bytes = connection->replied_bytes = 0;
+    connection->outstanding = 0;
 }
 
 void connection_free(struct connection *connection) {

@@ -48,6 +48,11 @@ struct connection {
     struct stamp *stamps;
     uint64_t stamp_mask;
     struct stamp one;
+    /* Datagrams, which are answered in any order: of the messages replied..sent some may have been
+     * answered, the earlier ones have all been settled, one way or the other. */
+    uint64_t outstanding; /* sent and neither answered nor lost */
+    uint64_t highest;     /* the latest message that was answered */
+    uint64_t lost;        /* bit k: message replied - 1 - k was lost, and its reply has not come */
 };
 
 union address {
@@ -62,7 +67,8 @@ union address {
  * is), and calls connect. 0: connected, -EINPROGRESS: under way, otherwise it has failed and
  * nothing is left open. */
 int connection_connect(struct connection *connection, const union address *server,
-                       socklen_t server_size, const union address *source, socklen_t source_size);
+                       socklen_t server_size, const union address *source, socklen_t source_size,
+                       bool datagrams);
 
 /* The pending error of the socket, as -errno; 0 when the connect has succeeded. */
 int connection_connect_result(const struct connection *connection);

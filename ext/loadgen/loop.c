@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "traffic.h"
+#include "udp.h"
 
 enum { EVENTS = 256 };
 #define RETRY_NS (10 * MS)
@@ -138,6 +139,8 @@ static void tick(struct client *client, uint64_t now) {
         struct connection *connection = &client->connections[i];
         if (connection->state == CONNECTION_CONNECTING || connection->state == CONNECTION_RETRY)
             tick_connecting(client, connection, now, timeout_ns);
+        else if (client->settings.datagrams)
+            udp_tick(client, connection, now);
         else if (connection->state == CONNECTION_OPEN && is_waiting_for_reply(connection) &&
                  now > connection->moved_ns && now - connection->moved_ns > timeout_ns) {
             traffic_fail(client, connection, traffic_kind_of_ending(connection, ERROR_TIMEOUT), 0);

@@ -5,6 +5,7 @@
 
 #include "clock.h"
 #include "payload.h"
+#include "udp.h"
 
 enum {
     CHUNKS_A_TURN = 4, /* of one connection, before the others get theirs */
@@ -14,8 +15,8 @@ enum {
 
 /* ---- endings --------------------------------------------------------------------------------- */
 
-static void note_error(struct client *client, const struct connection *connection,
-                       enum error_kind kind, int error) {
+void traffic_note_error(struct client *client, const struct connection *connection,
+                        enum error_kind kind, int error) {
     count(&client->counters.errors[kind], 1);
     struct first_error *first = &client->first_error;
     if (first->happened)
@@ -31,7 +32,7 @@ static void note_error(struct client *client, const struct connection *connectio
 
 void traffic_fail(struct client *client, struct connection *connection, enum error_kind kind,
                   int error) {
-    note_error(client, connection, kind, error);
+    traffic_note_error(client, connection, kind, error);
     if (connection->state == CONNECTION_CONNECTING || connection->state == CONNECTION_RETRY)
         client->connecting--;
     else
@@ -40,6 +41,8 @@ void traffic_fail(struct client *client, struct connection *connection, enum err
         connection_close(connection, true);
     if (client->settings.mode != MODE_STREAM) {
         uint64_t lost = connection->allowed - connection->replied;
+        if (client->settings.datagrams)
+            lost = connection->allowed - connection->sent + connection->outstanding;
         client->pending -= lost;
         count(&client->counters.unanswered, lost);
     }
@@ -82,7 +85,7 @@ void traffic_try_connect(struct client *client, struct connection *connection) {
                  ->sources[(settings->first_number + client->attempts++) % settings->source_count];
     connection->state = CONNECTION_CONNECTING;
     int result = connection_connect(connection, &settings->server, settings->server_size, source,
-                                    settings->source_size);
+                                    settings->source_size, settings->datagrams);
     if (result == -EAGAIN) { /* AF_UNIX: the backlog is full */
         connection->state = CONNECTION_RETRY;
         connection->moved_ns = now_ns() + BACKLOG_RETRY_NS;
@@ -123,14 +126,6 @@ void traffic_finish_connect(struct client *client, struct connection *connection
 }
 
 /* ---- sending --------------------------------------------------------------------------------- */
-
-static struct message message_of(const struct client *client, const struct connection *connection,
-                                 uint64_t sequence) {
-    return (struct message){.sequence = sequence,
-                            .connection = connection->number,
-                            .seed = client->settings.seed,
-                            .length = client->settings.length};
-}
 
 /* As many of the allowed messages as the buffer holds; returns their bytes. */
 static uint32_t fill_buffer(struct client *client, const struct connection *connection) {
@@ -188,6 +183,8 @@ static void wait_for_room(struct client *client, struct connection *connection) 
 }
 
 bool traffic_send(struct client *client, struct connection *connection) {
+    if (client->settings.datagrams)
+        return udp_send(client, connection);
     for (unsigned chunk = 0; chunk < CHUNKS_A_TURN; chunk++) {
         if (connection->state != CONNECTION_OPEN || connection->wants_room)
             return false;
@@ -215,9 +212,12 @@ bool traffic_send(struct client *client, struct connection *connection) {
 }
 
 void traffic_allow(struct client *client, struct connection *connection, uint64_t due_ns) {
-    int result = connection_reserve_stamp(connection, MOST_STAMPS);
+    int result;
+    while ((result = connection_reserve_stamp(connection, MOST_STAMPS)) == -ENOBUFS &&
+           client->settings.datagrams && connection->replied < connection->sent)
+        udp_lose_first(client, connection, now_ns());
     if (result < 0) {
-        note_error(client, connection, ERROR_OVERRUN, -result);
+        traffic_note_error(client, connection, ERROR_OVERRUN, -result);
         return;
     }
     connection_stamp(connection, connection->allowed)->due_ns = due_ns;
@@ -246,7 +246,8 @@ static void established(struct client *client, struct connection *connection, ui
     count(&client->counters.opened, 1);
     count(&client->counters.open_now, 1);
     uint64_t took_ns = now - connection->began_ns;
-    if (client->opening || connection->began_ns >= client->measure_ns)
+    if (!client->settings.datagrams &&
+        (client->opening || connection->began_ns >= client->measure_ns))
         histogram_record(&client->histograms[LATENCY_CONNECT], took_ns);
     if (client->settings.mode == MODE_BURST)
         client->samples[connection - client->connections].connect_ns = took_ns;
@@ -257,11 +258,6 @@ static void established(struct client *client, struct connection *connection, ui
 }
 
 /* ---- replies --------------------------------------------------------------------------------- */
-
-static void put_in_the_figures(struct client *client, uint64_t now) {
-    count(&client->counters.echoes, 1);
-    atomic_u64_store_relaxed(&client->counters.last_reply_ns, now);
-}
 
 /* The last byte of a reply is there: what it means is the workload's affair. */
 static void complete(struct client *client, struct connection *connection, uint64_t now) {
@@ -366,6 +362,8 @@ static void consume(struct client *client, struct connection *connection, const 
 }
 
 bool traffic_receive(struct client *client, struct connection *connection, bool to_end) {
+    if (client->settings.datagrams)
+        return udp_receive(client, connection, to_end);
     for (unsigned chunk = 0; chunk < CHUNKS_A_TURN; chunk++) {
         ssize_t size = recv(connection->fd, client->buffer, BUFFER_BYTES, 0);
         if (size < 0 && errno == EINTR)

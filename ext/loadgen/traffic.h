@@ -7,6 +7,7 @@
 #define KECHO_LOADGEN_TRAFFIC_H
 
 #include "client.h"
+#include "payload.h"
 
 enum { BUFFER_BYTES = 64 * 1024 };
 
@@ -24,6 +25,20 @@ static inline bool is_stopped(const struct client *client) {
 
 static inline bool is_measured(const struct client *client, uint64_t now) {
     return now >= client->measure_ns && now < client->end_ns;
+}
+
+/* A reply that counts has come. */
+static inline void put_in_the_figures(struct client *client, uint64_t now) {
+    count(&client->counters.echoes, 1);
+    atomic_u64_store_relaxed(&client->counters.last_reply_ns, now);
+}
+
+static inline struct message message_of(const struct client *client,
+                                        const struct connection *connection, uint64_t sequence) {
+    return (struct message){.sequence = sequence,
+                            .connection = connection->number,
+                            .seed = client->settings.seed,
+                            .length = client->settings.length};
 }
 
 /* Begins a connection: its time counts from here. */
@@ -49,6 +64,10 @@ void traffic_push_ready(struct client *client, struct connection *connection);
 /* Reads what is there, to the end of the stream if `to_end`, and compares it. True when it stopped
  * only to let others have their turn. */
 bool traffic_receive(struct client *client, struct connection *connection, bool to_end);
+
+/* Counts an error, and keeps the first. error: errno, or 0. */
+void traffic_note_error(struct client *client, const struct connection *connection,
+                        enum error_kind kind, int error);
 
 /* The connection ends before its work is done. error: errno, or 0. */
 void traffic_fail(struct client *client, struct connection *connection, enum error_kind kind,

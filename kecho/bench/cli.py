@@ -1,8 +1,9 @@
 """python -m kecho.bench: the benchmark as a command.
 
-The table goes to stdout, everything else that is said to stderr. Exit status: 0 measured; 1
-errors, nothing to measure, or nothing could be measured; 2 wrong usage; 3 a --fail-if of compare
-came true; 130 interrupted, with the partial result printed and saved.
+The table goes to stdout, everything else that is said to stderr. Exit status: 0 measured (lost
+datagrams are a measurement, unless all of them are); 1 errors, nothing to measure, or nothing
+could be measured; 2 wrong usage; 3 a --fail-if of compare came true; 130 interrupted, with the
+partial result printed and saved.
 """
 
 from __future__ import annotations
@@ -160,6 +161,8 @@ def _parse(name: str, text: str) -> Any:
 
 def _workloads(values: dict[str, Any], extra: dict[str, Any]) -> list[Workload]:
     """One, or one for each step of a sweep."""
+    if values.get("udp") and extra["rate_sweep"] is None and extra["find_rate"] is None:
+        values.setdefault("mode", "closed")
     sweeps = [name for name in ("sweep", "rate_sweep", "find_rate") if extra[name] is not None]
     if len(sweeps) > 1:
         raise OptionError(sweeps[1], f"cannot be together with {flag(sweeps[0])}")
@@ -197,7 +200,7 @@ def _measure(workloads: list[Workload], extra: dict[str, Any]) -> int:
         if extra["spawn"] is not None:
             try:
                 server = stack.enter_context(
-                    spawned_server(extra["spawn"], largest.total_connections)
+                    spawned_server(extra["spawn"], largest.total_connections, udp=largest.udp)
                 )
             except ValueError as error:
                 raise OptionError("spawn", str(error)) from None
@@ -259,8 +262,14 @@ def _tell(
     if any(_was_interrupted(result) for result in results):
         return _INTERRUPTED
     # Of a search, the rates that were too high are expected to fail.
-    failed = found.rate is None if found else any(one.error_count or one.partial for one in results)
+    failed = found.rate is None if found else any(map(_has_failed, results))
     return command.EXIT_FAILED if failed else status
+
+
+def _has_failed(result: Result) -> bool:
+    """Lost datagrams are what was measured, unless all of them are."""
+    all_lost = bool(result.workload.get("udp")) and not result.echoes
+    return bool(result.error_count or result.partial or all_lost)
 
 
 def _was_interrupted(result: Result) -> bool:

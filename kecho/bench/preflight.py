@@ -14,7 +14,7 @@ _SPARE_DESCRIPTORS = 64  # files, pipes, and what was open before
 
 def needs_of(workload: Workload, *, is_local: bool, backlog: int | None = None) -> Needs:
     total = workload.total_connections
-    is_tcp = workload.uds is None
+    is_tcp = workload.uds is None and not workload.udp
     at_once = workload.mode == "burst"
     rounds = workload.rounds if at_once else 1
     leaves_time_wait = is_tcp and workload.close == "fin" and not workload.clear_time_wait
@@ -34,7 +34,7 @@ def problems(workload: Workload, *, is_local: bool, backlog: int | None = None) 
     """Those that are fatal first. Raises this process's descriptor limit as far as it may."""
     tuning.raise_descriptor_limit()
     found = advice(needs_of(workload, is_local=is_local, backlog=backlog), Limits.read())
-    if workload.uds is None:
+    if workload.uds is None and not workload.udp:
         return found
     return [one for one in found if one.limit in ("RLIMIT_NOFILE", "fs.file-max")]
 

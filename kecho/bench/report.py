@@ -48,6 +48,8 @@ def text(result: Result) -> str:
     workload = result.workload
     lines = [_headline(workload)]
     lines.append(_outcome(result))
+    if workload.get("udp"):
+        lines.append(_loss(result))
     if result.latency:
         lines += ["", *_latency_table(result)]
     lines += ["", *_errors(result)]
@@ -62,7 +64,7 @@ def _headline(workload: Any) -> str:
     where = (
         f"unix {workload['uds']}"
         if workload["uds"]
-        else f"tcp {workload['host']}:{workload['port']}"
+        else f"{'udp' if workload.get('udp') else 'tcp'} {workload['host']}:{workload['port']}"
     )
     parts = [
         f"{workload['connections']:,} connections",
@@ -97,6 +99,17 @@ def _outcome(result: Result) -> str:
     return (
         f"echoes      {result.echoes:,} in {result.duration_s:.3f} s: "
         f"{result.rate_per_s:,.0f}/s, {size_text(result.bytes_per_s)}/s each way{partial}"
+    )
+
+
+def _loss(result: Result) -> str:
+    lost, late, twice, overtaken = (
+        result.observed.get(name) or 0 for name in ("lost", "late", "duplicates", "reordered")
+    )
+    share = lost / (lost + result.echoes) if lost else 0.0
+    return (
+        f"lost        {lost:,} datagrams ({share:.3%}); {late:,} replies late, {twice:,} twice, "
+        f"{overtaken:,} out of order"
     )
 
 

@@ -246,7 +246,10 @@ class Result:
         return cls.from_dict(json.loads(text))
 
 
-_ADDED_UP = ("client_cpu_s", "server_cpu_s", "unanswered", "open_s", "lost", "time_wait_cleared")
+_ADDED_UP = (
+    *("client_cpu_s", "server_cpu_s", "unanswered", "open_s", "lost", "time_wait_cleared"),
+    *("late", "duplicates", "reordered"),
+)
 
 
 def _merge_observed(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

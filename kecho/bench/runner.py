@@ -354,7 +354,8 @@ class _Conductor:
                 "client_rss_bytes": report.rss_bytes,
                 "unanswered": totals["unanswered"],
                 "open_s": round(self._open_s, 6),
-                "lost": totals["opened"] - totals["open_now"] if workload.mode == "idle" else None,
+                "lost": _lost(workload, totals),
+                **{name: totals[name] for name in ("late", "duplicates", "reordered")},
                 "time_wait_cleared": cleared,
                 "interrupted": self._interrupted,
             },
@@ -363,6 +364,13 @@ class _Conductor:
     def _is_short(self, duration_s: float) -> bool:
         """The clients came back before their time: they had lost every connection."""
         return self._workload.mode != "burst" and duration_s < 0.999 * self._workload.duration
+
+
+def _lost(workload: Workload, totals: dict[str, int]) -> int | None:
+    """Connections of idle, datagrams of UDP."""
+    if workload.mode == "idle":
+        return totals["opened"] - totals["open_now"]
+    return totals["lost"] if workload.udp else None
 
 
 def _describe_error(found: list[dict[str, Any]], workload: Workload) -> str | None:

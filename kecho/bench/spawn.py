@@ -31,11 +31,13 @@ class Spawned:
 
 
 @contextmanager
-def spawned_server(options: str, connections: int) -> Iterator[Spawned]:
+def spawned_server(options: str, connections: int, *, udp: bool = False) -> Iterator[Spawned]:
     """Runs ``python -m kecho OPTIONS`` on a free port, until the end of the context.
 
     Its backlog holds a burst of so many connections, unless the options say otherwise. Raises
     SpawnError, and ValueError for options with an unbalanced quote.
+
+    udp: it echoes datagrams, too, as many as one source sends.
     """
     arguments = shlex.split(options)
     given = {one.partition("=")[0] for one in arguments}
@@ -43,6 +45,9 @@ def spawned_server(options: str, connections: int) -> Iterator[Spawned]:
         arguments += ["--port", "0"]
     if "--backlog" not in given:
         arguments += ["--backlog", str(max(connections, _BACKLOG_DEFAULT))]
+    if udp:
+        arguments.append("--udp")
+        arguments += [one for one in ("--udp-rate=0", "--udp-rate-total=0") if not _has(given, one)]
     # A group of its own: Ctrl-C is for the client, which then stops the server.
     watched, held = os.pipe()
     try:
@@ -74,6 +79,10 @@ def spawned_server(options: str, connections: int) -> Iterator[Spawned]:
         os.close(held)
         child.kill()
         child.communicate()
+
+
+def _has(given: set[str], argument: str) -> bool:
+    return argument.partition("=")[0] in given
 
 
 def _throw_away(child: subprocess.Popen[str]) -> None:

@@ -12,6 +12,7 @@ from .workload import Workload
 __all__ = ["Target", "TargetError", "find"]
 
 _PROBE_BYTES = 32
+_PROBE_TRIES = 3  # of a datagram
 
 
 class TargetError(OSError):
@@ -20,7 +21,8 @@ class TargetError(OSError):
 
 @dataclass(frozen=True)
 class Target:
-    """family: AF_INET, AF_INET6 or AF_UNIX. address: packed, or a path. name: for a person."""
+    """family: AF_INET, AF_INET6 or AF_UNIX. address: packed, or a path. name: for a person.
+    datagrams: by UDP."""
 
     family: int
     address: bytes
@@ -28,6 +30,7 @@ class Target:
     scope: int
     name: str
     is_local: bool
+    datagrams: bool = False
 
 
 def find(workload: Workload) -> Target:
@@ -38,7 +41,8 @@ def find(workload: Workload) -> Target:
         _probe(workload, target, workload.uds)
         return target
     try:
-        found = socket.getaddrinfo(workload.host, workload.port, type=socket.SOCK_STREAM)
+        kind = socket.SOCK_DGRAM if workload.udp else socket.SOCK_STREAM
+        found = socket.getaddrinfo(workload.host, workload.port, type=kind)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise TargetError(f"unknown host {workload.host!r}: {reason}") from None
@@ -51,11 +55,12 @@ def find(workload: Workload) -> Target:
             socket.inet_pton(family, address),
             workload.port,
             int(where[3]) if len(where) == 4 else 0,
-            f"tcp {shown}:{workload.port}",
+            f"{'udp' if workload.udp else 'tcp'} {shown}:{workload.port}",
             ipaddress.ip_address(address).is_loopback,
+            workload.udp,
         )
         try:
-            _probe(workload, target, where)
+            (_probe_udp if workload.udp else _probe)(workload, target, where)
         except TargetError as error:
             first_error = first_error or error
             continue
@@ -68,7 +73,7 @@ def _probe(workload: Workload, target: Target, where: object) -> None:
     message = os.urandom(_PROBE_BYTES)
     try:
         with socket.socket(target.family, socket.SOCK_STREAM) as probe:
-            probe.settimeout(workload.timeout)
+            probe.settimeout(workload.timeout_s)
             probe.connect(where)  # type: ignore[arg-type]
             probe.sendall(message)
             reply = b""
@@ -78,19 +83,44 @@ def _probe(workload: Workload, target: Target, where: object) -> None:
                     raise TargetError(
                         f"{target.name} is no echo server: it answered {_shown(reply)}"
                     )
-    except TimeoutError:
-        waited = f"within {workload.timeout:g} s"
-        raise TargetError(f"{target.name} did not echo a message {waited} (--timeout)") from None
-    except TargetError:
-        raise
     except OSError as error:
-        if isinstance(error, (ConnectionRefusedError, FileNotFoundError)):
-            raise TargetError(f"nothing listens at {target.name}: {error.strerror}") from None
-        raise TargetError(f"{target.name}: {error.strerror or error}") from None
+        raise _why_not(workload, target, error) from None
     if reply != message:
         raise TargetError(
             f"{target.name} closed the connection after {len(reply)} of {len(message)} bytes"
         )
+
+
+def _probe_udp(workload: Workload, target: Target, where: object) -> None:
+    """The same by datagrams, of which some may be lost."""
+    message = os.urandom(_PROBE_BYTES)
+    try:
+        with socket.socket(target.family, socket.SOCK_DGRAM) as probe:
+            probe.settimeout(workload.timeout_s)
+            probe.connect(where)  # type: ignore[arg-type]
+            for tries_left in reversed(range(_PROBE_TRIES)):
+                probe.send(message)
+                try:
+                    reply = probe.recv(65536)
+                    break
+                except TimeoutError:
+                    if not tries_left:
+                        raise
+    except OSError as error:
+        raise _why_not(workload, target, error) from None
+    if reply != message:
+        raise TargetError(f"{target.name} is no echo server: it answered {_shown(reply)}")
+
+
+def _why_not(workload: Workload, target: Target, error: OSError) -> TargetError:
+    if isinstance(error, TargetError):
+        return error
+    if isinstance(error, TimeoutError):
+        waited = f"within {workload.timeout_s:g} s"
+        return TargetError(f"{target.name} did not echo a message {waited} (--timeout)")
+    if isinstance(error, (ConnectionRefusedError, FileNotFoundError)):
+        return TargetError(f"nothing listens at {target.name}: {error.strerror}")
+    return TargetError(f"{target.name}: {error.strerror or error}")
 
 
 def _shown(data: bytes) -> str:

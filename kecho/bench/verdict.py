@@ -52,13 +52,16 @@ def judge(
         reasons.append(
             f"{workload.rate:,.0f} messages/s were asked for, {achieved:,.0f} were echoed"
         )
+    if workload.udp:
+        _judge_loss(threads, echoes, reasons, notes)
     _judge_client(workload, threads, latency, reasons, notes)
     _judge_server(workload, observation, reasons, notes)
     _judge_machine(observation, reasons)
     _judge_connects(observation, reasons)
-    _judge_little(workload, duration_s, echoes, latency, reasons)
+    if not any(one.get("lost") for one in threads):  # one that waits for its timeout does no work
+        _judge_little(workload, duration_s, echoes, latency, reasons)
     _judge_samples(workload, latency, reasons, notes)
-    if ports and workload.close == "fin" and opened > _PORTS_MOST * ports:
+    if ports and workload.close == "fin" and not workload.udp and opened > _PORTS_MOST * ports:
         reasons.append(
             f"{opened:,} connections were opened of {ports:,} that the ports allow in 60 s of "
             "TIME_WAIT: use --source 127.0.0.0/8 or --close rst"
@@ -66,6 +69,27 @@ def judge(
     if not workload.verify:
         notes.append("the bytes of the replies were not compared (--no-verify)")
     return Verdict(tuple(reasons), tuple(notes))
+
+
+def _judge_loss(
+    threads: Sequence[Mapping[str, Any]], echoes: int, reasons: list[str], notes: list[str]
+) -> None:
+    total = {
+        name: sum(one[name] for one in threads)
+        for name in ("lost", "late", "duplicates", "reordered")
+    }
+    if total["lost"]:
+        share = total["lost"] / (total["lost"] + echoes)
+        reasons.append(
+            f"{total['lost']:,} datagrams were lost ({share:.2g} of all): the latency is of the "
+            "others"
+        )
+    others = {
+        "late": "came after the timeout",
+        "duplicates": "came twice",
+        "reordered": "were overtaken by later ones",
+    }
+    notes += [f"{total[name]:,} replies {what}" for name, what in others.items() if total[name]]
 
 
 def _judge_client(

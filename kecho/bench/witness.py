@@ -123,14 +123,16 @@ def pid_listening_at(target: Target) -> int | None:
     if not target.is_local or not target.port:
         return None
     inodes = set()
-    for table in ("tcp", "tcp6"):
+    # An unconnected UDP socket is in state 07, whose name is TCP_CLOSE.
+    state = "07" if target.datagrams else "0A"
+    for table in ("udp", "udp6") if target.datagrams else ("tcp", "tcp6"):
         try:
             lines = Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]
         except OSError:
             continue
         for line in lines:
             fields = line.split()
-            if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == target.port:
+            if fields[3] == state and int(fields[1].rpartition(":")[2], 16) == target.port:
                 inodes.add(f"socket:[{fields[9]}]")
     owners = {int(name) for name in os.listdir("/proc") if name.isdigit() and _holds(name, inodes)}
     return owners.pop() if len(owners) == 1 else None

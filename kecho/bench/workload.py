@@ -30,6 +30,8 @@ _DEFAULT_THREADS_MOST = 4
 _MOST_STAMPS = 1 << 16  # messages of one connection that a client keeps in mind: client.c
 _UNLIMITED = 2**32 - 1
 _MOST_SOURCES = 4096
+_DATAGRAM_BYTES = (16, 65507)  # a header that tells messages apart; what IPv4 carries
+_TIMEOUT_S, _TIMEOUT_OF_DATAGRAMS_S = 10.0, 1.0
 
 # What makes no sense in other modes, so that a slip is not taken in silence.
 _ONLY_IN = {
@@ -85,9 +87,16 @@ class Workload:
     host: str = option(
         "127.0.0.1", Option("address or name of the server", str, _check_host, "ADDRESS")
     )
-    port: int = option(12345, integer("its TCP port", 1, 65535))
+    port: int = option(12345, integer("its port", 1, 65535))
     uds: str | None = option(
         None, Option("its Unix stream socket, instead of TCP", str, check_uds_path, "PATH")
+    )
+    udp: bool = option(
+        False,
+        switch(
+            "datagrams instead of a stream; closed and open only. What has no reply within "
+            "--timeout is lost, and counted"
+        ),
     )
     mode: Mode = option(
         "burst",
@@ -146,8 +155,13 @@ class Workload:
     warmup: float = option(
         0.0, seconds("how long to load the server before anything is measured", zero=True)
     )
-    timeout: float = option(
-        10.0, seconds("how long to wait for a connection, and for the next byte of a reply")
+    timeout: float | None = option(
+        None,
+        seconds(
+            "how long to wait for a connection, and for the next byte of a reply (by default 10; "
+            "with --udp 1)",
+            optional=True,
+        ),
     )
     spin: bool = option(
         False, switch("poll without sleeping: the client's own wake-up leaves the figures")
@@ -183,6 +197,8 @@ class Workload:
                 raise OptionError(name, f"is for mode {' or '.join(modes)}, not {self.mode}")
         if self.mode == "open" and self.rate is None:
             raise OptionError("rate", "mode open needs a rate")
+        if self.udp:
+            self._check_udp()
         if self.uds is not None and self.source:
             raise OptionError("source", "a Unix socket has no source addresses")
         connections = self.connections or _DEFAULT_CONNECTIONS.get(self.mode, 50)
@@ -194,6 +210,20 @@ class Workload:
         if self.depth is None and self.mode == "closed":
             self._settle("depth", 1)
 
+        if self.timeout is None:
+            self._settle("timeout", _TIMEOUT_OF_DATAGRAMS_S if self.udp else _TIMEOUT_S)
+
+    def _check_udp(self) -> None:
+        least, most = _DATAGRAM_BYTES
+        if self.mode not in ("closed", "open"):
+            raise OptionError("udp", f"is for mode closed or open, not {self.mode}")
+        if self.uds is not None:
+            raise OptionError("udp", "goes to a host and port, not to a Unix socket")
+        if not least <= self.length <= most:
+            raise OptionError("length", f"a datagram has {least} to {most} bytes here")
+        if self.close != "fin":
+            raise OptionError("close", "UDP has no connection to close")
+
     def _settle(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 
@@ -203,6 +233,11 @@ class Workload:
         if self.depth is not None:
             return self.depth
         return {"open": _MOST_STAMPS, "stream": _UNLIMITED}.get(self.mode, 1)
+
+    @property
+    def timeout_s(self) -> float:
+        assert self.timeout is not None
+        return self.timeout
 
     @property
     def total_connections(self) -> int:

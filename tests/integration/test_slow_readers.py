@@ -99,7 +99,7 @@ def test_a_client_that_comes_back_in_time_gets_every_byte(
 def test_both_timeouts_hold_for_what_they_are_about(
     start_server: StartServer, dispatch: str
 ) -> None:
-    server = start_server(dispatch=dispatch, write_timeout=0.5, idle_timeout=3.0)
+    server = start_server(dispatch=dispatch, write_timeout=1.5, idle_timeout=6.0)
     with stuffed(server), connect(server) as idle:
         assert echo(idle, b"x") == b"x"
         wait_for(lambda: server.stats().closed["stalled"] == 1, "the one that does not read")

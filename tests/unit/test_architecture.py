@@ -28,12 +28,14 @@ ALLOWED = {
     "command": {"options"},
     "access": {"errors"},
     "netstat": set(),
-    "watch": {"config", "listen", "netstat", "tuning"},
+    "steering": {"config", "cpus", "listen", "listen_udp"},
+    "watch": {"config", "listen", "netstat", "steering", "tuning"},
     "config": {"access", "errors", "options"},
     "listen": {"errors", "config"},
+    "listen_udp": {"errors", "config", "listen"},
     "run": {
-        *{"access", "errors", "config", "listen", "stats", "cpus", "tuning", "watch"},
-        "_engine",
+        *{"access", "errors", "config", "listen", "listen_udp", "stats", "cpus", "steering"},
+        *{"tuning", "watch", "_engine", "_udp"},
     },
     "server": {"errors", "config", "listen", "stats", "run"},
     "foreground": {"errors", "config", "stats", "server"},
@@ -154,8 +156,9 @@ def test_every_module_has_its_layer() -> None:
     assert modules().keys() == ALLOWED.keys() | BENCH.keys()
 
 
-def test_only_a_servers_run_knows_the_engine() -> None:
-    users = {name for name, path in modules().items() if "_engine" in imports_of_ours(name, path)}
+@pytest.mark.parametrize("native", ["_engine", "_udp"])
+def test_only_a_servers_run_knows_the_engine(native: str) -> None:
+    users = {name for name, path in modules().items() if native in imports_of_ours(name, path)}
     assert users == {"run"}
 
 
@@ -184,6 +187,7 @@ def test_bench_does_not_know_the_server() -> None:
                 "Server",
                 "serve",
                 "_engine",
+                "_udp",
             }
             assert not imports_of_ours(name, path) & of_the_server, name
 
@@ -196,13 +200,21 @@ def test_native_code_knows_nothing_of_the_package() -> None:
         assert not [one for one in named if one.split(".")[0] == "kecho"], path
 
 
-def test_only_the_engines_face_lets_go_of_the_gil() -> None:
+@pytest.mark.parametrize("part", ["engine", "udp"])
+def test_only_the_face_of_a_native_part_lets_go_of_the_gil(part: str) -> None:
     users = {
         path.name
         for path in native_sources(".pyx", ".pxd")
-        if path.parent.name == "engine" and re.search(r"\bwith\s+nogil\b", without_comments(path))
+        if path.parent.name == part and re.search(r"\bwith\s+nogil\b", without_comments(path))
     }
-    assert users == {"engine.pyx"}
+    assert users == {f"{part}.pyx"}
+
+
+def test_a_native_part_shares_only_kernel_and_common_with_the_others() -> None:
+    for path in native_sources(".pyx", ".pxd"):
+        named = re.findall(r"^\s*(?:from|cimport)\s+(\w+)", without_comments(path), re.M)
+        own = {part.name for part in NATIVE.iterdir()} - {"kernel", "common", path.parent.name}
+        assert not own & set(named), path
 
 
 def test_nothing_native_takes_the_gil() -> None:

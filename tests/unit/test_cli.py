@@ -40,6 +40,10 @@ TEXTS: dict[str, tuple[str, object]] = {
     "max_connections_per_ip": ("5", 5),
     "rate_limit": ("6", 6),
     "graceful_timeout": ("0", 0.0),
+    "udp": ("on", True),
+    "udp_rate": ("500", 500),
+    "udp_rate_total": ("0", 0),
+    "udp_min_source_port": ("1", 1),
     "stats_interval": ("60", 60.0),
     "log_level": ("debug", "debug"),
     "log_format": ("json", "json"),
@@ -132,7 +136,7 @@ def test_empty_variable_counts_as_not_set(name: str) -> None:
     assert configured(**{environment_variable(name): ""}) == (CommandConfig(), {})
 
 
-@pytest.mark.parametrize("name", sorted(TEXTS.keys() - {"reuse_port"}))
+@pytest.mark.parametrize("name", sorted(TEXTS.keys() - {"reuse_port", "udp"}))
 @pytest.mark.parametrize("other", ["0", "\0 not a value of any option"])
 def test_flag_wins_over_its_variable_which_is_not_even_looked_at(name: str, other: str) -> None:
     text, value = TEXTS[name]

@@ -31,6 +31,9 @@ RANGES = {
     "max_buffer_memory": (1 << 16, 1 << 62),
     "max_connections_per_ip": (1, 2**32 - 2),
     "rate_limit": (1, 1_000_000),
+    "udp_rate": (0, 100_000_000),
+    "udp_rate_total": (0, 100_000_000),
+    "udp_min_source_port": (1, 65535),
 }
 SECONDS = {
     "idle_timeout": 0.001,
@@ -78,6 +81,10 @@ def test_defaults_are_loopback_and_what_the_help_says() -> None:
         "max_connections_per_ip": None,
         "rate_limit": None,
         "graceful_timeout": 5.0,
+        "udp": False,
+        "udp_rate": 100_000,
+        "udp_rate_total": 1_000_000,
+        "udp_min_source_port": 1024,
     }
 
 
@@ -300,6 +307,12 @@ def test_uds_with_host_or_port_keeps_tcp(tcp: dict[str, object]) -> None:
 
 def test_no_uds_keeps_tcp() -> None:
     assert ServerConfig.from_options({"uds": None}).host == ("127.0.0.1",)
+
+
+def test_udp_beside_a_unix_socket_alone_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"^udp: a Unix socket takes no datagrams"):
+        ServerConfig.from_options({"uds": "/run/kecho", "udp": True})
+    assert ServerConfig.from_options({"uds": "/run/kecho", "udp": True, "port": 1}).udp
 
 
 def test_nowhere_to_listen_is_refused() -> None:

@@ -28,6 +28,7 @@ ARGUMENTS = {
     "interval_ns": 0.0,
     "schedule_first": 0,
     "schedule_step": 1,
+    "datagrams": False,
     "verify": True,
     "spin": False,
     "close_by_reset": False,
@@ -87,6 +88,22 @@ def test_messages_of_other_connections_differ_throughout() -> None:
 def test_arguments_out_of_range_are_refused(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=r"out of range|does not fit|do not fit"):
         _loadgen.Client(**{**ARGUMENTS, name: value})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"mode": _loadgen.MODES.index("stream")},
+        {"mode": _loadgen.MODES.index("burst")},
+        {"length": 15},
+        {"length": 65537},
+    ],
+)
+def test_datagrams_are_for_two_modes_and_lengths_that_fit(wrong: dict[str, int]) -> None:
+    fine = {"datagrams": True, "mode": _loadgen.MODES.index("closed"), "length": 64}
+    _loadgen.Client(**{**ARGUMENTS, **fine})
+    with pytest.raises(ValueError, match="out of range"):
+        _loadgen.Client(**{**ARGUMENTS, **fine, **wrong})
 
 
 def test_a_client_that_is_set_up_twice_says_so() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kecho import AcceptQueue, Counters, NamedCounts, Stats
+from kecho import AcceptQueue, Counters, NamedCounts, Stats, UdpCounters
 from kecho._engine import CLOSE_REASONS, ERROR_KINDS, REFUSALS
 
 PLAIN = ("accepted", "bytes_received", "bytes_sent", "echoes", "backpressure", "accept_pauses")
@@ -153,11 +153,46 @@ def test_dict_goes_through_json_and_holds_everything(
     assert plain.pop("workers") == workers
     assert plain.pop("seconds") == seconds
     assert plain.pop("accept_queues") == []
+    assert plain.pop("udp") is None
     assert everything(stats) == {name: plain[name] for name in (*PLAIN, "active")} | {
         f"{kind} {name}": count
         for kind in ("closed", "errors", "refused")
         for name, count in plain[kind].items()
     }
+
+
+def udp_worker(base: int) -> dict[str, Any]:
+    return {
+        **{name: base + place for place, name in enumerate(UDP_PLAIN)},
+        "refused": {"port": base, "rate": 0},
+        "errors": {"full": 2 * base},
+    }
+
+
+UDP_PLAIN = ("received", "sent", "bytes_received", "bytes_sent", "dropped")
+
+
+def test_udp_counters_add_up_subtract_and_go_through_json() -> None:
+    stats = Stats.of_workers([worker(1)], 2.0, [udp_worker(10), udp_worker(100)])
+    assert stats.udp is not None
+    assert stats.udp.received == 110
+    assert stats.udp.refused == {"port": 110, "rate": 0}
+    plain = json.loads(json.dumps(stats.to_dict()))["udp"]
+    assert plain.keys() == {field.name for field in dataclasses.fields(UdpCounters)}
+    assert {name: plain[name] for name in UDP_PLAIN} == {
+        name: 110 + 2 * place for place, name in enumerate(UDP_PLAIN)
+    }
+    later = Stats.of_workers([worker(1)], 3.0, [udp_worker(20), udp_worker(100)])
+    interval = (later - stats).udp
+    assert interval is not None
+    assert (interval.received, interval.errors["full"]) == (10, 20)
+
+
+def test_without_udp_there_are_no_counters_of_it() -> None:
+    stats = two_workers()
+    assert stats.udp is None
+    assert (stats - stats).udp is None
+    assert stats.to_dict()["udp"] is None
 
 
 def test_every_field_is_in_the_dict() -> None:

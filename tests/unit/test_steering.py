@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 
-from kecho.watch import Group
+from kecho.steering import Group
 
 
 def test_a_group_knows_where_the_kernel_puts_a_new_socket() -> None:

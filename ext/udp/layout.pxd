@@ -1,0 +1,130 @@
+"""The UDP side's records, declared to Cython; layout.h says what each field means."""
+from kernel.datagram cimport iovec, mmsghdr
+from kernel.inet cimport in6_pktinfo, in_pktinfo, sockaddr_in, sockaddr_in6
+from kernel.poll cimport pollfd
+from kernel.pthread cimport pthread_mutex_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef extern from "udp/layout.h" nogil:
+    enum:
+        KECHO_UDP_BATCH
+        KECHO_UDP_BUFFER_BYTES
+        KECHO_UDP_CACHE_LINE
+        KECHO_UDP_CONTROL_BYTES
+        KECHO_UDP_REPLIES
+        KECHO_UDP_SEGMENTS
+        KECHO_UDP_SETS
+        KECHO_UDP_WAYS
+
+    enum:
+        REFUSED_PORT
+        REFUSED_OWN_PORT
+        REFUSED_ADDRESS
+        REFUSED_RATE
+        REFUSED_TOTAL
+        REFUSALS
+
+    enum:
+        UDP_ERROR_TRUNCATED
+        UDP_ERROR_FULL
+        UDP_ERROR_MEMORY
+        UDP_ERROR_UNREACHABLE
+        UDP_ERROR_DENIED
+        UDP_ERROR_SEND
+        UDP_ERROR_RECV
+
+    enum:
+        UDP_RUNNING
+        UDP_DRAINING
+        UDP_STOPPING
+
+    ctypedef struct sockaddr_any "struct sockaddr":
+        uint16_t sa_family
+
+    ctypedef union Address "union kecho_udp_address":
+        sockaddr_any any
+        sockaddr_in v4
+        sockaddr_in6 v6
+
+    ctypedef struct Inbox "struct kecho_udp_inbox":
+        mmsghdr headers[KECHO_UDP_BATCH]
+        iovec pieces[KECHO_UDP_BATCH]
+        Address sources[KECHO_UDP_BATCH]
+        uint8_t control[KECHO_UDP_BATCH][KECHO_UDP_CONTROL_BYTES]
+        uint8_t* buffer
+
+    ctypedef struct Outbox "struct kecho_udp_outbox":
+        mmsghdr headers[KECHO_UDP_REPLIES]
+        iovec pieces[KECHO_UDP_REPLIES]
+        uint32_t datagrams[KECHO_UDP_REPLIES]
+        uint32_t segment_bytes[KECHO_UDP_REPLIES]
+        uint8_t control[KECHO_UDP_REPLIES][KECHO_UDP_CONTROL_BYTES]
+        uint32_t count
+
+    ctypedef union Asked "union kecho_udp_asked":
+        in_pktinfo v4
+        in6_pktinfo v6
+
+    ctypedef struct Request "struct kecho_udp_request":
+        uint8_t* data
+        Address* source
+        uint32_t bytes
+        uint32_t segment_bytes
+        uint32_t datagrams
+        uint32_t has_asked
+        Asked asked
+
+    ctypedef struct Counters "struct kecho_udp_counters":
+        uint64_t received
+        uint64_t sent
+        uint64_t bytes_received
+        uint64_t bytes_sent
+        uint64_t* refused
+        uint64_t* errors
+
+    ctypedef struct Bucket "struct kecho_udp_bucket":
+        uint64_t source
+        uint64_t full_at
+
+    ctypedef struct BucketSet "struct kecho_udp_set":
+        Bucket buckets[KECHO_UDP_WAYS]
+
+    ctypedef struct Rate "struct kecho_udp_rate":
+        uint64_t interval_ticks
+        uint64_t window_ticks
+
+    ctypedef struct Limiter "struct kecho_udp_limiter":
+        pthread_mutex_t lock
+        Rate per_source
+        Rate total
+        uint64_t seed
+        Bucket everybody
+        BucketSet* sets
+
+    ctypedef struct Socket "struct kecho_udp_socket":
+        int32_t fd
+        uint32_t worker
+        uint64_t resume_at_ms
+        uint64_t dropped
+
+    ctypedef struct Worker "struct kecho_udp_worker":
+        Counters counters
+        Control* control
+        Socket* sockets
+        pollfd* polls
+        Inbox* inbox
+        Outbox* outbox
+        uint32_t socket_count
+        int32_t wake_fd
+        int32_t fatal_errno
+
+    ctypedef struct Control "struct kecho_udp_control":
+        uint32_t phase
+        uint64_t deadline_ms
+        uint16_t own_port
+        uint16_t source_port_least
+        uint32_t worker_count
+        uint32_t socket_count
+        Worker* workers
+        Socket* sockets
+        Limiter limiter
