@@ -6,14 +6,15 @@ ERROR_KINDS: dict[str, int]
 class Engine:
     """The workers of one run of a server, their queues and connections.
 
-    listeners: (fd, queue, is_unix) each; listening, non-blocking. queue is the index of the
-    worker that accepts from it under percpu, or -1 for every worker's; ignored under shared.
+    listeners: (fd, queue, is_unix, is_inherited) each; listening, non-blocking. queue is the index
+    of the worker that accepts from it under percpu, or -1 for every worker's; ignored under
+    shared. is_inherited: another process may have the socket, too.
     The engine takes the descriptors over when this returns, and closes them in the end.
     """
 
     def __init__(
         self,
-        listeners: list[tuple[int, int, bool]],
+        listeners: list[tuple[int, int, bool, bool]],
         *,
         percpu: bool,
         worker_count: int,

@@ -62,6 +62,9 @@ class Run:
         self._files: list[SocketFile] = []
         self.addresses: tuple[Address, ...] = ()
         self._engine: Engine | None = None
+        self._shares_ports = config.reuse_port and bool(config.host)
+        # Where nothing can be opened any more (kecho.sandbox), what it is now has to do.
+        self._migrates = tuning.migrates_requests() if self._shares_ports else None
         _warn_of_truncation(config.backlog)
         self._open(config)
         _runs.add(self)
@@ -76,7 +79,7 @@ class Run:
                 _steer(config, listeners, self._cpus)
             with _signals_wait():  # or a descriptor would have two owners, or none
                 self._engine = Engine(
-                    [(one.socket.fileno(), one.queue, one.is_unix) for one in listeners],
+                    [(one.socket.fileno(), one.queue, one.is_unix, one.inherited) for one in listeners],
                     percpu=config.dispatch == "percpu",
                     worker_count=self.thread_count,
                     max_connections=config.max_connections or 0,
@@ -106,6 +109,7 @@ class Run:
         Every worker has to pass through its end for the others to reach theirs: those that no
         thread has taken do it on this one.
         """
+        self._shares_ports = False  # nobody has been served who could be told of
         self.abort()
         for index in range(self.thread_count):
             self._work(index)
@@ -157,8 +161,20 @@ class Run:
             finally:
                 callbacks, self._callbacks = self._callbacks, []
                 self._ended.set()
+        self._warn_of_resets()
         for callback in callbacks:
             _call(callback)
+
+    def _warn_of_resets(self) -> None:
+        if not self._shares_ports:
+            return
+        migrates = tuning.migrates_requests()
+        if (self._migrates if migrates is None else migrates) is not True:
+            log.warning(
+                "reuse-port: clients whose handshake was under way at this server's stop were reset "
+                "and not handed to another one on the port; to have them handed over: "
+                "sysctl -w net.ipv4.tcp_migrate_req=1"
+            )
 
     # ---- from any thread ----------------------------------------------------------------------
 
@@ -283,7 +299,7 @@ def _cpus_of_workers(config: ServerConfig, thread_count: int) -> list[int | None
 def _steer(config: ServerConfig, listeners: list[Listener], cpus: list[int | None]) -> None:
     """Has each CPU's connections go to the worker pinned there.
 
-    Not with --reuse-port: other processes' sockets are in the same group, and the program would
+    Not inherited ones, whose order in their group is not known. Not with --reuse-port: other processes' sockets are in the same group, and the program would
     give them nothing. Nor with several workers on one CPU, of which only one would get anything.
     The kernel's hash spreads the connections then.
     """
@@ -294,5 +310,5 @@ def _steer(config: ServerConfig, listeners: list[Listener], cpus: list[int | Non
         )
         return
     for listener in listeners:
-        if listener.queue == 0 and not listener.is_unix:
+        if listener.queue == 0 and not listener.is_unix and not listener.inherited:
             attach_cpu_steering(listener.socket.fileno(), [cpu for cpu in cpus if cpu is not None])

@@ -11,7 +11,9 @@ from engine.layout cimport (
     CLOSE_ABORTED, CLOSE_IDLE, OWNERSHIP_FREE, PHASE_DRAINING, PHASE_RUNNING, PHASE_STOPPING,
     Connection, Control, Queue, Worker,
 )
-from engine.listener cimport TOKEN_LISTENERS, TOKEN_WAKE, listeners_resume
+from engine.listener cimport (
+    TOKEN_LISTENERS, TOKEN_WAKE, listener_disarm, listeners_resume,
+)
 from engine.slab cimport (
     CLAIM_WON, ownership_claim, ownership_release, ownership_try, slab_get, slab_high_water,
     slab_in_use,
@@ -168,6 +170,8 @@ cdef inline void _close_listeners(Worker* worker) noexcept nogil:
     cdef Control* control = worker.control
     cdef uint32_t number
     for number in range(control.listener_count):
+        if control.listeners[number].is_inherited:
+            listener_disarm(control, number)
         if atomic_u32_load(&control.phase) == PHASE_DRAINING:
             accept_turn(worker, number, ACCEPTS_BEFORE_CLOSING)
         close(control.listeners[number].fd)

@@ -75,6 +75,7 @@ cdef extern from "engine/layout.h" nogil:
     ctypedef struct Listener "struct kecho_listener":
         int32_t fd
         uint32_t is_unix
+        uint32_t is_inherited
         int32_t queue
         uint32_t state
 

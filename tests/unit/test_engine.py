@@ -47,7 +47,7 @@ def open_tcp(dispatch: str, worker_count: int = 2) -> tuple[list[Listener], int]
 
 
 def described(listeners: list[Listener]) -> list[tuple[int, int, bool]]:
-    return [(one.socket.fileno(), one.queue, one.is_unix) for one in listeners]
+    return [(one.socket.fileno(), one.queue, one.is_unix, one.inherited) for one in listeners]
 
 
 def engine_on(listeners: list[Listener], dispatch: str, worker_count: int = 2) -> Engine:
@@ -179,7 +179,7 @@ def test_listeners_that_make_no_sense_are_refused(listeners: Any) -> None:
 
 def test_more_listeners_than_there_are_numbers_for_are_refused() -> None:
     with pytest.raises(ValueError, match="listeners"):
-        Engine([(-1, 0, False)] * 100_000, **OPTIONS)
+        Engine([(-1, 0, False, False)] * 100_000, **OPTIONS)
 
 
 def test_descriptors_are_left_alone_when_epoll_refuses_one(dispatch: str) -> None:
