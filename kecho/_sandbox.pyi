@@ -5,6 +5,8 @@ it can be undone. Each raises OSError that names the system call.
 """
 
 IS_SANITIZED: bool
+PERMITTED_CALLS: frozenset[int]
+PERMITTED_CALLS_OF_A_FILE: frozenset[int]
 
 def load_unwinder() -> None:
     """Loads what pthread_exit() would otherwise open a file for."""

@@ -28,7 +28,10 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memset
 from posix.unistd cimport close
 from sandbox.filter cimport INSTRUCTIONS_MOST, write_filter
-from sandbox.policy cimport KECHO_AUDIT_ARCH, KECHO_IS_SANITIZED
+from sandbox.policy cimport (
+    KECHO_AUDIT_ARCH, KECHO_IS_SANITIZED, KECHO_PERMITS, KECHO_PERMITS_OF_A_FILE, kecho_permits,
+    kecho_permits_of_a_file,
+)
 
 import os
 
@@ -39,6 +42,12 @@ cdef extern from "<dlfcn.h>":
 
 
 IS_SANITIZED = bool(KECHO_IS_SANITIZED)
+
+# The numbers of the calls that are allowed, under some condition at least.
+PERMITTED_CALLS = frozenset(kecho_permits[i].call for i in range(KECHO_PERMITS))
+PERMITTED_CALLS_OF_A_FILE = frozenset(
+    kecho_permits_of_a_file[i].call for i in range(KECHO_PERMITS_OF_A_FILE)
+)
 
 cdef enum:
     CAPABILITIES_MOST = 64

@@ -27,12 +27,17 @@ ALLOWED = {
     "options": {"errors"},
     "command": {"options"},
     "config": {"errors", "options"},
-    "listen": {"errors", "config"},
+    "inherited": {"errors"},
+    "listen": {"errors", "config", "inherited"},
     "run": {"errors", "config", "listen", "stats", "cpus", "tuning", "_engine"},
     "server": {"errors", "config", "listen", "stats", "run"},
     "foreground": {"errors", "config", "stats", "server"},
+    "privileges": {"errors", "_sandbox"},
+    "sandbox": {"_sandbox"},
+    "systemd": set(),
     "cli": {
         *{"errors", "options", "config", "command", "listen", "stats", "tuning"},
+        *{"privileges", "sandbox", "systemd"},
         *{"server", "foreground", "_version"},
     },
     "__main__": {"cli"},
@@ -153,6 +158,11 @@ def test_only_a_servers_run_knows_the_engine() -> None:
 def test_only_the_droppers_sockets_know_netlink() -> None:
     users = {name for name, path in modules().items() if "_sockdiag" in imports_of_ours(name, path)}
     assert users == {"drop.sockets"}
+
+
+def test_only_privileges_and_the_sandbox_know_how_to_give_them_up() -> None:
+    users = {name for name, path in modules().items() if "_sandbox" in imports_of_ours(name, path)}
+    assert users == {"privileges", "sandbox"}
 
 
 def test_only_plot_knows_matplotlib() -> None:

@@ -31,7 +31,9 @@ RANGES = {
 }
 SECONDS = {"idle_timeout": 0.001, "graceful_timeout": 0.0, "stats_interval": 0.001}
 LONGEST_S = 2_000_000
-NONE_MEANS_UNSET = {"threads", "max_connections", "idle_timeout", "stats_interval", "uds"}
+NONE_MEANS_UNSET = {
+    *("threads", "max_connections", "idle_timeout", "stats_interval", "uds", "user", "sandbox"),
+}
 NAMES = sorted(options_of(CommandConfig))
 
 
@@ -54,6 +56,7 @@ def test_defaults_are_loopback_and_what_the_help_says() -> None:
         "host": ("127.0.0.1",),
         "port": 12345,
         "uds": None,
+        "fd": (),
         "backlog": 128,
         "dispatch": "shared",
         "threads": None,
@@ -120,6 +123,17 @@ def test_value_is_accepted(name: str, value: object, expected: object) -> None:
         ("host", "a\0b"),
         ("host", None),
         ("host", 5),
+        ("fd", -1),
+        ("fd", True),
+        ("fd", None),
+        ("fd", "3"),
+        ("fd", (3, 3)),
+        ("fd", {3: 4}),
+        ("fd", 2**31),
+        ("user", ""),
+        ("user", "a\0b"),
+        ("user", 0),
+        ("sandbox", 1),
         ("host", (5,)),
         ("host", b"127.0.0.1"),
         ("port", -1),
@@ -240,6 +254,9 @@ def test_no_value_gets_past_the_check_or_raises_anything_else(name: str, value: 
     elif name == "uds":
         assert 0 < len(os.fsencode(result)) <= 107
         assert "\0" not in result
+    elif name == "fd":
+        assert len(set(result)) == len(result)
+        assert all(type(fd) is int and 0 <= fd < 2**31 for fd in result)
     elif name == "host":
         assert result
         assert all(isinstance(host, str) and host for host in result)
