@@ -29,6 +29,8 @@ def adopt(fds: Sequence[int], adopted: list[socket.socket]) -> None:
     would hang in accept4() whenever another holder had been faster.
     """
     for fd in fds:
+        _check_open(fd)  # all of them first, or a duplicate could get the number of another one
+    for fd in fds:
         adopted.append(_duplicate(fd))
         one = adopted[-1]
         try:
@@ -43,6 +45,13 @@ def adopt(fds: Sequence[int], adopted: list[socket.socket]) -> None:
             raise ListenError("fd", error.errno, f"descriptor {fd}: {error.strerror}") from None
 
 
+def _check_open(fd: int) -> None:
+    try:
+        os.fstat(fd)
+    except OSError as error:
+        raise ListenError("fd", error.errno, f"descriptor {fd} is not open") from None
+
+
 def _duplicate(fd: int) -> socket.socket:
     duplicate = -1
     try:
@@ -51,12 +60,8 @@ def _duplicate(fd: int) -> socket.socket:
     except OSError as error:
         if duplicate >= 0:
             os.close(duplicate)
-        if error.errno == errno.ENOTSOCK:
-            reason = f"descriptor {fd} is not a socket"
-        elif error.errno == errno.EBADF:
-            reason = f"descriptor {fd} is not open"
-        else:
-            reason = f"descriptor {fd}: {error.strerror}"
+        not_one = error.errno == errno.ENOTSOCK
+        reason = f"descriptor {fd}{' is not a socket' if not_one else f': {error.strerror}'}"
         raise ListenError("fd", error.errno, reason) from None
 
 

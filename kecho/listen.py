@@ -109,10 +109,10 @@ def open_listeners(config: ServerConfig, worker_count: int) -> list[Listener]:
     """
     opened: list[Listener] = []
     try:
+        if config.fd:  # before any of our own could get such a number
+            _adopt(config.fd, worker_count, opened)
         if config.uds is not None:
             opened.append(_listen_unix(config.uds, config.backlog))
-        if config.fd:
-            _adopt(config.fd, worker_count, opened)
         if config.host:
             _open_tcp(config, worker_count, opened)
     except BaseException:

@@ -12,7 +12,8 @@ from engine.connection cimport (
 )
 from engine.counters cimport count_error, count_opened
 from engine.layout cimport (
-    CONNECTION_READ_TO_END, CONNECTION_REGISTERED, ERROR_ACCEPT, ERROR_DESCRIPTORS, ERROR_EPOLL,
+    CONNECTION_READ_TO_END, CONNECTION_REGISTERED, CONNECTION_SILENT, ERROR_ACCEPT,
+    ERROR_DESCRIPTORS, ERROR_EPOLL,
     ERROR_LISTENER, ERROR_MEMORY, LISTENER_OPEN, Connection, Control, Listener, Worker,
 )
 from engine.listener cimport (
@@ -68,7 +69,9 @@ cdef inline void _begin(Worker* worker, Listener* listener, int fd) noexcept nog
         setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on))
     connection.fd = fd
     connection.pending = NULL
-    connection.flags = CONNECTION_READ_TO_END if listener.is_unix else 0
+    connection.flags = CONNECTION_SILENT
+    if listener.is_unix:
+        connection.flags |= CONNECTION_READ_TO_END
     connection.accepted_by = <unsigned short>worker.index
     atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
     count_opened(worker)

@@ -14,6 +14,7 @@ cdef extern from "engine/layout.h" nogil:
         CONNECTION_REGISTERED
         CONNECTION_ARMED_WRITE
         CONNECTION_READ_TO_END
+        CONNECTION_SILENT
 
     enum:
         KECHO_CACHE_LINE
@@ -119,6 +120,7 @@ cdef extern from "engine/layout.h" nogil:
         Connection* held
         uint64_t now_ms
         uint64_t resume_at_ms
+        uint64_t greet_until_ms
         uint32_t index
         uint32_t is_draining
         int32_t fatal_errno
