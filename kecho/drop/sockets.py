@@ -13,6 +13,7 @@ import socket as sockets_of_python
 import struct
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple, Protocol, Self
 
 from .. import _sockdiag
