@@ -272,9 +272,7 @@ def _notifier() -> Notifier:
         return Notifier({})
 
 
-def _confine(
-    server: Server, config: CommandConfig, identity: privileges.Identity | None
-) -> None:
+def _confine(server: Server, config: CommandConfig, identity: privileges.Identity | None) -> None:
     """What the command gives up between the opening of its sockets and the first client."""
     for fd in config.fd:
         _let_go(fd)

@@ -171,7 +171,8 @@ class ServerConfig:
         check_fields(self)
         if not self.host and self.uds is None and not self.fd:
             raise OptionError(
-                "host", "there is neither an address, nor a Unix socket, nor a descriptor to listen on"
+                "host",
+                "there is no address, no Unix socket and no descriptor to listen on",
             )
 
     @classmethod
@@ -179,8 +180,8 @@ class ServerConfig:
         """From the options that somebody gave: the keyword arguments of kecho.Server.
 
         Beyond the fields it takes ``bench`` (0 is shared, 1 is percpu), and leaves TCP out when
-        ``uds`` or ``fd`` is given and neither ``host`` nor ``port``. Raises OptionError, and TypeError for
-        an option that does not exist.
+        ``uds`` or ``fd`` is given and neither ``host`` nor ``port``. Raises OptionError, and
+        TypeError for an option that does not exist.
         """
         return cls(**check_options(cls, options))
 

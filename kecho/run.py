@@ -79,7 +79,10 @@ class Run:
                 _steer(config, listeners, self._cpus)
             with _signals_wait():  # or a descriptor would have two owners, or none
                 self._engine = Engine(
-                    [(one.socket.fileno(), one.queue, one.is_unix, one.inherited) for one in listeners],
+                    [
+                        (one.socket.fileno(), one.queue, one.is_unix, one.inherited)
+                        for one in listeners
+                    ],
                     percpu=config.dispatch == "percpu",
                     worker_count=self.thread_count,
                     max_connections=config.max_connections or 0,
@@ -171,8 +174,8 @@ class Run:
         migrates = tuning.migrates_requests()
         if (self._migrates if migrates is None else migrates) is not True:
             log.warning(
-                "reuse-port: clients whose handshake was under way at this server's stop were reset "
-                "and not handed to another one on the port; to have them handed over: "
+                "reuse-port: clients whose handshake was under way at the stop may have been reset "
+                "instead of going on to another server of the port; to have them go on: "
                 "sysctl -w net.ipv4.tcp_migrate_req=1"
             )
 
@@ -299,8 +302,9 @@ def _cpus_of_workers(config: ServerConfig, thread_count: int) -> list[int | None
 def _steer(config: ServerConfig, listeners: list[Listener], cpus: list[int | None]) -> None:
     """Has each CPU's connections go to the worker pinned there.
 
-    Not inherited ones, whose order in their group is not known. Not with --reuse-port: other processes' sockets are in the same group, and the program would
-    give them nothing. Nor with several workers on one CPU, of which only one would get anything.
+    Not inherited ones, whose order in their group is not known. Not with --reuse-port: other
+    processes' sockets are in the same group, and the program would give them nothing. Nor with
+    several workers on one CPU, of which only one would get anything.
     The kernel's hash spreads the connections then.
     """
     if config.reuse_port or len(set(cpus)) < len(cpus):

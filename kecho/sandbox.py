@@ -15,7 +15,10 @@ __all__ = ["enter", "prepare"]
 
 # What Python, or a module of its library, imports or looks up when it is first needed: tracebacks,
 # warnings, text that is escaped.
-_NEEDED_LATER = ("encodings.unicode_escape", "linecache", "tokenize", "traceback")
+_NEEDED_LATER = (
+    *("encodings.ascii", "encodings.unicode_escape"),
+    *("linecache", "tokenize", "traceback"),
+)
 
 _ABSENT = {
     errno.ENOSYS: "this kernel has none",

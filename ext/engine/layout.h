@@ -81,8 +81,8 @@ struct kecho_listener {
     int32_t fd;
     uint32_t is_unix;
     uint32_t is_inherited; /* other processes may accept from it, too */
-    int32_t queue;  /* index of the queue that accepts from it, or KECHO_EVERY_QUEUE */
-    uint32_t state; /* atomic: enum kecho_listener_state */
+    int32_t queue;         /* index of the queue that accepts from it, or KECHO_EVERY_QUEUE */
+    uint32_t state;        /* atomic: enum kecho_listener_state */
 };
 
 /* ---- queue ------------------------------------------------------------------------------- */

@@ -65,8 +65,10 @@ struct kecho_permit {
 #define HAS(n, bits) {LOW(n), (uint32_t)(bits), (uint32_t)(bits)}
 #define LACKS(n, bits) {LOW(n), (uint32_t)(bits), 0}
 #define IS_NULL(n) {LOW(n), UINT32_MAX, 0}, {HIGH(n), UINT32_MAX, 0}
+/* clang-format off */
 #define CALL(name) {SYS_##name, {{0, 0, 0}}}
 #define CALL_IF(name, ...) {SYS_##name, {__VA_ARGS__}}
+/* clang-format on */
 
 #define KECHO_SOCKET_TYPE 0xf         /* of socket()'s second argument: the rest are flags */
 #define KECHO_NOT_TCP (~(uint32_t)6)  /* what neither 0 nor IPPROTO_TCP has, as a protocol */

@@ -53,8 +53,8 @@ cdef enum:
     CAPABILITIES_MOST = 64
 
 
-cdef object _system_error(int error, str syscall):
-    return OSError(error, f"{syscall}: {os.strerror(error)}")
+cdef object _system_error(int error, str call):
+    return OSError(error, f"{call}: {os.strerror(error)}")
 
 
 def load_unwinder():

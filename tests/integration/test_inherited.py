@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import kecho
-from clients import connect, echo, transfer, wait_for
+from clients import connect, echo, send_until_blocked, transfer, wait_for
 from kecho import ListenError, OptionError, ServerConfig, systemd
 from processes import ServerProcess, after, run_command
 
@@ -189,25 +190,13 @@ def test_a_server_that_drains_is_no_longer_told_of_clients(
         inode = os.fstat(tcp.fileno()).st_ino
         assert inode in watched_inodes(process.pid)
         with connected_to(tcp) as client:
-            client.setblocking(False)
-            with pytest.raises(BlockingIOError):
-                while True:
-                    client.send(bytes(1 << 20))
-            wait_for(lambda: stays_blocked(client), "the server cannot send any more")
+            send_until_blocked(client, bytes(50_000_000))
             process.send(signal.SIGTERM)
             process.wait_until_said("draining")
             wait_for(lambda: inode not in watched_inodes(process.pid), "it is watched no more")
             assert process.process.poll() is None
             process.send(signal.SIGTERM)
             assert process.wait() == 0
-
-
-def stays_blocked(client: socket.socket) -> bool:
-    try:
-        client.send(bytes(1 << 20))
-    except BlockingIOError:
-        return True
-    return False
 
 
 def watched_inodes(pid: int) -> set[int]:
@@ -262,7 +251,10 @@ ACTIVATED = "os.environ.update(LISTEN_PID=str({pid}), LISTEN_FDS='{count}', LIST
 
 
 def activated(
-    sockets: list[socket.socket], *arguments: str, pid: str = "os.getpid()", count: int | None = None
+    sockets: list[socket.socket],
+    *arguments: str,
+    pid: str = "os.getpid()",
+    count: int | None = None,
 ) -> ServerProcess:
     """A server with these sockets as descriptors 3 and so on."""
     # By way of high numbers, so that none is overwritten before it is copied.
@@ -397,13 +389,21 @@ def test_a_main_thread_that_hangs_is_not_alive_to_the_service_manager(
         assert told.recv(100) == b"READY=1"
         process.wait_until_listening()
         with process.paused():
+            drain(told)
             told.settimeout(0.5)
             with pytest.raises(TimeoutError):
-                while True:
-                    told.recv(100)
+                told.recv(100)
         told.settimeout(30)
         assert told.recv(100) == b"WATCHDOG=1"
         assert process.stop() == 0
+
+
+def drain(told: socket.socket) -> None:
+    """Throws away what has been told so far."""
+    told.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while told.recv(100):
+            pass
 
 
 @pytest.mark.e2e
@@ -432,7 +432,7 @@ def test_a_manager_that_goes_away_or_does_not_read_stops_nothing(tmp_path: Path)
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("address", ["/nowhere/notify", "@kecho-nobody", "vsock:2:1234", "relative"])
+@pytest.mark.parametrize("address", ["/nowhere/notify", "@kecho-nobody", "vsock:2:1", "relative"])
 def test_a_manager_that_cannot_be_reached_is_said_in_one_line(address: str) -> None:
     with ServerProcess([], {"NOTIFY_SOCKET": address}) as process:
         process.wait_until_listening()
@@ -465,5 +465,3 @@ def test_nobody_is_told_when_nobody_asked() -> None:
     assert notifier.watchdog_interval_s is None
     notifier.ready()
     notifier.close()
-
-

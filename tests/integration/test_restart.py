@@ -78,8 +78,7 @@ def test_a_killed_holder_leaves_the_queue_to_the_other(dispatch: str) -> None:
                     killed.wait_until_listening()
                     with staying.paused(), killed.paused():
                         waiting = [
-                            socket.create_connection(listening.getsockname(), 30)
-                            for _ in range(20)
+                            socket.create_connection(listening.getsockname(), 30) for _ in range(20)
                         ]
                         killed.kill()
                     for client in waiting:

@@ -160,7 +160,8 @@ ATTACKER = """
 @contextmanager
 def attackable(own: Path, *arguments: str, first: str = "") -> Iterator[ServerProcess]:
     prctl, prlimit = {"x86_64": (157, 302), "aarch64": (167, 261)}[platform.machine()]
-    script = textwrap.dedent(ATTACKER).format(own=str(own), prctl=prctl, prlimit=prlimit, first=first)
+    values = {"own": str(own), "prctl": prctl, "prlimit": prlimit, "first": first}
+    script = textwrap.dedent(ATTACKER).format(**values)
     given = ["-c", script, *arguments]
     with ServerProcess(["--port=0"], before=after(f"sys.argv[2:] = {given!r}")) as process:
         process.wait_until_listening()
@@ -416,5 +417,3 @@ def test_many_threads_start_within(dispatch: str) -> None:
             with connect(process.port) as client:
                 assert echo(client, b"hello") == b"hello"
         assert process.stop() == 0
-
-

@@ -158,10 +158,12 @@ def test_the_unix_sockets_file_goes_if_the_user_may_remove_it_and_it_is_said_if_
 def run_as_nobody(*arguments: str) -> tuple[int, str]:
     """The command, imported before its process becomes nobody: Python may be in root's home."""
     script = f"""
-        import os, socket, sys
-        from kecho import cli
+        import codecs, os, socket, sys
+        from kecho import cli, sandbox
         socket.getaddrinfo("localhost", 0)
         cli._parser().parse_args([])
+        codecs.lookup("ascii")
+        sandbox.prepare()
         if os.geteuid() == 0:
             os.setgroups([])
             os.setresgid(65534, 65534, 65534)
@@ -183,10 +185,12 @@ def test_without_the_right_to_it_is_one_line_and_status_1() -> None:
 @as_root
 def test_without_privileges_it_is_still_confined() -> None:
     script = """
-        import os, socket, sys
-        from kecho import cli
+        import codecs, os, socket, sys
+        from kecho import cli, sandbox
         socket.getaddrinfo("localhost", 0)
         cli._parser().parse_args([])
+        codecs.lookup("ascii")
+        sandbox.prepare()
         os.setresgid(65534, 65534, 65534)
         os.setresuid(65534, 65534, 65534)
         sys.exit(cli.main(["--port=0"]))
@@ -219,7 +223,7 @@ def test_without_privileges_it_is_still_confined() -> None:
     ],
 )
 def test_a_user_that_cannot_be_is_wrong_usage(text: str, reason: str) -> None:
-    with pytest.raises(OptionError, match="^user: ") as refused:
+    with pytest.raises(OptionError, match=r"^user: ") as refused:
         find_identity(text)
     assert reason in str(refused.value)
 
@@ -289,5 +293,3 @@ def test_a_start_that_fails_warns_of_no_stop(namespace: Namespace) -> None:
         with ServerProcess([f"--port={port}", "--reuse-port"]) as server:
             assert server.wait() == 1
     assert WARNING not in server.stderr
-
-
