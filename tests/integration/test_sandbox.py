@@ -236,6 +236,21 @@ def test_without_the_filter_landlock_still_refuses_files_and_connections(
         assert process.stop() == 0
 
 
+def test_without_landlock_the_filter_still_refuses_files_programs_and_connections(
+    tmp_path: Path,
+) -> None:
+    first = "_sandbox.restrict_access = lambda *_: None; NUMBERS.clear()"
+    with attackable(tmp_path, "--port=0", "--sandbox", first=first) as process:
+        for found in attacked(process):
+            refused = {name for name, number in found.items() if number == errno.EPERM}
+            allowed = {name for name, number in found.items() if number == 0}
+            assert refused | allowed == found.keys()
+            assert {"open to read", "open to write", "execve", "fork", "connect"} <= refused
+            # Which port is bound stands in memory, where only Landlock looks.
+            assert len(allowed) == 10
+        assert process.stop() == 0
+
+
 def test_it_is_in_force_in_every_thread(dispatch: str) -> None:
     arguments = ["--sandbox", "--threads=3", "--dispatch", dispatch]
     with ServerProcess(arguments) as process:
