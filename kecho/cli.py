@@ -292,7 +292,9 @@ def _confine(server: Server, config: CommandConfig, identity: privileges.Identit
     if reasons and config.sandbox:
         raise OSError(None, f"--sandbox: {'; '.join(reasons)}")
     if reasons:
-        log.warning("sandbox: %s; --no-sandbox leaves out this line", "; ".join(reasons))
+        # Whoever runs a build with a sanitizer knows it.
+        level = logging.DEBUG if sandbox.IS_SANITIZED else logging.WARNING
+        log.log(level, "sandbox: %s; --no-sandbox leaves out this line", "; ".join(reasons))
 
 
 def _let_go(fd: int) -> None:

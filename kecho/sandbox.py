@@ -10,8 +10,9 @@ import threading
 from collections.abc import Callable, Sequence
 
 from . import _sandbox
+from ._sandbox import IS_SANITIZED
 
-__all__ = ["enter", "prepare"]
+__all__ = ["IS_SANITIZED", "enter", "prepare"]
 
 # What Python, or a module of its library, imports or looks up when it is first needed: tracebacks,
 # warnings, text that is escaped.
@@ -42,7 +43,7 @@ def enter(*, tcp_ports: Sequence[int], socket_path: str | None) -> list[str]:
     tcp_ports: where to listen may go on, or begin again.
     socket_path: the file of a Unix socket, which may be removed.
     """
-    if _sandbox.IS_SANITIZED:
+    if IS_SANITIZED:
         return ["this build has a sanitizer, which needs more than the sandbox gives"]
     if threading.active_count() > 1:
         return ["other threads run already, which would be outside"]

@@ -36,7 +36,7 @@ cdef inline int listener_arm(Control* control, Queue* queue, uint32_t number) no
 
     A listener in several epoll sets is EPOLLEXCLUSIVE: one of them is woken, not all. (Unless
     another process has it, too: its sets are in the same line, and the one wake-up might go to a
-    process that is about to stop, or is killed, while the client waits.) Such a
+    process that stops or is killed before it accepts, while the client waits.) Such a
     registration cannot be modified (epoll_ctl(2)), so it is made anew. EEXIST: another worker was
     faster, and what it registered has reported whoever waits. Returns 0 or -errno.
     """

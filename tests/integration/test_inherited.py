@@ -163,7 +163,7 @@ def test_two_servers_share_it_and_the_first_to_stop_does_not_end_it(
 def test_a_holder_that_hangs_keeps_no_client_from_the_other(
     tcp: socket.socket, dispatch: str
 ) -> None:
-    """With EPOLLEXCLUSIVE the one wake-up of a client may go to the process that hangs."""
+    """The wake-up of a client is not spent on a process that cannot accept it."""
     arguments = ["--fd", str(tcp.fileno()), "--dispatch", dispatch, "--threads=2"]
     fds = [tcp.fileno()]
     with (
