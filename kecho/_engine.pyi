@@ -9,8 +9,9 @@ REFUSALS: dict[str, int]
 class Engine:
     """The workers of one run of a server, their queues and connections.
 
-    listeners: (fd, queue, is_unix) each; listening, non-blocking. queue is the index of the
-    worker that accepts from it under percpu, or -1 for every worker's; ignored under shared.
+    listeners: (fd, queue, is_unix, is_inherited) each; listening, non-blocking. queue is the index
+    of the worker that accepts from it under percpu, or -1 for every worker's; ignored under
+    shared. is_inherited: another process may have the socket, too.
     The engine takes the descriptors over when this returns, and closes them in the end.
 
     0 is no limit. buffer_bytes: of all the backpressured connections together; each queue has an
@@ -21,7 +22,7 @@ class Engine:
 
     def __init__(
         self,
-        listeners: list[tuple[int, int, bool]],
+        listeners: list[tuple[int, int, bool, bool]],
         *,
         percpu: bool,
         worker_count: int,

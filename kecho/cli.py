@@ -20,25 +20,54 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from . import command, foreground, tuning
+from . import command, foreground, privileges, tuning
 from ._version import __version__
 from .command import plural
 from .config import BENCH, ServerConfig, check_options, environment_variable
+from .confine import confine
 from .errors import ListenError, OptionError
 from .listen import describe_addresses
-from .options import Option, choice, flag, option, options_of, seconds
+from .options import Option, choice, flag, option, options_of, seconds, switch
 from .server import Server
 from .stats import Stats, UdpCounters
+from .systemd import Notifier, take_listen_fds
 
 __all__ = ["CommandConfig", "main"]
 
 log = logging.getLogger("kecho")
 
 
+def _check_user(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError(f"{value!r} is not a user")
+    return value
+
+
 @dataclass(frozen=True, kw_only=True)
 class CommandConfig(ServerConfig):
-    """The server's options, and those that only the command has."""
+    """The server's options, and those that only the command has, since they are a process's."""
 
+    user: str | None = option(
+        None,
+        Option(
+            "who to become once the sockets are open, by name or number; without a group, with "
+            "the user's own",
+            str,
+            _check_user,
+            "NAME[:GROUP]",
+        ),
+    )
+    sandbox: bool | None = option(
+        None,
+        switch(
+            "give up files, programs, outgoing connections and all else that serving does not "
+            "need (seccomp, Landlock); by default as far as the kernel can; an error if it "
+            "cannot; --no-sandbox leaves it",
+            optional=True,
+        ),
+    )
     stats_interval: float | None = option(
         None,
         seconds("print a line of counters so often; SIGUSR1 prints one at any time", optional=True),
@@ -66,7 +95,11 @@ def _main(arguments: Sequence[str]) -> int:
     print_config = flags.pop("print_config")
     sources: dict[str, str] = {}
     try:
-        config = CommandConfig(**check_options(CommandConfig, _gather(flags, os.environ, sources)))
+        values = _gather(flags, os.environ, sources)
+        if not print_config:
+            _gather_listen_fds(values, sources)
+        config = CommandConfig(**check_options(CommandConfig, values))
+        identity = privileges.find_identity(config.user) if config.user is not None else None
     except OptionError as error:
         source = sources.get(error.option, error.option)
         command.say_error("kecho", f"{source}: {error.reason}")
@@ -76,7 +109,7 @@ def _main(arguments: Sequence[str]) -> int:
         return 0
     _configure_logging(config)
     try:
-        return _serve(config)
+        return _serve(config, identity)
     except ListenError as error:
         log.error("%s: %s", sources.get(error.option, flag(error.option)), error.reason)
     except OSError as error:
@@ -134,6 +167,16 @@ def _gather(
     return values
 
 
+def _gather_listen_fds(values: dict[str, object], sources: dict[str, str]) -> None:
+    """What a service manager hands over counts as --fd in the environment does."""
+    try:
+        fds = take_listen_fds(os.environ)
+    except ValueError as error:
+        raise OptionError("LISTEN_FDS", str(error)) from None
+    if fds and "fd" not in values:
+        values["fd"], sources["fd"] = fds, "LISTEN_FDS"
+
+
 # A flag for one wins over a variable for the other, too.
 _SAME_OPTION = {"bench": ("dispatch",), "dispatch": ("bench",)}
 
@@ -153,7 +196,7 @@ def _print_config(config: CommandConfig, sources: Mapping[str, str]) -> None:
         print(json.dumps(rows, indent=2))
         return
     for name, value in values.items():
-        shown = " ".join(value) if isinstance(value, tuple) else value
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
         if shown is None or shown == "":
             shown = "-"
         elif isinstance(shown, bool):
@@ -194,17 +237,32 @@ def _log_fields(message: str, event: str, **fields: object) -> None:
     log.info(message, extra={"fields": {"event": event, **fields}})
 
 
-def _serve(config: CommandConfig) -> int:
+def _serve(config: CommandConfig, identity: privileges.Identity | None) -> int:
     _prepare_descriptors(config)
     server = Server.from_config(config)
-    stats = foreground.run(
-        server,
-        on_start=_say_where,
-        on_stop_signal=_say_stopping(server),
-        report=_say_counters(),
-        report_interval=config.stats_interval,
-        is_last=True,
-    )
+    notifier = _notifier()
+    # Now: behind the sandbox it cannot be read.
+    backlog = tuning.backlog_in_force(config.backlog)
+
+    def start_to_serve(server: Server) -> None:
+        _say_where(server, backlog)
+        notifier.ready()
+
+    try:
+        stats = foreground.run(
+            server,
+            on_listening=lambda: confine(server.addresses, config, identity),
+            on_start=start_to_serve,
+            on_stop_signal=_say_stopping(server, notifier),
+            report=_say_counters(),
+            report_interval=config.stats_interval,
+            heartbeat=notifier.alive,
+            heartbeat_interval=notifier.watchdog_interval_s,
+            is_last=True,
+        )
+    finally:
+        notifier.stopping()
+        notifier.close()
     _log_fields(f"stopped after {_summary(stats)}", "stopped", stats=stats.to_dict())
     return 0
 
@@ -223,9 +281,16 @@ def _prepare_descriptors(config: CommandConfig) -> None:
         )
 
 
-def _say_where(server: Server) -> None:
+def _notifier() -> Notifier:
+    try:
+        return Notifier(os.environ)
+    except OSError as error:
+        log.warning("%s", error.strerror or error)
+        return Notifier({})
+
+
+def _say_where(server: Server, backlog: int) -> None:
     config = server.config
-    backlog = tuning.backlog_in_force(config.backlog)
     exposed = any(_is_exposed(address) for address in server.addresses)
     udp = server.udp_addresses
     _log_fields(
@@ -253,10 +318,12 @@ def _is_exposed(address: object) -> bool:
     )
 
 
-def _say_stopping(server: Server) -> Callable[[int], None]:
+def _say_stopping(server: Server, notifier: Notifier) -> Callable[[int], None]:
     signals_seen: list[int] = []
 
     def say(number: int) -> None:
+        if not signals_seen:
+            notifier.stopping()
         signals_seen.append(number)
         name = signal.Signals(number).name
         if len(signals_seen) == 1:

@@ -33,7 +33,7 @@ def run(
     arguments: Sequence[str] | None,
 ) -> int:
     """Runs the body of a command on `arguments`, or sys.argv; returns its exit status."""
-    _occupy_standard_descriptors()
+    devnull_fd = _occupy_standard_descriptors()
     try:
         return main(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
@@ -43,25 +43,27 @@ def run(
             say_error(program, str(error))
         return EXIT_FAILED
     finally:
-        _flush_streams()
+        _flush_streams(devnull_fd)
+        os.close(devnull_fd)
 
 
-def _flush_streams() -> None:
+def _flush_streams(devnull_fd: int) -> None:
     """Has output whose reader is gone thrown away; otherwise Python fails over it at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
                 stream.flush()
         except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            os.dup2(devnull_fd, stream.fileno())
 
 
-def _occupy_standard_descriptors() -> None:
+def _occupy_standard_descriptors() -> int:
     """Opens 0, 1 and 2 if somebody closed them: otherwise the next socket would get such a
-    number, and a client whatever is written to stderr."""
+    number, and a client whatever is written to stderr. Returns one more, of /dev/null, for the
+    end: within a sandbox it could not be opened any more."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
-    os.close(fd)
+    return fd
 
 
 def say_error(program: str, text: str) -> None:
@@ -113,7 +115,7 @@ def add_options(
     """
     for name, spec in options.items():
         default = defaults.get(name)
-        shown = ", ".join(default) if isinstance(default, tuple) else default
+        shown = ", ".join(map(str, default)) if isinstance(default, tuple) else default
         notes = [] if shown in (None, False, "") else [f"default {shown}"]
         if note is not None:
             notes.append(note(name))

@@ -56,6 +56,26 @@ def _check_hosts(value: object) -> tuple[str, ...]:
     return hosts
 
 
+def _parse_fds(text: str) -> tuple[int, ...]:
+    return tuple(_FD.parse(part.strip()) for part in text.split(","))
+
+
+def _check_fds(value: object) -> tuple[int, ...]:
+    if isinstance(value, int):
+        value = (value,)
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        raise ValueError(f"{value!r} is neither a descriptor nor several")
+    # On the command line each is a text of its own.
+    fds = tuple(_FD.check(_FD.parse(fd) if isinstance(fd, str) else fd) for fd in value)
+    for fd in fds:
+        if fds.count(fd) > 1:
+            raise ValueError(f"{fd} is given twice")
+    return fds
+
+
+_FD = integer("a descriptor", 0, 2**31 - 1)
+
+
 # ---- the options ----------------------------------------------------------------------------
 
 
@@ -86,6 +106,18 @@ class ServerConfig:
             str,
             check_uds_path,
             "PATH",
+        ),
+    )
+    fd: tuple[int, ...] = option(
+        (),
+        Option(
+            "listening socket that was inherited, TCP or Unix: instead of an address, or beside it "
+            "when --host or --port is given, too; may be given again; the server accepts from a "
+            "duplicate, and makes the socket non-blocking for whoever else has it",
+            _parse_fds,
+            _check_fds,
+            "N",
+            repeatable=True,
         ),
     )
     backlog: int = option(
@@ -228,19 +260,22 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not self.host and self.uds is None:
-            raise OptionError("host", "there is neither an address nor a Unix socket to listen on")
+        if not self.host and self.uds is None and not self.fd:
+            raise OptionError(
+                "host",
+                "there is no address, no Unix socket and no descriptor to listen on",
+            )
         rules_of(self.allow, self.deny)  # they agree with each other
         if self.udp and not self.host:
-            raise OptionError("udp", "a Unix socket takes no datagrams: give a host or port, too")
+            raise OptionError("udp", "is on the TCP port: give a host or port, too")
 
     @classmethod
     def from_options(cls, options: Mapping[str, object]) -> ServerConfig:
         """From the options that somebody gave: the keyword arguments of kecho.Server.
 
         Beyond the fields it takes ``bench`` (0 is shared, 1 is percpu), and leaves TCP out when
-        ``uds`` is given and neither ``host`` nor ``port``. Raises OptionError, and TypeError for
-        an option that does not exist.
+        ``uds`` or ``fd`` is given and neither ``host`` nor ``port``. Raises OptionError, and
+        TypeError for an option that does not exist.
         """
         return cls(**check_options(cls, options))
 
@@ -278,7 +313,8 @@ def check_options(
             raise OptionError("bench", str(error)) from None
         if given.setdefault("dispatch", dispatch) != dispatch:
             raise OptionError("bench", f"means dispatch {dispatch}, not {given['dispatch']}")
-    if given.get("uds") is not None and not given.keys() & {"host", "port"}:
+    elsewhere = given.get("uds") is not None or given.get("fd") not in (None, ())
+    if elsewhere and not given.keys() & {"host", "port"}:
         given["host"] = ()
     return given
 

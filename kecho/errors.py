@@ -24,7 +24,7 @@ class OptionError(ValueError):
 class ListenError(OSError):
     """The system refused a listening socket: address in use, no permission, unknown host.
 
-    option: the option whose value was refused (``host``, ``port`` or ``uds``).
+    option: the option whose value was refused (``host``, ``port``, ``uds`` or ``fd``).
     errno: the system's error number, or a ``socket.EAI_*`` code for an unknown host.
     """
 

@@ -32,21 +32,26 @@ def serve(*, on_start: Callable[[Server], object] | None = None, **options: obje
 def run(
     server: Server,
     *,
+    on_listening: Callable[[], object] | None = None,
     on_start: Callable[[Server], object] | None = None,
     on_stop_signal: Callable[[int], object] | None = None,
     report: Callable[[Server], object] | None = None,
     report_interval: float | None = None,
     is_last: bool = False,
+    heartbeat: Callable[[], object] | None = None,
+    heartbeat_interval: float | None = None,
 ) -> Stats:
     """What serve() and the command line share.
 
+    on_listening: see Server.start().
     on_start: called once clients can connect; signals are looked at when it has returned.
     on_stop_signal: called with the signal's number after the server was told to stop.
     report: called every `report_interval` seconds, and at any time for SIGUSR1.
     is_last: the process ends afterwards, and a signal that comes too late does not change how.
+    heartbeat: called every `heartbeat_interval` seconds, as long as the workers run.
     """
     if threading.current_thread() is not threading.main_thread():
-        server.start()
+        server.start(on_listening)
         if on_start is not None:
             _call_or_stop(server, on_start)
         server.wait()
@@ -56,12 +61,20 @@ def run(
     if report is not None:
         signals.append(signal.SIGUSR1)
     with _signals_in_a_pipe(signals, is_last) as pipe:
-        server.start()
+        server.start(on_listening)
         try:
             server.on_end(pipe.wake)
             if on_start is not None:
                 on_start(server)
-            _wait_for_signals(server, pipe, on_stop_signal, report, report_interval)
+            timers = [
+                _Timer(interval, callback)
+                for interval, callback in (
+                    (report_interval, lambda: report(server) if report is not None else None),
+                    (heartbeat_interval, heartbeat),
+                )
+                if interval is not None and callback is not None
+            ]
+            _wait_for_signals(server, pipe, on_stop_signal, report, timers)
         except KeyboardInterrupt:
             server.stop()
         except BaseException:
@@ -85,18 +98,36 @@ def _stop_quietly(server: Server) -> None:
         server.stop()
 
 
+class _Timer:
+    """Calls `callback` every `interval_s` seconds, from now on; times that were missed are not
+    made up for."""
+
+    def __init__(self, interval_s: float, callback: Callable[[], object]) -> None:
+        self._interval_s = interval_s
+        self._callback = callback
+        self._due = time.monotonic() + interval_s
+
+    def until_due_s(self) -> float:
+        return max(0.0, self._due - time.monotonic())
+
+    def run_if_due(self) -> None:
+        now = time.monotonic()
+        if now >= self._due:
+            self._callback()
+            self._due = max(self._due + self._interval_s, now)
+
+
 def _wait_for_signals(
     server: Server,
     pipe: _SignalPipe,
     on_stop_signal: Callable[[int], object] | None,
     report: Callable[[Server], object] | None,
-    report_interval: float | None,
+    timers: list[_Timer],
 ) -> None:
     """Returns when the server has ended."""
     asked_to_stop = False
-    next_report = time.monotonic() + report_interval if report_interval else None
     while server.is_running:
-        timeout = max(0.0, next_report - time.monotonic()) if next_report else None
+        timeout = min((timer.until_due_s() for timer in timers), default=None)
         for number in pipe.read(timeout):
             if number == signal.SIGUSR1:
                 if report is not None:
@@ -109,11 +140,8 @@ def _wait_for_signals(
                 asked_to_stop = True
                 if on_stop_signal is not None:
                     on_stop_signal(number)
-        if next_report is not None and report is not None and report_interval is not None:
-            now = time.monotonic()
-            if now >= next_report:
-                report(server)
-                next_report = max(next_report + report_interval, now)
+        for timer in timers:
+            timer.run_if_due()
 
 
 class _SignalPipe:

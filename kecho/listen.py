@@ -9,12 +9,14 @@ import os
 import socket
 import stat
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from .config import ServerConfig
 from .errors import ListenError
+from .inherited import adopt
 
 __all__ = [
     "FREE_PORT_TRIES",
@@ -83,11 +85,13 @@ class Listener:
 
     queue: index of the worker that accepts from it, or EVERY_QUEUE.
     file: the file to remove in the end, of a Unix socket.
+    inherited: it was listening before, and others may have it, too.
     """
 
     socket: socket.socket
     queue: int
     file: SocketFile | None = None
+    inherited: bool = False
 
     @property
     def is_unix(self) -> bool:
@@ -95,7 +99,9 @@ class Listener:
 
     @property
     def address(self) -> Address:
-        address: Address = self.socket.getsockname()
+        address: Address | bytes = self.socket.getsockname()
+        if isinstance(address, bytes):  # abstract: a NUL, and any bytes
+            return "@" + os.fsdecode(address[1:])
         return address
 
     def close(self) -> None:
@@ -112,6 +118,8 @@ def open_listeners(config: ServerConfig, worker_count: int) -> list[Listener]:
     """
     opened: list[Listener] = []
     try:
+        if config.fd:  # before any of our own could get such a number
+            _adopt(config.fd, worker_count, opened)
         if config.uds is not None:
             opened.append(_listen_unix(config.uds, config.backlog))
         if config.host:
@@ -121,6 +129,25 @@ def open_listeners(config: ServerConfig, worker_count: int) -> list[Listener]:
             listener.close()
         raise
     return opened
+
+
+def _adopt(fds: Sequence[int], worker_count: int, opened: list[Listener]) -> None:
+    """Inherited sockets. Those of one address are dealt out if there is one for each worker, as
+    in a SO_REUSEPORT group; otherwise every worker accepts from each."""
+    adopted: list[socket.socket] = []
+    try:
+        adopt(fds, adopted)
+        addresses = [one.getsockname() for one in adopted]
+    except BaseException:
+        for one in adopted:
+            one.close()
+        raise
+    dealt: Counter[object] = Counter()
+    for one, address in zip(adopted, addresses, strict=True):
+        enough = addresses.count(address) >= worker_count
+        queue = dealt[address] % worker_count if enough else EVERY_QUEUE
+        dealt[address] += 1
+        opened.append(Listener(one, queue, inherited=True))
 
 
 # ---- TCP ------------------------------------------------------------------------------------

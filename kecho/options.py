@@ -183,14 +183,15 @@ def _parse_switch(text: str) -> bool:
         raise ValueError(f"{text!r} is none of {', '.join(_SWITCH_WORDS)}") from None
 
 
-def _check_switch(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{value!r} is neither True nor False")
-    return value
+def switch(help: str, *, optional: bool = False) -> Option:
+    def check(value: object) -> bool | None:
+        if value is None and optional:
+            return None
+        if not isinstance(value, bool):
+            raise ValueError(f"{value!r} is neither True nor False")
+        return value
 
-
-def switch(help: str) -> Option:
-    return Option(help, _parse_switch, _check_switch, None, value_if_bare="1")
+    return Option(help, _parse_switch, check, None, value_if_bare="1")
 
 
 def check_uds_path(value: object) -> str | None:

@@ -79,6 +79,9 @@ class Run:
         self.udp_addresses: tuple[Address, ...] = ()
         self._engine: Engine | None = None
         self._udp: Echo | None = None
+        self._shares_ports = config.reuse_port and bool(config.host)
+        # Where nothing can be opened any more (kecho.sandbox), what it is now has to do.
+        self._migrates = tuning.migrates_requests() if self._shares_ports else None
         _warn_of_truncation(config.backlog)
         self._open(config)
         _runs.add(self)
@@ -98,7 +101,10 @@ class Run:
             self._watch = Watch(config, self._places, groups, attach_cpu_steering)
             with _signals_wait():  # or a descriptor would have two owners, or none
                 self._engine = Engine(
-                    [(one.socket.fileno(), one.queue, one.is_unix) for one in listeners],
+                    [
+                        (one.socket.fileno(), one.queue, one.is_unix, one.inherited)
+                        for one in listeners
+                    ],
                     percpu=config.dispatch == "percpu",
                     worker_count=self.thread_count,
                     max_connections=config.max_connections or 0,
@@ -140,6 +146,7 @@ class Run:
         Every worker has to pass through its end for the others to reach theirs: those that no
         thread has taken do it on this one.
         """
+        self._shares_ports = False  # nobody has been served who could be told of
         self.abort()
         for index in range(len(self._threads)):
             self._work(index)
@@ -206,8 +213,20 @@ class Run:
             finally:
                 callbacks, self._callbacks = self._callbacks, []
                 self._ended.set()
+        self._warn_of_resets()
         for callback in callbacks:
             _call(callback)
+
+    def _warn_of_resets(self) -> None:
+        if not self._shares_ports:
+            return
+        migrates = tuning.migrates_requests()
+        if (self._migrates if migrates is None else migrates) is not True:
+            log.warning(
+                "reuse-port: clients whose handshake was under way at the stop may have been reset "
+                "instead of going on to another server of the port; to have them go on: "
+                "sysctl -w net.ipv4.tcp_migrate_req=1"
+            )
 
     # ---- from any thread ----------------------------------------------------------------------
 

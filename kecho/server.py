@@ -55,8 +55,11 @@ class Server:
 
     # ---- life ------------------------------------------------------------------------------
 
-    def start(self) -> None:
+    def start(self, on_listening: Callable[[], object] | None = None) -> None:
         """Opens the listeners and starts the workers. Clients can connect when it returns.
+
+        on_listening: called between the two. What it does to the calling thread (privileges, a
+        sandbox) the workers inherit; `addresses` are known. If it raises, so does this.
 
         Raises ListenError (an OSError) when the system refuses a listener, OSError when it
         refuses anything else, RuntimeError when the server is running already.
@@ -68,6 +71,8 @@ class Server:
             try:
                 self._run = run
                 self._finalizer = weakref.finalize(self, _stop_forgotten, run, repr(self))
+                if on_listening is not None:
+                    on_listening()
                 run.start()
             except BaseException:
                 run.cancel()

@@ -68,7 +68,8 @@ def steer(
 
     Not with --reuse-port: other processes' sockets are in the same group, and the program would
     give them nothing. Nor with several workers on one CPU, of which only one would get anything.
-    The kernel's hash spreads the connections then.
+    The kernel's hash spreads the connections then. Nor inherited ones, whose order in their group
+    is not known.
     """
     pinned = [cpu for cpu in cpus if cpu is not None]
     if len(pinned) < 2:
@@ -81,7 +82,7 @@ def steer(
         return []
     groups: dict[Address, Group] = {}
     for number, listener in enumerate(listeners):
-        if not listener.is_unix:
+        if not listener.is_unix and not listener.inherited:
             group = groups.setdefault(listener.address, Group([], {}))
             group.order.append(number)
             group.cpus[number] = pinned[listener.queue]

@@ -13,6 +13,7 @@ from pathlib import Path
 __all__ = [
     "backlog_in_force",
     "descriptor_limit",
+    "migrates_requests",
     "raise_descriptor_limit",
     "read_sysctl",
     "read_sysctl_text",
@@ -24,6 +25,7 @@ __all__ = [
 SOMAXCONN = "net.core.somaxconn"
 SYN_BACKLOG = "net.ipv4.tcp_max_syn_backlog"
 PORT_RANGE = "net.ipv4.ip_local_port_range"
+MIGRATE_REQUESTS = "net.ipv4.tcp_migrate_req"
 UNPRIVILEGED_START = "net.ipv4.ip_unprivileged_port_start"
 
 _SYSCTL_ROOT = Path("/proc/sys")
@@ -105,6 +107,13 @@ def backlog_in_force(backlog: int) -> int:
 def descriptor_limit() -> int:
     """RLIMIT_NOFILE, the soft one."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def migrates_requests(*, root: Path | None = None) -> bool | None:
+    """net.ipv4.tcp_migrate_req: whether clients of a listener that closes go on to another one of
+    its SO_REUSEPORT group. Of this network namespace; None if it cannot be read (Linux 5.14)."""
+    value = read_sysctl(MIGRATE_REQUESTS, root=root)
+    return None if value is None else value == 1
 
 
 def raise_descriptor_limit() -> int:

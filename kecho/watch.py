@@ -64,6 +64,7 @@ class Watch:
         self._attach_cpu_steering = steer
         self._places = places
         self._groups = groups
+        self._somaxconn = tuning.somaxconn()
         self._syn_queue = TcpCounters(_SYN_QUEUE)
         self._syn_queue_before = self._syn_queue.read()
         self._dropped_before = [0] * len(places)
@@ -103,7 +104,7 @@ class Watch:
                 self._warn_of_drops(address, dropped, *longest)
 
     def _warn_of_drops(self, address: Address, dropped: int, length: int, length_most: int) -> None:
-        backlog, limit = self._config.backlog, tuning.somaxconn()
+        backlog, limit = self._config.backlog, self._somaxconn
         wanted = max(2 * backlog, 1024)
         help_text = f"--backlog {wanted}"
         if wanted > limit:

@@ -32,7 +32,7 @@ def start_server() -> Iterator[Callable[..., kecho.Server]]:
     servers: list[kecho.Server] = []
 
     def start(**options: object) -> kecho.Server:
-        if "uds" not in options:
+        if not {"uds", "fd"} & options.keys():
             options.setdefault("port", 0)
         options.setdefault("threads", 2)
         server = kecho.Server(**options)

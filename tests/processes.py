@@ -25,10 +25,14 @@ class ServerProcess:
         environment: Mapping[str, str] | None = None,
         *,
         before: Sequence[str] = (),
+        pass_fds: Sequence[int] = (),
     ) -> None:
-        """before: a command that runs it, such as ["strace", "-f"]."""
+        """before: a command that runs it, such as ["strace", "-f"].
+
+        pass_fds: descriptors that it inherits, under the same numbers.
+        """
         arguments = list(arguments)
-        if not {"--port", "--uds"} & {argument.partition("=")[0] for argument in arguments}:
+        if not {"--port", "--uds", "--fd"} & {argument.partition("=")[0] for argument in arguments}:
             arguments += ["--port", "0"]
         clean = {name: text for name, text in os.environ.items() if not name.startswith("KECHO_")}
         self.process = subprocess.Popen(
@@ -37,6 +41,7 @@ class ServerProcess:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            pass_fds=pass_fds,
         )
         self.stderr = ""
 

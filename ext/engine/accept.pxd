@@ -13,8 +13,9 @@ from engine.connection cimport (
 )
 from engine.counters cimport count, count_error, count_opened
 from engine.layout cimport (
-    CONNECTION_READ_TO_END, CONNECTION_REGISTERED, ERROR_ACCEPT, ERROR_DESCRIPTORS, ERROR_EPOLL,
-    ERROR_LISTENER, ERROR_MEMORY, KECHO_NO_PEER, Connection, Control, Listener, Worker,
+    CONNECTION_READ_TO_END, CONNECTION_REGISTERED, CONNECTION_SILENT, ERROR_ACCEPT,
+    ERROR_DESCRIPTORS, ERROR_EPOLL, ERROR_LISTENER, ERROR_MEMORY, KECHO_NO_PEER, Connection,
+    Control, Listener, Worker,
 )
 from engine.listener cimport (
     listener_arm, listener_give_up, listener_is_open, listener_pause, listeners_resume,
@@ -84,7 +85,9 @@ cdef inline void _begin(
     connection.fd = fd
     connection.pending = NULL
     connection.peer = peer
-    connection.flags = CONNECTION_READ_TO_END if listener.is_unix else 0
+    connection.flags = CONNECTION_SILENT
+    if listener.is_unix:
+        connection.flags |= CONNECTION_READ_TO_END
     connection.accepted_by = <unsigned short>worker.index
     atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
     count_opened(worker)

@@ -5,13 +5,16 @@ from common.atomics cimport (
 )
 from engine.accept cimport ACCEPTS_BEFORE_CLOSING, ACCEPTS_PER_TURN, accept_turn
 from engine.connection cimport (
-    READS_PER_TURN, connection_close, connection_serve, connection_settle, note_progress,
+    GREETING_MS, READS_PER_TURN, connection_close, connection_serve, connection_settle,
+    note_progress,
 )
 from engine.layout cimport (
     CLOSE_ABORTED, CLOSE_IDLE, CLOSE_STALLED, OWNERSHIP_FREE, PHASE_DRAINING, PHASE_RUNNING,
     PHASE_STOPPING, Connection, Control, Queue, Worker,
 )
-from engine.listener cimport TOKEN_LISTENERS, TOKEN_WAKE, listener_close, listeners_resume
+from engine.listener cimport (
+    TOKEN_LISTENERS, TOKEN_WAKE, listener_close, listener_disarm, listeners_resume,
+)
 from engine.slab cimport (
     CLAIM_WON, ownership_claim, ownership_release, ownership_try, slab_get, slab_high_water,
     slab_in_use,
@@ -207,7 +210,10 @@ cdef inline void _close_listeners(Worker* worker) noexcept nogil:
     cdef Control* control = worker.control
     cdef uint32_t number
     for number in range(control.listener_count):
-        if atomic_u32_load(&control.phase) == PHASE_DRAINING:
+        if control.listeners[number].is_inherited:
+            # Whoever waits there waits for the other holders, too: closing resets nobody.
+            listener_disarm(control, number)
+        elif atomic_u32_load(&control.phase) == PHASE_DRAINING:
             accept_turn(worker, number, ACCEPTS_BEFORE_CLOSING)
         pthread_mutex_lock(&control.listeners_lock)
         listener_close(&control.listeners[number])
@@ -243,6 +249,7 @@ cdef inline int _drain(Worker* worker) noexcept nogil:
     deadline has come. Returns 0 or -errno of epoll_wait."""
     cdef Control* control = worker.control
     cdef uint64_t deadline_ms
+    cdef bint greeting = True
     cdef int result = 0
     worker.now_ms = clock_now_ms()
     if atomic_u32_load(&control.phase) == PHASE_DRAINING:
@@ -250,6 +257,9 @@ cdef inline int _drain(Worker* worker) noexcept nogil:
         if worker.held != NULL:
             _serve_held(worker)
     while atomic_u32_load(&control.phase) == PHASE_DRAINING and slab_in_use(&worker.queue.slab):
+        if greeting and worker.now_ms >= worker.greet_until_ms:
+            greeting = False
+            _serve_everybody(worker)
         deadline_ms = atomic_u64_load_relaxed(&control.deadline_ms)
         if worker.now_ms >= deadline_ms:
             break
@@ -274,6 +284,9 @@ cdef inline void worker_run(Worker* worker) noexcept nogil:
     if result < 0:
         _give_up(worker, -result, "epoll_wait")
     wake(worker.queue)
+    worker.now_ms = clock_now_ms()
+    worker.greet_until_ms = min(
+        worker.now_ms + GREETING_MS, atomic_u64_load_relaxed(&control.deadline_ms))
     worker.is_draining = True
     if atomic_u32_decrement(&control.workers_accepting) == 0:
         _close_listeners(worker)

@@ -5,13 +5,13 @@ in the epoll set, so a worker that leaves bytes in it must see to it that it com
 the connection (SERVED_MORE) or changes the registration, upon which epoll reports again whatever
 is there.
 """
-from common.atomics cimport atomic_u32_store_relaxed
+from common.atomics cimport atomic_u32_load_relaxed, atomic_u32_store_relaxed
 from engine.counters cimport count, count_by, count_closed, count_error
 from engine.layout cimport (
     CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_EVICTED, CLOSE_IDLE, CLOSE_RESET,
     CLOSE_TIMED_OUT, CONNECTION_ARMED_WRITE, CONNECTION_READ_TO_END, CONNECTION_REGISTERED,
-    ERROR_EPOLL, ERROR_MEMORY, ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES, KECHO_NO_PEER,
-    Connection, Worker,
+    CONNECTION_SILENT, ERROR_EPOLL, ERROR_MEMORY, ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES,
+    KECHO_NO_PEER, Connection, Worker,
 )
 from engine.listener cimport listeners_resume
 from engine.peers cimport peer_leaves
@@ -45,6 +45,7 @@ cdef enum Served:
 
 cdef enum:
     READS_PER_TURN = 4  # of up to 64 KiB, then the others get theirs
+    GREETING_MS = 500   # from accept to the first bytes, when the server is about to stop
 
 
 cdef inline void close_with_reset(int fd) noexcept nogil:
@@ -260,6 +261,7 @@ cdef inline Served connection_serve(
             connection_close(worker, connection, CLOSE_EOF)
             return SERVED_CLOSED
         count_by(&worker.counters.bytes_received, size)
+        connection.flags &= ~<unsigned int>CONNECTION_SILENT
         atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
         result = _echo_chunk(worker, connection, size)
         if result < 0:
@@ -284,6 +286,17 @@ cdef inline Served connection_serve(
     return SERVED_ALL
 
 
+cdef inline bint _is_new(Worker* worker, Connection* connection) noexcept nogil:
+    """In a drain: accepted a moment ago, and its first bytes, which the client sends when connect()
+    has returned, are on their way. Closed now, it would look to the client like a server that
+    does not serve."""
+    cdef uint32_t age_ms
+    if not connection.flags & CONNECTION_SILENT or worker.now_ms >= worker.greet_until_ms:
+        return False
+    age_ms = <uint32_t>worker.now_ms - atomic_u32_load_relaxed(&connection.last_active_ms)
+    return age_ms < GREETING_MS or age_ms >= 0x80000000u
+
+
 cdef inline void connection_settle(
     Worker* worker, Connection* connection, Served served,
 ) noexcept nogil:
@@ -302,7 +315,8 @@ cdef inline void connection_settle(
             if result < 0:
                 connection_fail(worker, connection, -result, ERROR_EPOLL)
                 return
-        elif worker.is_draining and connection.pending == NULL:
+        elif (worker.is_draining and connection.pending == NULL
+                and not _is_new(worker, connection)):
             connection_close(worker, connection, CLOSE_DRAINED)
             return
         if ownership_release(connection):

@@ -79,8 +79,9 @@ cdef object _system_error(int error, str syscall):
 cdef class Engine:
     """The workers of one run of a server, their queues and connections.
 
-    listeners: (fd, queue, is_unix) each; listening, non-blocking. queue is the index of the
-    worker that accepts from it under percpu, or -1 for every worker's; ignored under shared.
+    listeners: (fd, queue, is_unix, is_inherited) each; listening, non-blocking. queue is the index
+    of the worker that accepts from it under percpu, or -1 for every worker's; ignored under
+    shared. is_inherited: another process may have the socket, too.
     The engine takes the descriptors over when this returns, and closes them in the end.
 
     0 is no limit. buffer_bytes: of all the backpressured connections together; each queue has an
@@ -125,10 +126,11 @@ cdef class Engine:
         self._set_access(rules, is_allowed_otherwise, per_address, rate_per_s)
         control.workers_accepting = worker_count
         control.listeners = <Listener*>_zeroed(len(listeners) * sizeof(Listener))
-        for fd, queue, is_unix in listeners:
+        for fd, queue, is_unix, is_inherited in listeners:
             control.listeners[control.listener_count].fd = fd
             control.listeners[control.listener_count].queue = queue
             control.listeners[control.listener_count].is_unix = is_unix
+            control.listeners[control.listener_count].is_inherited = is_inherited
             control.listener_count += 1
         control.workers = <Worker*>_zeroed(worker_count * sizeof(Worker))
         for i in range(worker_count):

@@ -29,7 +29,8 @@ enum kecho_ownership {
 enum kecho_connection_flag {
     CONNECTION_REGISTERED = 1,  /* is in the queue's epoll set */
     CONNECTION_ARMED_WRITE = 2, /* epoll watches for room to send, not for data */
-    CONNECTION_READ_TO_END = 4  /* a short read does not prove the socket empty (AF_UNIX) */
+    CONNECTION_READ_TO_END = 4, /* a short read does not prove the socket empty (AF_UNIX) */
+    CONNECTION_SILENT = 8       /* nothing has been received yet */
 };
 
 struct kecho_connection {
@@ -87,9 +88,10 @@ enum kecho_listener_state {
 struct kecho_listener {
     int32_t fd; /* the number stays when a new socket takes a dead one's place: dup3(2) */
     uint32_t is_unix;
-    int32_t queue;    /* index of the queue that accepts from it, or KECHO_EVERY_QUEUE */
-    uint32_t state;   /* atomic: life << 2 | enum kecho_listener_state; a life is a socket's */
-    uint32_t dropped; /* SYNs that sockets dropped which have gone; under listeners_lock */
+    uint32_t is_inherited; /* other processes may accept from it, too */
+    int32_t queue;         /* index of the queue that accepts from it, or KECHO_EVERY_QUEUE */
+    uint32_t state;        /* atomic: life << 2 | enum kecho_listener_state; a life is a socket's */
+    uint32_t dropped;      /* SYNs that sockets dropped which have gone; under listeners_lock */
 };
 
 /* ---- queue ------------------------------------------------------------------------------- */
@@ -235,6 +237,7 @@ struct kecho_worker {
     struct kecho_connection *held; /* owned, has more to read: served between two waits */
     uint64_t now_ms;               /* when the last wait returned */
     uint64_t resume_at_ms;         /* when to try a paused listener again; 0: none is paused */
+    uint64_t greet_until_ms;       /* in a drain: how long new connections may begin to speak */
     uint32_t index;
     uint32_t is_draining;
     int32_t fatal_errno; /* why the worker gave up; read after its thread was joined */

@@ -14,6 +14,7 @@ cdef extern from "engine/layout.h" nogil:
         CONNECTION_REGISTERED
         CONNECTION_ARMED_WRITE
         CONNECTION_READ_TO_END
+        CONNECTION_SILENT
 
     enum:
         KECHO_CACHE_LINE
@@ -91,6 +92,7 @@ cdef extern from "engine/layout.h" nogil:
     ctypedef struct Listener "struct kecho_listener":
         int32_t fd
         uint32_t is_unix
+        uint32_t is_inherited
         int32_t queue
         uint32_t state
         uint32_t dropped
@@ -179,6 +181,7 @@ cdef extern from "engine/layout.h" nogil:
         Connection* held
         uint64_t now_ms
         uint64_t resume_at_ms
+        uint64_t greet_until_ms
         uint32_t index
         uint32_t is_draining
         int32_t fatal_errno

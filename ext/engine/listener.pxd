@@ -42,20 +42,31 @@ cdef enum:
 cdef inline int listener_arm(Control* control, Queue* queue, uint32_t number) noexcept nogil:
     """(Re-)registers a listener with a queue, upon which epoll reports it if somebody waits.
 
-    A listener in several epoll sets is EPOLLEXCLUSIVE: one of them is woken, not all. Such a
+    A listener in several epoll sets is EPOLLEXCLUSIVE: one of them is woken, not all. (Unless
+    another process has it, too: its sets are in the same line, and the one wake-up might go to a
+    process that stops or is killed before it accepts, while the client waits.) Such a
     registration cannot be modified (epoll_ctl(2)), so it is made anew. EEXIST: another worker was
     faster, and what it registered has reported whoever waits. Returns 0 or -errno.
     """
     cdef Listener* listener = &control.listeners[number]
     cdef epoll_event event
     event.events = EPOLLIN | EPOLLET
-    if listener.queue == KECHO_EVERY_QUEUE:
+    if listener.queue == KECHO_EVERY_QUEUE and not listener.is_inherited:
         event.events |= EPOLLEXCLUSIVE
     event.data.u64 = TOKEN_LISTENERS + number
     epoll_ctl(queue.epoll_fd, EPOLL_CTL_DEL, listener.fd, NULL)
     if epoll_ctl(queue.epoll_fd, EPOLL_CTL_ADD, listener.fd, &event) < 0 and errno != EEXIST:
         return -errno
     return 0
+
+
+cdef inline void listener_disarm(Control* control, uint32_t number) noexcept nogil:
+    """Takes a listener out of every epoll set. Closing it does that only if no other process has
+    the socket: epoll(7), a registration lives as long as the open file description."""
+    cdef uint32_t queue
+    for queue in range(control.queue_count):
+        epoll_ctl(
+            control.queues[queue].epoll_fd, EPOLL_CTL_DEL, control.listeners[number].fd, NULL)
 
 
 # ---- states: a word that holds the socket's life, too -------------------------------------------
@@ -199,6 +210,8 @@ cdef inline int listener_revive(Control* control, uint32_t number, int fd) noexc
     if listener.fd < 0:
         return -EBADF
     if fd >= 0:
+        listener.is_inherited = 0
+        listener_disarm(control, number)
         listener.dropped += _dropped(listener.fd)
         if dup3(fd, listener.fd, O_CLOEXEC) < 0:
             return -errno

@@ -10,7 +10,9 @@ cdef extern from *:
     enum:
         BPF_ABS
         BPF_ALU
+        BPF_AND
         BPF_JEQ
+        BPF_JGE
         BPF_JMP
         BPF_K
         BPF_LD

@@ -20,6 +20,7 @@ from kecho import drop
 from kecho.cpus import usable_cpus
 from kecho.netstat import tcp_counters
 from namespaces import Namespace
+from processes import ServerProcess
 
 pytestmark = pytest.mark.privileged
 
@@ -254,3 +255,21 @@ def test_a_server_whose_listener_was_destroyed_stops_in_order(
             time.sleep(wait_s)
             assert server.stop().closed["drained"] == 1
             assert receive_exactly(client, 1) == b""
+
+
+@pytest.mark.parametrize("options", [[], ["--user", "nobody"]], ids=["root", "nobody"])
+def test_a_command_in_its_sandbox_listens_again(
+    inside: Namespace, dispatch: str, options: list[str]
+) -> None:
+    """Under --user and percpu all of a group have to go before the user may make it anew: the
+    kernel compares the sockets' users."""
+    with ServerProcess(["--dispatch", dispatch, "--threads", "2", *options]) as process:
+        process.wait_until_listening()
+        for _ in range(2):
+            destroy_listeners(process.port)
+            process.wait_until_said("listening again")
+            process.stderr = process.stderr.replace("listening again", "")
+            wait_for(lambda: listening(process.port) >= 1, "it listens")
+            with connect(process.port) as client:
+                assert echo(client, b"after") == b"after"
+        assert process.stop() == 0

@@ -31,7 +31,8 @@ ALLOWED = {
     "steering": {"config", "cpus", "listen", "listen_udp"},
     "watch": {"config", "listen", "netstat", "steering", "tuning"},
     "config": {"access", "errors", "options"},
-    "listen": {"errors", "config"},
+    "inherited": {"errors"},
+    "listen": {"errors", "config", "inherited"},
     "listen_udp": {"errors", "config", "listen"},
     "run": {
         *{"access", "errors", "config", "listen", "listen_udp", "stats", "cpus", "steering"},
@@ -39,8 +40,13 @@ ALLOWED = {
     },
     "server": {"errors", "config", "listen", "stats", "run"},
     "foreground": {"errors", "config", "stats", "server"},
+    "privileges": {"errors", "_sandbox"},
+    "sandbox": {"_sandbox"},
+    "systemd": set(),
+    "confine": {"listen", "privileges", "sandbox"},
     "cli": {
         *{"errors", "options", "config", "command", "listen", "stats", "tuning"},
+        *{"confine", "privileges", "systemd"},
         *{"server", "foreground", "_version"},
     },
     "__main__": {"cli"},
@@ -165,6 +171,11 @@ def test_only_a_servers_run_knows_the_engine(native: str) -> None:
 def test_only_the_droppers_sockets_know_netlink() -> None:
     users = {name for name, path in modules().items() if "_sockdiag" in imports_of_ours(name, path)}
     assert users == {"drop.sockets"}
+
+
+def test_only_privileges_and_the_sandbox_know_how_to_give_them_up() -> None:
+    users = {name for name, path in modules().items() if "_sandbox" in imports_of_ours(name, path)}
+    assert users == {"privileges", "sandbox"}
 
 
 def test_only_plot_knows_matplotlib() -> None:

@@ -27,6 +27,7 @@ TEXTS: dict[str, tuple[str, object]] = {
     "host": ("::1", ("::1",)),
     "port": ("80", 80),
     "uds": ("/run/kecho", "/run/kecho"),
+    "fd": ("3", (3,)),
     "backlog": ("7", 7),
     "dispatch": ("percpu", "percpu"),
     "threads": ("3", 3),
@@ -44,6 +45,8 @@ TEXTS: dict[str, tuple[str, object]] = {
     "udp_rate": ("500", 500),
     "udp_rate_total": ("0", 0),
     "udp_min_source_port": ("1", 1),
+    "user": ("65534:65534", "65534:65534"),
+    "sandbox": ("yes", True),
     "stats_interval": ("60", 60.0),
     "log_level": ("debug", "debug"),
     "log_format": ("json", "json"),
@@ -137,6 +140,7 @@ def test_empty_variable_counts_as_not_set(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(TEXTS.keys() - {"reuse_port", "udp"}))
+@pytest.mark.parametrize("name", sorted(TEXTS.keys() - {"reuse_port", "sandbox"}))
 @pytest.mark.parametrize("other", ["0", "\0 not a value of any option"])
 def test_flag_wins_over_its_variable_which_is_not_even_looked_at(name: str, other: str) -> None:
     text, value = TEXTS[name]
@@ -575,7 +579,7 @@ def test_server_on_a_path_of_odd_bytes_is_announced(
         assert isinstance(handler, logging.StreamHandler)
         with open(os.dup(2), "w", encoding="utf-8", errors="backslashreplace") as stderr:
             handler.setStream(stderr)
-            cli._say_where(server)
+            cli._say_where(server, 128)
     text, _, last = capfdbinary.readouterr().err.partition(b'{"time"')
     assert text.startswith(b"kecho: listening on unix /")
     said = json.loads(b'{"time"' + last)

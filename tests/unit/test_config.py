@@ -45,6 +45,7 @@ LONGEST_S = 2_000_000
 NONE_MEANS_UNSET = {
     *("threads", "max_connections", "max_connections_per_ip", "rate_limit"),
     *("idle_timeout", "write_timeout", "stats_interval", "uds"),
+    *("threads", "max_connections", "idle_timeout", "stats_interval", "uds", "user", "sandbox"),
 }
 NAMES = sorted(options_of(CommandConfig))
 
@@ -68,6 +69,7 @@ def test_defaults_are_loopback_and_what_the_help_says() -> None:
         "host": ("127.0.0.1",),
         "port": 12345,
         "uds": None,
+        "fd": (),
         "backlog": 128,
         "dispatch": "shared",
         "threads": None,
@@ -144,6 +146,17 @@ def test_value_is_accepted(name: str, value: object, expected: object) -> None:
         ("host", "a\0b"),
         ("host", None),
         ("host", 5),
+        ("fd", -1),
+        ("fd", True),
+        ("fd", None),
+        ("fd", "3"),
+        ("fd", (3, 3)),
+        ("fd", {3: 4}),
+        ("fd", 2**31),
+        ("user", ""),
+        ("user", "a\0b"),
+        ("user", 0),
+        ("sandbox", 1),
         ("host", (5,)),
         ("host", b"127.0.0.1"),
         ("port", -1),
@@ -264,6 +277,9 @@ def test_no_value_gets_past_the_check_or_raises_anything_else(name: str, value: 
     elif name == "uds":
         assert 0 < len(os.fsencode(result)) <= 107
         assert "\0" not in result
+    elif name == "fd":
+        assert len(set(result)) == len(result)
+        assert all(type(fd) is int and 0 <= fd < 2**31 for fd in result)
     elif name == "host":
         assert result
         assert all(isinstance(host, str) and host for host in result)

@@ -53,8 +53,8 @@ def open_tcp(dispatch: str, worker_count: int = 2) -> tuple[list[Listener], int]
     return listeners, listeners[0].address[1]
 
 
-def described(listeners: list[Listener]) -> list[tuple[int, int, bool]]:
-    return [(one.socket.fileno(), one.queue, one.is_unix) for one in listeners]
+def described(listeners: list[Listener]) -> list[tuple[int, int, bool, bool]]:
+    return [(one.socket.fileno(), one.queue, one.is_unix, one.inherited) for one in listeners]
 
 
 def engine_on(listeners: list[Listener], dispatch: str, worker_count: int = 2) -> Engine:
@@ -189,7 +189,7 @@ def test_listeners_that_make_no_sense_are_refused(listeners: Any) -> None:
 
 def test_more_listeners_than_there_are_numbers_for_are_refused() -> None:
     with pytest.raises(ValueError, match="listeners"):
-        Engine([(-1, 0, False)] * 100_000, **OPTIONS)
+        Engine([(-1, 0, False, False)] * 100_000, **OPTIONS)
 
 
 def test_descriptors_are_left_alone_when_epoll_refuses_one(dispatch: str) -> None:
@@ -197,7 +197,7 @@ def test_descriptors_are_left_alone_when_epoll_refuses_one(dispatch: str) -> Non
     options = OPTIONS | {"percpu": dispatch == "percpu", "worker_count": 2}
     with tempfile.TemporaryFile() as file:
         before = os.listdir("/proc/self/fd")
-        given = [*described(listeners), (file.fileno(), 0, False)]
+        given = [*described(listeners), (file.fileno(), 0, False, False)]
         with pytest.raises(OSError, match="epoll_ctl") as refused:
             Engine(given, **options)
         assert refused.value.errno == errno.EPERM
@@ -211,7 +211,7 @@ import json, os, resource, socket, sys
 from kecho._engine import Engine
 spare, options = int(sys.argv[1]), json.loads(sys.argv[2])
 listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-given = [(one.fileno(), queue, False) for queue, one in enumerate(listeners)]
+given = [(one.fileno(), queue, False, False) for queue, one in enumerate(listeners)]
 before = os.listdir("/proc/self/fd")
 most = given[-1][0] + 1 + spare
 resource.setrlimit(resource.RLIMIT_NOFILE, (most, 1024))

@@ -1,0 +1,69 @@
+"""What the command gives up between the opening of its sockets and the first client."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Protocol
+
+from . import privileges, sandbox
+from .listen import Address
+
+__all__ = ["confine"]
+
+log = logging.getLogger("kecho")
+
+
+class Confined(Protocol):
+    """What is used of the command's configuration."""
+
+    @property
+    def fd(self) -> tuple[int, ...]: ...
+    @property
+    def uds(self) -> str | None: ...
+    @property
+    def sandbox(self) -> bool | None: ...
+
+
+def confine(
+    addresses: tuple[Address, ...], config: Confined, identity: privileges.Identity | None
+) -> None:
+    """What the command gives up between the opening of its sockets and the first client."""
+    for fd in config.fd:
+        _let_go(fd)
+    sandbox.prepare()
+    if identity is not None:
+        privileges.become(identity)
+        if config.uds is not None:
+            _warn_of_file_left(config.uds)
+    if config.sandbox is False:
+        return
+    if identity is None:
+        privileges.give_up_capabilities()
+    reasons = sandbox.enter(
+        tcp_ports=sorted({at[1] for at in addresses if not isinstance(at, str)}),
+        socket_path=config.uds,
+    )
+    if reasons and config.sandbox:
+        raise OSError(None, f"--sandbox: {'; '.join(reasons)}")
+    if reasons:
+        # Whoever runs a build with a sanitizer knows it.
+        level = logging.DEBUG if sandbox.IS_SANITIZED else logging.WARNING
+        log.log(level, "sandbox: %s; --no-sandbox leaves out this line", "; ".join(reasons))
+
+
+def _let_go(fd: int) -> None:
+    """Closes an inherited descriptor, of which the server has a duplicate: otherwise clients would
+    wait at it while the server drains."""
+    if fd > 2:
+        os.close(fd)
+        return
+    devnull_fd = os.open(os.devnull, os.O_RDWR)
+    os.dup2(devnull_fd, fd)
+    os.close(devnull_fd)
+
+
+def _warn_of_file_left(path: str) -> None:
+    directory = os.path.dirname(os.path.abspath(path))
+    if not os.access(directory, os.W_OK | os.X_OK):
+        log.warning("uds: %r will be left behind: the user may not write to its directory", path)

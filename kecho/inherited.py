@@ -1,0 +1,74 @@
+"""--fd: listening sockets that somebody else has opened and may share: a service manager, or the
+server that this one replaces."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Sequence
+
+from .errors import ListenError
+
+__all__ = ["adopt"]
+
+_PROTOCOLS = {
+    socket.AF_INET: (socket.IPPROTO_TCP, socket.IPPROTO_MPTCP),
+    socket.AF_INET6: (socket.IPPROTO_TCP, socket.IPPROTO_MPTCP),
+    socket.AF_UNIX: (0,),
+}
+
+
+def adopt(fds: Sequence[int], adopted: list[socket.socket]) -> None:
+    """Appends a duplicate of each, which listens and does not block. Raises ListenError.
+
+    The caller's descriptors stay the caller's: closing the duplicate ends nothing for whoever
+    else has the socket. Not so what is set here. Options and O_NONBLOCK belong to the socket and
+    its open file description, which all its holders share; there is no way to a description of
+    one's own (open(2) of /proc/self/fd/N gives ENXIO for a socket). Without O_NONBLOCK, a worker
+    would hang in accept4() whenever another holder had been faster.
+    """
+    for fd in fds:
+        _check_open(fd)  # all of them first, or a duplicate could get the number of another one
+    for fd in fds:
+        adopted.append(_duplicate(fd))
+        one = adopted[-1]
+        try:
+            _check(fd, one)
+            one.setblocking(False)
+            if one.family != socket.AF_UNIX:
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        except OSError as error:
+            if isinstance(error, ListenError):
+                raise
+            raise ListenError("fd", error.errno, f"descriptor {fd}: {error.strerror}") from None
+
+
+def _check_open(fd: int) -> None:
+    try:
+        os.fstat(fd)
+    except OSError as error:
+        raise ListenError("fd", error.errno, f"descriptor {fd} is not open") from None
+
+
+def _duplicate(fd: int) -> socket.socket:
+    duplicate = -1
+    try:
+        duplicate = os.dup(fd)
+        return socket.socket(fileno=duplicate)
+    except OSError as error:
+        if duplicate >= 0:
+            os.close(duplicate)
+        not_one = error.errno == errno.ENOTSOCK
+        reason = f"descriptor {fd}{' is not a socket' if not_one else f': {error.strerror}'}"
+        raise ListenError("fd", error.errno, reason) from None
+
+
+def _check(fd: int, one: socket.socket) -> None:
+    protocol = one.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL)
+    if one.type != socket.SOCK_STREAM or protocol not in _PROTOCOLS.get(one.family, ()):
+        reason = f"descriptor {fd} is neither a TCP nor a Unix stream socket"
+        raise ListenError("fd", errno.EPROTONOSUPPORT, reason)
+    if not one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise ListenError("fd", errno.EINVAL, f"descriptor {fd} does not listen")
