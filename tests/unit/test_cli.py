@@ -139,8 +139,7 @@ def test_empty_variable_counts_as_not_set(name: str) -> None:
     assert configured(**{environment_variable(name): ""}) == (CommandConfig(), {})
 
 
-@pytest.mark.parametrize("name", sorted(TEXTS.keys() - {"reuse_port", "udp"}))
-@pytest.mark.parametrize("name", sorted(TEXTS.keys() - {"reuse_port", "sandbox"}))
+@pytest.mark.parametrize("name", sorted(TEXTS.keys() - {"reuse_port", "udp", "sandbox"}))
 @pytest.mark.parametrize("other", ["0", "\0 not a value of any option"])
 def test_flag_wins_over_its_variable_which_is_not_even_looked_at(name: str, other: str) -> None:
     text, value = TEXTS[name]
