@@ -13,8 +13,7 @@ WORTH_A_BAR = 1000
 
 
 class Progress:
-    """Shown on stderr for more than 1000, if that is a terminal. Lines for stdout go through say(),
-    which keeps the two apart when both are on one terminal."""
+    """Shown on stderr for more than 1000, if that is a terminal."""
 
     def __init__(self, is_off: bool) -> None:
         self._is_off = is_off or sys.stderr is None or not sys.stderr.isatty()
@@ -50,13 +49,19 @@ class Progress:
             from rich.progress import Progress as Bar
         except ImportError:
             return
-        self._bar = Bar(console=Console(file=sys.stderr), transient=True)
+        # rich would take the lines for stdout, and a stdout that is no terminal would get none.
+        self._bar = Bar(
+            console=Console(file=sys.stderr),
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
         self._task = self._bar.add_task("dropping", total=total)
         self._bar.start()
 
-    def advance(self) -> None:
-        self._done += 1
-        if not self._total or self._done % 128:
+    def advance(self, count: int) -> None:
+        self._done += count
+        if not self._total:
             return
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done)
@@ -64,6 +69,3 @@ class Progress:
             self._drawn_at = time.monotonic()
             sys.stderr.write(f"\r{self._done:,} of {self._total:,}")
             sys.stderr.flush()
-
-    def say(self, line: str) -> None:
-        print(line)
