@@ -177,7 +177,10 @@ def _may_be_fed_pairs() -> bool:
 def _standard_input() -> bytes:
     if sys.stdin is None:
         raise OptionError("standard input", "is closed")
-    data = sys.stdin.buffer.read(INPUT_BYTES_MOST + 1)
+    try:
+        data = sys.stdin.buffer.read(INPUT_BYTES_MOST + 1)
+    except OSError as error:
+        raise OptionError("standard input", error.strerror or str(error)) from None
     if len(data) > INPUT_BYTES_MOST:
         raise PairError(0, f"standard input has more than {INPUT_BYTES_MOST:,} bytes")
     return data

@@ -166,6 +166,16 @@ def test_pairs_from_a_closed_standard_input_are_a_usage_error() -> None:
     assert finished.stderr.count("\n") == 1
 
 
+def test_standard_input_that_cannot_be_read_is_a_usage_error() -> None:
+    with open(os.devnull, "w") as unreadable:
+        finished = subprocess.run(
+            [*COMMAND, "-"], stdin=unreadable, capture_output=True, text=True, timeout=DEADLINE_S
+        )
+    assert finished.returncode == 2
+    assert "error: standard input: Bad file descriptor" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
 @pytest.mark.parametrize("text", ["", "\n\n", "# nothing\n"])
 @pytest.mark.parametrize("more", [[], ["-"], ["-", "--state", "established"], ["--watch", "1"]])
 def test_pipe_without_pairs_matches_nothing(ends: Ends, text: str, more: list[str]) -> None:
