@@ -403,6 +403,22 @@ def test_outcomes_reach_a_file_while_a_bar_is_on_the_terminal(ends: Ends, stack:
     assert b"time-wait" not in b"".join(shown)
 
 
+def test_terminal_that_goes_away_stops_nothing(ends: Ends) -> None:
+    make_time_wait(ends, 3000)
+    there = len(drop.find(states=["time-wait"]))
+    controller, terminal = pty.openpty()
+    unbuffered = {**os.environ, "PYTHONUNBUFFERED": "1", "TERM": "xterm"}
+    with started("--state", "time-wait", stderr=terminal, env=unbuffered) as process:
+        os.close(terminal)
+        assert process.stdout is not None
+        process.stdout.readline()
+        os.close(controller)
+        rest = process.stdout.read()
+        process.wait(DEADLINE_S)
+    assert process.returncode == 0
+    assert rest.count("\n") == there - 1
+
+
 # ---- the kernel ---------------------------------------------------------------------------------
 
 
