@@ -4,7 +4,8 @@
 
 Needs root: it works in a network namespace of its own. Each round makes the sockets anew for each
 tool, A B A B. `command` is the whole process, `python` the same work within a running one. Prints
-JSON: sockets per second (median of the rounds), and how many were left.
+JSON: sockets per second (median of the rounds), of those that were there before and no longer
+after, and how many were left. It ends with an error unless all --sockets were made.
 """
 
 from __future__ import annotations
@@ -51,7 +52,10 @@ def make_time_wait(listener: socket.socket, count: int) -> int:
         server.close()
     while drop.find(states=["last-ack", "fin-wait-1", "fin-wait-2", "closing"]):
         time.sleep(0.01)
-    return len(drop.find(**FILTER))
+    made = len(drop.find(**FILTER))
+    if made != count:
+        sys.exit(f"{made} TIME_WAIT sockets instead of {count}: ports, or tcp_max_tw_buckets?")
+    return made
 
 
 def run(what: str) -> int:

@@ -60,7 +60,8 @@ class Client:
         """The last burst: uint64 triples of connect, first echo and response time, ns."""
     def take_ends(self) -> bytes:
         """Local ends of connections closed with FIN since the last call, with keep_ends: 16 bytes
-        of address (IPv4: the first four) and 2 of port, big-endian, each. One thread."""
+        of address (IPv4: the first four), 2 of port, big-endian, and 8 of cookie, in host byte
+        order, each. One thread."""
     def first_error(self) -> dict[str, str | int] | None: ...
 
 def histogram_index(value_ns: int) -> int:

@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn
+from contextlib import suppress
+from typing import NoReturn, TextIO
 
 from .options import Option, flag
 
@@ -17,9 +18,11 @@ __all__ = [
     "EXIT_USAGE",
     "Parser",
     "add_options",
+    "discard",
     "one_line",
     "plural",
     "run",
+    "say",
     "say_error",
 ]
 
@@ -35,7 +38,10 @@ def run(
     """Runs the body of a command on `arguments`, or sys.argv; returns its exit status."""
     devnull_fd = _occupy_standard_descriptors()
     try:
-        return main(sys.argv[1:] if arguments is None else arguments)
+        status = main(sys.argv[1:] if arguments is None else arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what is buffered fails only here
+        return status
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except OSError as error:  # stdout: its reader has enough, or its disk is full
@@ -48,13 +54,19 @@ def run(
 
 
 def _flush_streams(devnull_fd: int) -> None:
-    """Has output whose reader is gone thrown away; otherwise Python fails over it at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
                 stream.flush()
         except OSError:
             os.dup2(devnull_fd, stream.fileno())
+
+
+def discard(stream: TextIO) -> None:
+    """Has output that cannot be written thrown away; otherwise Python fails over it at exit."""
+    devnull_fd = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull_fd, stream.fileno())
+    os.close(devnull_fd)
 
 
 def _occupy_standard_descriptors() -> int:
@@ -67,8 +79,14 @@ def _occupy_standard_descriptors() -> int:
 
 
 def say_error(program: str, text: str) -> None:
+    say(f"{program}: error: {text}")
+
+
+def say(text: str) -> None:
+    """A line to stderr. If that fails there is nobody to tell: the exit status says the rest."""
     if sys.stderr is not None:  # print() would turn to stdout
-        print(f"{program}: error: {text}", file=sys.stderr)
+        with suppress(OSError):
+            print(text, file=sys.stderr)
 
 
 def one_line(text: str) -> str:

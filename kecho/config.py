@@ -267,7 +267,9 @@ class ServerConfig:
             )
         rules_of(self.allow, self.deny)  # they agree with each other
         if self.udp and not self.host:
-            raise OptionError("udp", "a Unix socket takes no datagrams, and --fd no UDP: give a host or port")
+            raise OptionError(
+                "udp", "a Unix socket takes no datagrams, and --fd no UDP: give a host or port"
+            )
 
     @classmethod
     def from_options(cls, options: Mapping[str, object]) -> ServerConfig:

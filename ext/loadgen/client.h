@@ -113,6 +113,7 @@ struct first_error {
 struct local_end {
     uint8_t address[16]; /* IPv4: the first four */
     uint8_t port[2];     /* big-endian */
+    uint8_t cookie[8];   /* SO_COOKIE, host byte order; the TIME_WAIT socket keeps it */
 };
 enum { MOST_ENDS = 1 << 17 };
 

@@ -357,7 +357,8 @@ static PyObject *client_object_samples(PyObject *self, PyObject *Py_UNUSED(ignor
 }
 
 PyDoc_STRVAR(take_ends_doc, "take_ends()\n--\n\nLocal ends of connections closed with FIN since "
-                            "the last call: 16 bytes of address, 2 of port each. One thread.");
+                            "the last call: 16 bytes of address, 2 of port, 8 of "
+                            "cookie each. One thread.");
 
 static PyObject *client_object_take_ends(PyObject *self, PyObject *Py_UNUSED(ignored)) {
     struct client *client = client_of(self);

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -16,13 +17,16 @@ enum { EVENTS = 256 };
 
 static void keep_end(struct client *client, const struct connection *connection) {
     union address end;
-    socklen_t size = sizeof end;
+    uint64_t cookie;
+    socklen_t size = sizeof end, cookie_size = sizeof cookie;
     uint64_t written = client->ends_written;
     if (written - atomic_u64_load_acquire(&client->ends_read) == MOST_ENDS ||
-        getsockname(connection->fd, &end.any, &size) < 0)
+        getsockname(connection->fd, &end.any, &size) < 0 ||
+        getsockopt(connection->fd, SOL_SOCKET, SO_COOKIE, &cookie, &cookie_size) < 0)
         return;
     struct local_end *kept = &client->ends[written % MOST_ENDS];
     memset(kept, 0, sizeof *kept);
+    memcpy(kept->cookie, &cookie, sizeof cookie);
     if (end.any.sa_family == AF_INET) {
         memcpy(kept->address, &end.v4.sin_addr, 4);
         memcpy(kept->port, &end.v4.sin_port, 2);

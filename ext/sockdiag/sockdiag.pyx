@@ -19,8 +19,8 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 from posix.unistd cimport close
 from sockdiag.wire cimport (
-    BATCH_MOST, REPLY_BYTES, Found, Request, exchange_destroy, exchange_dump, fill_request,
-    read_acks, read_dump,
+    ASK_MOST, BATCH_MOST, LOST, REPLY_BYTES, TRIES_MOST, Found, Request, exchange_batch,
+    exchange_dump, fill_request, read_answers, read_dump,
 )
 
 import os
@@ -29,8 +29,8 @@ from threading import Lock
 
 MOST_AT_ONCE = BATCH_MOST
 IDENTITY_BYTES = 1 + sizeof(inet_diag_sockid)
-# What destroy() gives where no ack came: neither 0 nor an errno.
-UNANSWERED = -1
+# What destroy() and states() give where no answer came: neither an errno nor a state.
+UNANSWERED = 1 << 16
 
 cdef enum:
     IDENTITY_SIZE = 49
@@ -180,11 +180,11 @@ cdef class Handle:
                 fd = self._dump_fd
                 if fd < 0:
                     raise ValueError("the handle is closed")
-                self._sequence += 1
                 fill_request(
-                    &request, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, self._sequence, family, states,
+                    &request, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, self._sequence + 1, family, states,
                     &identity,
                 )
+                self._sequence += TRIES_MOST
                 with nogil:
                     result = exchange_dump(
                         fd, self._buffer, &request, self._patience_ms, &found
@@ -195,6 +195,14 @@ cdef class Handle:
         finally:
             free(found.messages)
 
+    def states(self, list identities not None):
+        """Asks for the states of the sockets with these identities, MOST_AT_ONCE at most.
+
+        Returns for each: its state, -errno (ENOENT: it is gone, or the tuple is another socket's
+        by now), or UNANSWERED. Raises as destroy() does.
+        """
+        return self._exchange(identities, False)
+
     def destroy(self, list identities not None):
         """Destroys the sockets with these identities, MOST_AT_ONCE at most, in one message.
 
@@ -202,19 +210,24 @@ cdef class Handle:
         socket's by now), or UNANSWERED if the ack was lost. Raises ValueError for an identity
         without a cookie, which would match listeners, and OSError if nothing was sent.
         """
+        return [abs(answer) for answer in self._exchange(identities, True)]
+
+    cdef list _exchange(self, list identities, bint destroys):
         cdef Request[BATCH_MOST] requests
-        cdef int[BATCH_MOST] errors
+        cdef int[BATCH_MOST] answers
         cdef inet_diag_sockid key
         cdef const uint8_t* raw
-        cdef uint32_t i, count
+        cdef uint32_t i, at, size, count
         cdef int result = 0, fd
+        cdef uint16_t kind = SOCK_DESTROY if destroys else SOCK_DIAG_BY_FAMILY
+        cdef uint16_t flags = NLM_F_ACK if destroys else 0
         if len(identities) > BATCH_MOST:
             raise ValueError(f"{BATCH_MOST} at most at once, not {len(identities)}")
         count = <uint32_t>len(identities)
         if count == 0:
             return []
         with self._lock:
-            fd = self._destroy_fd
+            fd = self._destroy_fd if destroys else self._dump_fd
             if fd < 0:
                 raise ValueError("the handle is closed")
             for i in range(count):
@@ -228,17 +241,19 @@ cdef class Handle:
                     and key.idiag_cookie[1] == <uint32_t>INET_DIAG_NOCOOKIE
                 ):
                     raise ValueError("an identity without a cookie")
-                fill_request(
-                    &requests[i], SOCK_DESTROY, NLM_F_ACK, self._sequence + 1 + i, raw[0], 0, &key
-                )
+                fill_request(&requests[i], kind, flags, self._sequence + 1 + i, raw[0], 0, &key)
             self._sequence += count
             with nogil:
-                result = exchange_destroy(
-                    fd, self._buffer, requests, count, self._patience_ms, errors, -1
-                )
+                at = 0
+                while at < count and result == 0:
+                    size = count if destroys else min(<uint32_t>ASK_MOST, count - at)
+                    result = exchange_batch(
+                        fd, self._buffer, &requests[at], size, self._patience_ms, &answers[at]
+                    )
+                    at += size
         if result < 0:
-            raise _system_error(-result, "SOCK_DESTROY")
-        return [errors[i] for i in range(count)]
+            raise _system_error(-result, "SOCK_DESTROY" if destroys else "SOCK_DIAG_BY_FAMILY")
+        return [answers[i] for i in range(count)]
 
 
 # ---- the parsers alone, for tests ---------------------------------------------------------------
@@ -260,15 +275,15 @@ def parse_dump(bytes datagram not None, uint32_t sequence):
         free(found.messages)
 
 
-def parse_acks(bytes datagram not None, uint32_t first, uint32_t count):
-    """What destroy() would return for `count` requests from number `first` on."""
-    cdef int[BATCH_MOST] errors
+def parse_answers(bytes datagram not None, uint32_t first, uint32_t count):
+    """What states() would return for `count` requests from number `first` on."""
+    cdef int[BATCH_MOST] answers
     cdef uint32_t i
     if count > BATCH_MOST:
         raise ValueError(f"{BATCH_MOST} at most at once, not {count}")
     for i in range(count):
-        errors[i] = -1
-    read_acks(
-        <const uint8_t*><const char*>datagram, <size_t>len(datagram), first, count, errors, -1
+        answers[i] = LOST
+    read_answers(
+        <const uint8_t*><const char*>datagram, <size_t>len(datagram), first, count, answers
     )
-    return [errors[i] for i in range(count)]
+    return [answers[i] for i in range(count)]

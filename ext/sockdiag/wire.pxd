@@ -12,7 +12,7 @@ from kernel.netlink cimport (
     nlmsghdr,
 )
 from kernel.poll cimport POLLIN, poll, pollfd
-from kernel.socket cimport MSG_DONTWAIT, MSG_TRUNC, recv, send
+from kernel.socket cimport AF_INET, AF_INET6, MSG_DONTWAIT, MSG_TRUNC, recv, send
 from libc.errno cimport EAGAIN, EBADMSG, EINTR, EMSGSIZE, ENOBUFS, ENOMEM, ETIMEDOUT, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport realloc
@@ -22,6 +22,13 @@ cdef enum:
     # The acks of so many requests fit the default receive buffer twice over; one that does not
     # fit is lost for ever (tried on Linux 6.18: 256 fit).
     BATCH_MOST = 128
+    # A reply with a socket in it takes more room than an ack (tried on Linux 6.18: 128 fit).
+    ASK_MOST = 32
+    # Of a dump, or of sending, that the kernel had no memory for.
+    TRIES_MOST = 4
+    RETRY_MS = 10
+    # What stands where no answer came: neither a state nor -errno.
+    LOST = 1 << 16
     # netlink(7): the kernel fills at most 32 KiB a message of a dump.
     REPLY_BYTES = 65536
     IPPROTO_TCP_NUMBER = 6
@@ -37,14 +44,20 @@ cdef struct Found:
 
 
 cdef inline int send_all(int fd, const void* data, size_t size_bytes) noexcept nogil:
-    """A netlink datagram goes as a whole or not at all."""
+    """A netlink datagram goes as a whole or not at all; ENOBUFS: the kernel had no memory for it,
+    which may be over in a moment."""
     cdef ssize_t sent
+    cdef int error, tries = 0
     while True:
         sent = send(fd, data, size_bytes, 0)
         if sent >= 0:
             return 0
-        if errno != EINTR:
-            return -errno
+        error = errno
+        if error == ENOBUFS and tries + 1 < TRIES_MOST:
+            tries += 1
+            poll(NULL, 0, RETRY_MS)
+        elif error != EINTR:
+            return -error
 
 
 cdef inline ssize_t receive(
@@ -114,6 +127,12 @@ cdef inline int reply_error(
     return error if error <= 0 else -EBADMSG
 
 
+cdef inline bint has_known_family(const uint8_t* payload) noexcept nogil:
+    cdef inet_diag_msg message
+    memcpy(&message, payload, sizeof(message))
+    return message.idiag_family == AF_INET or message.idiag_family == AF_INET6
+
+
 cdef inline int read_dump(
     uint8_t* data, size_t size_bytes, uint32_t sequence, Found* found
 ) noexcept nogil:
@@ -129,7 +148,9 @@ cdef inline int read_dump(
         payload_bytes = header.nlmsg_len - sizeof(nlmsghdr)
         if header.nlmsg_seq == sequence:
             if header.nlmsg_type == SOCK_DIAG_BY_FAMILY:
-                if payload_bytes < sizeof(inet_diag_msg):
+                if payload_bytes < sizeof(inet_diag_msg) or not has_known_family(
+                    data + offset + sizeof(nlmsghdr)
+                ):
                     return -EBADMSG
                 result = keep(found, data + offset + sizeof(nlmsghdr))
                 if result < 0:
@@ -152,25 +173,67 @@ cdef inline int read_dump(
     return 0
 
 
-cdef inline int exchange_dump(
-    int fd, uint8_t* buffer, Request* request, uint64_t patience_ms, Found* found
+cdef inline int collect_dump(
+    int fd, uint8_t* buffer, uint32_t sequence, uint64_t patience_ms, Found* found
 ) noexcept nogil:
-    """Asks for a dump and collects all of it; -ETIMEDOUT after `patience_ms` of silence."""
+    """The rest of a dump that was asked for; -ETIMEDOUT after `patience_ms` of silence."""
     cdef ssize_t size
-    cdef int result = send_all(fd, request, sizeof(Request))
+    cdef int result = 0
     while result == 0:
         size = receive(fd, buffer, REPLY_BYTES, clock_now_ms() + patience_ms)
         if size < 0:
             return <int>size
-        result = read_dump(buffer, <size_t>size, request.header.nlmsg_seq, found)
+        result = read_dump(buffer, <size_t>size, sequence, found)
     return result if result < 0 else 0
 
 
-cdef inline uint32_t read_acks(
-    const uint8_t* data, size_t size_bytes, uint32_t first, uint32_t count, int* errors,
-    int unanswered,
+cdef inline int exchange_dump(
+    int fd, uint8_t* buffer, Request* request, uint64_t patience_ms, Found* found
 ) noexcept nogil:
-    """Puts each ack of requests first .. first + count - 1 in its place; how many were new."""
+    """Asks for a dump and collects all of it. It takes TRIES_MOST sequence numbers at most.
+
+    After ENOBUFS what is left is read to its end, since the kernel begins no other dump before,
+    and thrown away: one that may have a hole would make a socket look gone.
+    """
+    cdef int result, tries = 0
+    while True:
+        found.count = 0
+        result = send_all(fd, request, sizeof(Request))
+        if result == 0:
+            result = collect_dump(
+                fd, buffer, request.header.nlmsg_seq, patience_ms, found
+            )
+            if result != -ENOBUFS:
+                return result
+            while result == -ENOBUFS and tries + 1 < TRIES_MOST:
+                tries += 1
+                result = collect_dump(
+                    fd, buffer, request.header.nlmsg_seq, patience_ms, found
+                )
+        if result < 0:
+            return result
+        request.header.nlmsg_seq += 1
+
+
+cdef inline int read_answer(
+    uint16_t kind, const uint8_t* payload, size_t payload_bytes
+) noexcept nogil:
+    """The state of a socket that was asked for, 0 (done) or -errno; LOST: it is no answer."""
+    cdef inet_diag_msg message
+    if kind == NLMSG_ERROR:
+        return reply_error(payload, payload_bytes)
+    if kind != SOCK_DIAG_BY_FAMILY:
+        return LOST
+    if payload_bytes < sizeof(inet_diag_msg):
+        return -EBADMSG
+    memcpy(&message, payload, sizeof(message))
+    return message.idiag_state
+
+
+cdef inline uint32_t read_answers(
+    const uint8_t* data, size_t size_bytes, uint32_t first, uint32_t count, int* answers
+) noexcept nogil:
+    """Puts each answer to requests first .. first + count - 1 in its place; how many were new."""
     cdef size_t offset = 0
     cdef nlmsghdr header
     cdef uint32_t index, answered = 0
@@ -179,24 +242,25 @@ cdef inline uint32_t read_acks(
         if header.nlmsg_len < sizeof(nlmsghdr) or header.nlmsg_len > size_bytes - offset:
             break
         index = header.nlmsg_seq - first
-        if header.nlmsg_type == NLMSG_ERROR and index < count and errors[index] == unanswered:
-            errors[index] = -reply_error(
-                data + offset + sizeof(nlmsghdr), header.nlmsg_len - sizeof(nlmsghdr)
+        if index < count and answers[index] == LOST:
+            answers[index] = read_answer(
+                header.nlmsg_type, data + offset + sizeof(nlmsghdr),
+                header.nlmsg_len - sizeof(nlmsghdr),
             )
-            answered += 1
+            answered += answers[index] != LOST
         offset += (header.nlmsg_len + 3) & ~<size_t>3
         if offset > size_bytes:
             break
     return answered
 
 
-cdef inline int exchange_destroy(
+cdef inline int exchange_batch(
     int fd, uint8_t* buffer, const Request* requests, uint32_t count, uint64_t patience_ms,
-    int* errors, int unanswered,
+    int* answers,
 ) noexcept nogil:
-    """Sends a batch in one message and drains its acks: errors[i] is 0, an errno or `unanswered`.
+    """Sends a batch in one message and drains its answers, as read_answer() gives them.
 
-    Returns -errno if the batch was not sent at all. An ack that was lost leaves `unanswered`.
+    Returns -errno if the batch was not sent at all. What was not answered stays LOST.
     """
     cdef uint32_t first = requests[0].header.nlmsg_seq
     cdef uint32_t i, answered = 0
@@ -204,7 +268,7 @@ cdef inline int exchange_destroy(
     cdef uint64_t deadline_ms
     cdef int result
     for i in range(count):
-        errors[i] = unanswered
+        answers[i] = LOST
     result = send_all(fd, requests, count * sizeof(Request))
     if result < 0:
         return result
@@ -212,7 +276,7 @@ cdef inline int exchange_destroy(
     while answered < count:
         size = receive(fd, buffer, REPLY_BYTES, deadline_ms)
         if size == -ENOBUFS:
-            # Some acks are lost. The kernel had handled the whole batch when send() returned,
+            # Some answers are lost. The kernel had handled the whole batch when send() returned,
             # so that those which are not lost are here already.
             deadline_ms = 0
         elif size == -EMSGSIZE:
@@ -220,5 +284,5 @@ cdef inline int exchange_destroy(
         elif size < 0:
             break
         else:
-            answered += read_acks(buffer, <size_t>size, first, count, errors, unanswered)
+            answered += read_answers(buffer, <size_t>size, first, count, answers)
     return 0

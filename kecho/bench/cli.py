@@ -395,6 +395,8 @@ class _RichProgress:
             library.TimeElapsedColumn(),
             console=Console(stderr=True),
             transient=True,
+            redirect_stdout=False,  # otherwise lines for a file are taken for the terminal's
+            redirect_stderr=False,
         )
         self._task = self._bar.add_task("", total=1.0, figures="")
 

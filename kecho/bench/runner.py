@@ -315,6 +315,7 @@ class _Conductor:
         if workload.mode == "burst":
             totals["bytes_sent"] = totals["bytes_received"] = totals["echoes"] * workload.length
         cleared = self._sweeper.dropped if self._sweeper is not None else 0
+        freed = self._sweeper.freed if self._sweeper is not None else 0
         judged = verdict.judge(
             workload,
             duration_s=duration_s,
@@ -324,7 +325,7 @@ class _Conductor:
             threads=report.threads,
             observation=observation,
             ports=ports,
-            opened=totals["opened"] - cleared,
+            opened=totals["opened"] - freed,
         )
         ended_early = self._interrupted or self._is_short(duration_s)
         if ended_early:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 from .. import drop
@@ -12,7 +14,7 @@ from .target import Target
 
 __all__ = ["Sweeper"]
 
-_END_BYTES = 18
+_PORT_AT, _COOKIE_AT, _END_BYTES = 16, 18, 26
 _CAP_NET_ADMIN = 12  # capabilities(7)
 _TRIES = 20  # looks for a socket that is not in TIME_WAIT yet, before it is given up
 _SETTLE_S = 0.02
@@ -22,8 +24,9 @@ _INTERVAL_S = 0.5
 class Sweeper:
     """Keeps the local ends of connections that the run closed until they are dropped.
 
-    Raises OptionError without CAP_NET_ADMIN. A socket is dropped by its whole tuple and the
-    kernel's cookie, in TIME_WAIT only.
+    Raises OptionError without CAP_NET_ADMIN. A socket is dropped by its whole tuple and the cookie
+    that it had when it was open, in TIME_WAIT only. dropped: by us; freed: all whose port is free
+    again, also those that had no TIME_WAIT (reset) or lost it to a new connection (tcp_tw_reuse).
     """
 
     def __init__(self, target: Target) -> None:
@@ -31,9 +34,13 @@ class Sweeper:
             raise OptionError("clear_time_wait", "needs CAP_NET_ADMIN, which root has")
         self._peer = (socket.inet_ntop(target.family, target.address), target.port)
         self._family = target.family
-        self._tries: dict[tuple[str, int], int] = {}
+        # By the cookie: the kernel's name for a socket, which its TIME_WAIT keeps, and which no
+        # other socket with the same address and port has.
+        self._ends: dict[int, tuple[str, int]] = {}
+        self._tries: Counter[int] = Counter()
+        self._absent: set[int] = set()
         self._swept_at_s = time.monotonic()
-        self.dropped = 0
+        self.dropped = self.freed = 0
 
     def is_due(self) -> bool:
         return time.monotonic() - self._swept_at_s >= _INTERVAL_S
@@ -43,30 +50,57 @@ class Sweeper:
         width = 4 if self._family == socket.AF_INET else 16
         for begin in range(0, len(ends), _END_BYTES):
             end = ends[begin : begin + _END_BYTES]
-            where = socket.inet_ntop(self._family, end[:width])
-            self._tries[where, int.from_bytes(end[16:], "big")] = 0
-        if self._tries:
+            address = socket.inet_ntop(self._family, end[:width])
+            port = int.from_bytes(end[_PORT_AT:_COOKIE_AT], "big")
+            cookie = int.from_bytes(end[_COOKIE_AT:], sys.byteorder)
+            self._ends[cookie] = (address, port)
+        if self._ends:
             self._drop()
         self._swept_at_s = time.monotonic()
 
     def finish(self, ends: bytes) -> None:
         """The last sweep: waits a moment for those whose FIN is still under way."""
         self.sweep(ends)
-        while self._tries:
+        while self._ends:
             time.sleep(_SETTLE_S)
             self.sweep(b"")
 
     def _drop(self) -> None:
-        pairs = [(*end, *self._peer) for end in self._tries]
-        for outcome in drop.drop(drop.find(pairs, states=["time-wait"])):
+        pairs = [(*end, *self._peer) for end in self._ends.values()]
+        there = {one.cookie: one for one in drop.find(pairs)}
+        waiting = []
+        for cookie in list(self._ends):
+            found = there.get(cookie)
+            if found is None:
+                self._note_absent(cookie)
+            elif found.state == "time-wait":
+                waiting.append(found)
+            else:
+                self._note_try(cookie)
+        for found, outcome in zip(waiting, drop.drop(waiting), strict=True):
             if outcome.result in (drop.Result.DROPPED, drop.Result.GONE):
                 self.dropped += outcome.result is drop.Result.DROPPED
-                local = outcome.pair.local
-                self._tries.pop((str(local.address), local.port), None)
-        for end in list(self._tries):
-            self._tries[end] += 1
-            if self._tries[end] >= _TRIES:
-                del self._tries[end]
+                self._forget(found.cookie, freed=True)
+            else:
+                self._note_try(found.cookie)
+
+    def _note_try(self, cookie: int) -> None:
+        self._tries[cookie] += 1
+        if self._tries[cookie] >= _TRIES:
+            self._forget(cookie, freed=False)
+
+    def _note_absent(self, cookie: int) -> None:
+        # One look may miss it: the kernel's dump can, while sockets come and go.
+        if cookie in self._absent:
+            self._forget(cookie, freed=True)
+        else:
+            self._absent.add(cookie)
+
+    def _forget(self, cookie: int, *, freed: bool) -> None:
+        self.freed += freed
+        self._absent.discard(cookie)
+        self._tries.pop(cookie, None)
+        del self._ends[cookie]
 
 
 def _may_drop() -> bool:

@@ -7,9 +7,10 @@
 
 from __future__ import annotations
 
+from .api import drop, find
 from .outcome import Outcome, Result
 from .pairs import Endpoint, Pair, PairError, parse_pairs
-from .sockets import Diag, Socket, drop, find
+from .sockets import Diag, Socket
 
 __all__ = [
     "Diag",

@@ -6,11 +6,10 @@ Outcomes and lists go to stdout, a summary and errors to stderr. Exit statuses: 
 from __future__ import annotations
 
 import os
-import select
 import stat
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 from .. import command
@@ -24,18 +23,19 @@ from .work import PROGRAM, work
 
 __all__ = ["main"]
 
-INPUT_BYTES_MOST = 256 << 20
-_FEED_MS = 1000
+INPUT_BYTES_MOST = 64 << 20
 
 DESCRIPTION = """\
 Drops TCP sockets (TCP only): the pairs that are given, as netstat and ss print them (the local
 address first, then the peer's), or lines of such pairs on standard input, or what the filters
-match. With both, the pairs that match the filters. The whole input is read first: if a line is
-wrong, nothing is dropped."""
+match. With both, the pairs that match the filters; standard input is then read only for -, and
+without - it has to be a terminal, closed or </dev/null, so that pairs in it are never passed over.
+The whole input is read first: if a line is wrong, nothing is dropped."""
 EPILOG = """\
 Exit status: 0 all were dropped (or, with --list and --dry-run, something matches); 1 nothing
-matched, or some were gone already; 2 wrong usage or a wrong line; 3 some were not dropped (refused
-or protected, or more came than --until-empty would drop); 4 no permission: dropping needs
+matched, or some were gone already; 2 wrong usage or a wrong line; 3 some were not dropped (refused,
+protected or not tried, or more came than --until-empty would drop), or the output was lost (a full
+disk, a closed pipe); 4 no permission: dropping needs
 CAP_NET_ADMIN (sudo, setcap cap_net_admin+ep, or capsh --addamb=cap_net_admin), --netns
 CAP_SYS_ADMIN, too; 5 the kernel cannot: it needs CONFIG_INET_DIAG_DESTROY (Linux 4.9) and Linux
 6.0 for time-wait. --list needs no privilege."""
@@ -64,15 +64,13 @@ def _main(arguments: Sequence[str]) -> int:
             raise OptionError("--list", "does not go with --dry-run, --until-empty or --watch")
         if config.dry_run and config.until_empty:
             raise OptionError("--dry-run", "does not go with --until-empty")
-        # Half of all connections is nearly "everything": a family alone is enough to look only.
-        narrowed = wanted if config.list else replace(wanted, family=None)
-        has_filter = bool(config.pid) or not narrowed.is_empty
+        has_filter = bool(config.pid) or wanted.narrows or (config.list and not wanted.is_empty)
         pairs = _pairs(words, has_filter)
-        if pairs is None and not (config.list or config.dry_run) and _is_fed_pairs():
+        if pairs is None and has_filter and not config.list and _may_be_fed_pairs():
             raise OptionError(
                 "standard input",
-                "holds something, and there is a filter: - drops the pairs in it that match the "
-                "filter, </dev/null all that matches",
+                "is neither a terminal nor /dev/null, and there is a filter: - drops the pairs in "
+                "it that match the filter, </dev/null all that matches",
             )
     except OptionError as error:
         return _usage(str(error))
@@ -81,9 +79,7 @@ def _main(arguments: Sequence[str]) -> int:
         command.say_error(PROGRAM, f"{command.one_line(what)}; nothing was dropped")
         return command.EXIT_USAGE
     if pairs is None and not has_filter:
-        return _usage("neither pairs nor a filter: what is to be dropped?")
-    if pairs is not None and not pairs:
-        return _usage("standard input has no pairs")
+        return _usage("neither pairs nor a filter that narrows: what is to be dropped?")
     return work(config, pairs, wanted)
 
 
@@ -145,7 +141,7 @@ def _pairs(words: Sequence[str], has_filter: bool) -> list[Pair] | None:
         return parse_pairs(_standard_input())
     if words:
         return _pairs_of_words(words)
-    if has_filter or sys.stdin is None or sys.stdin.isatty():
+    if has_filter or not _may_be_fed_pairs():
         return None
     return parse_pairs(_standard_input())
 
@@ -166,24 +162,25 @@ def _pairs_of_words(words: Sequence[str]) -> list[Pair]:
         raise PairError(0, str(error)) from None
 
 
-def _is_fed_pairs() -> bool:
-    """Somebody pipes pairs to a command whose filter alone would drop more than those.
+def _may_be_fed_pairs() -> bool:
+    """Standard input is none of those that hold no pairs: closed, a terminal, /dev/null.
 
-    A pipe that stays silent for a second is one that nobody thought of (cron, ssh).
+    Whether a pipe is one that nobody thought of (cron, ssh) shows only at its end, which may never
+    come; until then it would be a guess, and a wrong one drops what was not asked for.
     """
     try:
-        is_pipe = sys.stdin is not None and stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode)
+        return sys.stdin is not None and not stat.S_ISCHR(os.fstat(sys.stdin.fileno()).st_mode)
     except (OSError, ValueError):  # closed, or no file at all
         return False
-    if not is_pipe:
-        return False
-    watched = select.poll()
-    watched.register(sys.stdin, select.POLLIN)
-    return any(events & select.POLLIN for _, events in watched.poll(_FEED_MS))
 
 
 def _standard_input() -> bytes:
-    data = sys.stdin.buffer.read(INPUT_BYTES_MOST + 1)
+    if sys.stdin is None:
+        raise OptionError("standard input", "is closed")
+    try:
+        data = sys.stdin.buffer.read(INPUT_BYTES_MOST + 1)
+    except OSError as error:
+        raise OptionError("standard input", error.strerror or str(error)) from None
     if len(data) > INPUT_BYTES_MOST:
         raise PairError(0, f"standard input has more than {INPUT_BYTES_MOST:,} bytes")
     return data

@@ -24,6 +24,12 @@ class Range:
     low_port: int = 0
     high_port: int = 65535
 
+    @property
+    def narrows(self) -> bool:
+        """It leaves out more than the other family of addresses, as a prefix of length 0 does."""
+        every_port = self.low_port <= 1 and self.high_port == 65535
+        return not every_port or (self.network is not None and self.network.prefixlen > 0)
+
     def holds(self, address: str, port: int) -> bool:
         if not self.low_port <= port <= self.high_port:
             return False
@@ -31,7 +37,7 @@ class Range:
 
 
 def _parse_network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
-    if text in ("", "*"):
+    if text in ("", "*"):  # before a port
         return None
     address, slash, length = text.partition("/")
     address = canonical(address)
@@ -68,6 +74,8 @@ def parse_range(text: str) -> Range:
         address, ports = "", text
     else:
         address, ports = text, None
+    if ports is None and address == "*":
+        raise ValueError("'*' is everything: an address or a port is needed")
     network = _parse_network(address)
     if ports is None:
         return Range(network)
@@ -96,6 +104,15 @@ class Filter:
     @property
     def is_empty(self) -> bool:
         return self == Filter()
+
+    @property
+    def narrows(self) -> bool:
+        """Enough to drop by. Half of all connections, a family, is nearly "everything"."""
+        return (
+            bool(self.states or self.uids or self.inodes is not None)
+            or (bool(self.local) and all(one.narrows for one in self.local))
+            or (bool(self.peer) and all(one.narrows for one in self.peer))
+        )
 
     def matches(self, socket: Socket) -> bool:
         if self.states and socket.state not in self.states:

@@ -21,6 +21,9 @@ EXIT_NOT_DROPPED = 3
 EXIT_NO_PERMISSION = 4
 EXIT_UNSUPPORTED = 5
 
+# Python calls 95 ENOTSUP, the kernel and its manuals EOPNOTSUPP.
+ERROR_NAMES = {**errno.errorcode, errno.EOPNOTSUPP: "EOPNOTSUPP"}
+
 NO_PERMISSION = (
     "dropping sockets needs CAP_NET_ADMIN, for one's own sockets, too: use sudo, or give it to"
     " Python with `setcap cap_net_admin+ep PYTHON`, or to one command with"
@@ -65,7 +68,7 @@ class Outcome:
             "peer": str(self.pair.peer),
             "state": self.socket.state if self.socket else None,
             "result": str(self.result),
-            "errno": errno.errorcode.get(self.errno) if self.errno else None,
+            "errno": ERROR_NAMES.get(self.errno) if self.errno else None,
             "reason": self.reason,
         }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 __all__ = ["Endpoint", "Pair", "PairError", "as_pair", "parse_pair", "parse_pairs"]
@@ -101,7 +101,12 @@ def parse_endpoint(text: str, *, peer: bool = False) -> Endpoint:
         if ":" not in address:
             raise ValueError(f"{shortened(address)} is not an IPv6 address")
     address, scope = split_scope(address + outside)
-    address = "::" if address == "*" else canonical(address)
+    is_bare_v6 = ":" in address and not text.startswith("[")
+    try:
+        address = "::" if address == "*" else canonical(address)
+    except ValueError as error:
+        hint = "; if netstat cut it short: netstat -W" if is_bare_v6 else ""
+        raise ValueError(f"{error}{hint}") from None
     if peer and port == "*" and address in UNSPECIFIED:
         return Endpoint(address, 0, scope)
     return Endpoint(address, parse_port(port), scope)
@@ -129,19 +134,28 @@ def parse_pair(text: str) -> Pair:
     return make_pair(parse_endpoint(words[0]), parse_endpoint(words[1], peer=True))
 
 
+def _lines(text: str | bytes) -> Iterator[str]:
+    """One after the other: a list of all may need a hundred times the memory of the text."""
+    begin = 0
+    while begin < len(text):
+        end = text.find("\n", begin) if isinstance(text, str) else text.find(b"\n", begin)
+        end = len(text) if end < 0 else end
+        line = text[begin:end]
+        yield line if isinstance(line, str) else line.decode("utf-8", "surrogateescape")
+        begin = end + 1
+
+
 def parse_pairs(text: str | bytes) -> list[Pair]:
     """The pairs in lines of ``LOCAL PEER``; blank lines and # comments are skipped.
 
     Each pair comes once. Raises PairError, which names the first wrong line: then there is none.
     """
-    if isinstance(text, bytes):
-        text = text.decode("utf-8", "surrogateescape")
     found: dict[Pair, None] = {}
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(_lines(text), 1):
         try:
-            line = line.removesuffix("\r")
-            if len(line) <= LONGEST_LINE:
-                line = line.partition("#")[0].strip(" \t")
+            if "\0" in line:
+                raise ValueError("a NUL character")
+            line = line.removesuffix("\r").partition("#")[0].strip(" \t")
             if line:
                 found[parse_pair(line)] = None
         except ValueError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,8 +14,7 @@ WORTH_A_BAR = 1000
 
 
 class Progress:
-    """Shown on stderr for more than 1000, if that is a terminal. Lines for stdout go through say(),
-    which keeps the two apart when both are on one terminal."""
+    """Shown on stderr for more than 1000, if that is a terminal; one that fails stops nothing."""
 
     def __init__(self, is_off: bool) -> None:
         self._is_off = is_off or sys.stderr is None or not sys.stderr.isatty()
@@ -33,12 +33,13 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._done)
-            self._bar.stop()
-        elif self._total:
-            sys.stderr.write("\r\033[K")
-            sys.stderr.flush()
+        with suppress(OSError):
+            if self._bar is not None:
+                self._bar.update(self._task, completed=self._done)
+                self._bar.stop()
+            elif self._total:
+                sys.stderr.write("\r\033[K")
+                sys.stderr.flush()
 
     def start(self, total: int) -> None:
         # Where the lines scroll by on the same terminal, they are the progress.
@@ -50,20 +51,24 @@ class Progress:
             from rich.progress import Progress as Bar
         except ImportError:
             return
-        self._bar = Bar(console=Console(file=sys.stderr), transient=True)
+        # rich would take the lines for stdout, and a stdout that is no terminal would get none.
+        self._bar = Bar(
+            console=Console(file=sys.stderr),
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
         self._task = self._bar.add_task("dropping", total=total)
         self._bar.start()
 
-    def advance(self) -> None:
-        self._done += 1
-        if not self._total or self._done % 128:
+    def advance(self, count: int) -> None:
+        self._done += count
+        if not self._total:
             return
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._done)
-        elif time.monotonic() - self._drawn_at > 0.1:
-            self._drawn_at = time.monotonic()
-            sys.stderr.write(f"\r{self._done:,} of {self._total:,}")
-            sys.stderr.flush()
-
-    def say(self, line: str) -> None:
-        print(line)
+        with suppress(OSError):
+            if self._bar is not None:
+                self._bar.update(self._task, completed=self._done)
+            elif time.monotonic() - self._drawn_at > 0.1:
+                self._drawn_at = time.monotonic()
+                sys.stderr.write(f"\r{self._done:,} of {self._total:,}")
+                sys.stderr.flush()

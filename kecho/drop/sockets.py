@@ -12,27 +12,28 @@ import os
 import socket as sockets_of_python
 import struct
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
 from .. import _sockdiag
-from .filters import Filter, make_filter
+from .filters import Filter
 from .netns import open_namespace
 from .outcome import Outcome, Result, answer
-from .pairs import Endpoint, Pair, as_pair, as_pairs
-from .process import inodes_of
+from .pairs import Endpoint, Pair
 from .states import NAMES
 
-__all__ = ["Diag", "Socket", "drop", "find"]
+__all__ = ["Diag", "Socket", "is_unavailable"]
 
 AF_INET, AF_INET6 = int(sockets_of_python.AF_INET), int(sockets_of_python.AF_INET6)
 SIOCGIFNAME = 0x8910  # netdevice(7)
+NUMBERS = {name: number for number, name in NAMES.items()}
 TIMERS = {0: "off", 1: "on", 2: "keepalive", 3: "timewait", 4: "persist"}  # inet_diag.c
 
 # An orphan of these may outlive a successful destroy before Linux 6.11.
 MAY_FAIL_SILENTLY = frozenset({"fin-wait-1", "closing", "last-ack"})
-CLOSING = frozenset({*MAY_FAIL_SILENTLY, "fin-wait-2", "time-wait"})
+# A socket leaves it only for good. In every other one it can go on to another state with the same
+# cookie: half-open to established, established to time-wait (tried on Linux 6.18).
+LAST_STATE = "time-wait"
 V4_MAPPED = "::ffff:"
 
 
@@ -85,6 +86,7 @@ class NativeHandle(Protocol):
     def dump(
         self, family: int, states: int, local_port: int = 0, peer_port: int = 0
     ) -> list[_sockdiag.Row]: ...
+    def states(self, identities: list[bytes]) -> list[int]: ...
     def destroy(self, identities: list[bytes]) -> list[int]: ...
     def fileno(self) -> int: ...
     def close(self) -> None: ...
@@ -96,7 +98,7 @@ class Diag:
     def __init__(self, netns: str | None = None, *, handle: NativeHandle | None = None) -> None:
         """netns: the name of a network namespace, otherwise the thread's own. Raises OSError."""
         self._names: dict[int, str] = {}
-        self._is_stopping = False
+        self._is_stopped = False
         if handle is not None:
             self._handle = handle
         elif netns is None:
@@ -196,61 +198,99 @@ class Diag:
 
     def drop_pairs(
         self, pairs: Sequence[Pair], wanted: Filter, *, listeners: bool = False, dry: bool = False
-    ) -> Iterator[Outcome]:
-        """An outcome for each pair, in the end for all. Raises OSError."""
+    ) -> Iterator[list[Outcome]]:
+        """An outcome for each pair, in the end for all; batches as of drop_sockets()."""
         by_ends = _by_ends(self._look(Filter(), True, _ports_of(pairs)))
+        untouched: list[Outcome] = []
         targets: list[Socket] = []
         for pair in pairs:
             found = self._of_pair(pair, by_ends)
             matching = [one for one in found if wanted.matches(one)]
             if not found:
-                yield Outcome(pair, Result.GONE, reason="no such socket")
+                untouched.append(Outcome(pair, Result.GONE, reason="no such socket"))
             elif not matching:
                 reason = "does not match the filter"
-                yield Outcome(pair, Result.PROTECTED, found[0], reason=reason)
+                untouched.append(Outcome(pair, Result.PROTECTED, found[0], reason=reason))
             elif len({one.interface for one in matching}) > 1:
                 reason = "on several interfaces: say which, such as ADDRESS%eth0"
-                yield Outcome(pair, Result.PROTECTED, matching[0], reason=reason)
+                untouched.append(Outcome(pair, Result.PROTECTED, matching[0], reason=reason))
             else:
                 targets += matching
-        yield from self.drop_sockets(list(dict.fromkeys(targets)), listeners=listeners, dry=dry)
+        if untouched:
+            yield untouched
+        unique = dict.fromkeys(targets)
+        yield from self.drop_sockets(unique, wanted.states, listeners=listeners, dry=dry)
 
     def drop_sockets(
-        self, found: Iterable[Socket], *, listeners: bool = False, dry: bool = False
-    ) -> Iterator[Outcome]:
-        """An outcome for each socket; after stop_soon() those that have not been tried
-        have none. Raises OSError."""
-        self._is_stopping = False
+        self,
+        found: Iterable[Socket],
+        states: Collection[str] | None = None,
+        *,
+        listeners: bool = False,
+        dry: bool = False,
+    ) -> Iterator[list[Outcome]]:
+        """Outcomes of one batch after the other, which is dropped when it is asked for, and whose
+        states are looked up right before: a socket that went on to another is not what was asked
+        for. states: all that will do, empty for any; None: the one that it was found in.
+
+        After stop() nothing more is dropped, and what was not tried has no outcome. Raises OSError.
+        """
         batch: list[Socket] = []
         for one in found:
-            if one.is_listener and not listeners:
-                reason = "a listener: dropped with --listeners only"
-                yield Outcome(one.pair, Result.PROTECTED, one, reason=reason)
-            elif dry:
-                yield Outcome(one.pair, Result.DROPPED, one, reason="dry run")
-            else:
-                batch.append(one)
-                if len(batch) == _sockdiag.MOST_AT_ONCE:
-                    yield from self._destroy(batch)
-                    batch = []
-            if self._is_stopping:
-                return
-        if batch:
-            yield from self._destroy(batch)
+            batch.append(one)
+            if len(batch) == _sockdiag.MOST_AT_ONCE:
+                if self._is_stopped:
+                    return
+                yield self._drop_batch(batch, states, listeners, dry)
+                batch = []
+        if batch and not self._is_stopped:
+            yield self._drop_batch(batch, states, listeners, dry)
 
-    def stop_soon(self) -> None:
-        """Has drop_sockets() end after the batch that it is at, whose outcomes are all told; from
-        a signal handler or another thread."""
-        self._is_stopping = True
+    def stop(self) -> None:
+        """Nothing is dropped after the batch that is under way; from a signal handler or another
+        thread. For good."""
+        self._is_stopped = True
+
+    def _drop_batch(
+        self, batch: list[Socket], states: Collection[str] | None, listeners: bool, dry: bool
+    ) -> list[Outcome]:
+        checked: list[Outcome | Socket] = []
+        for one, now in zip(batch, self._states_now(batch, dry), strict=True):
+            if now < 0:
+                checked.append(answer(one, -now))
+            elif now not in NAMES:
+                reason = "the kernel did not say which state it is in"
+                checked.append(Outcome(one.pair, Result.REFUSED, one, reason=reason))
+            else:
+                checked.append(_as_asked(one, NAMES[now], states, listeners))
+        targets = [one for one in checked if isinstance(one, Socket)]
+        if dry:
+            fates = [Outcome(one.pair, Result.DROPPED, one, reason="dry run") for one in targets]
+        else:
+            fates = self._destroy(targets)
+        rest = iter(fates)
+        return [next(rest) if isinstance(one, Socket) else one for one in checked]
+
+    def _states_now(self, batch: list[Socket], dry: bool) -> list[int]:
+        """A look at each of them alone: it costs a microsecond, and misses none under churn."""
+        # A lookup of one of several listeners on a port finds any of them.
+        needless = {LAST_STATE, "listen"}
+        asked = [one.identity for one in batch if not dry and one.state not in needless]
+        now = dict(zip(asked, self._handle.states(asked) if asked else [], strict=True))
+        return [now.get(one.identity, NUMBERS.get(one.state, 0)) for one in batch]
 
     def _destroy(self, batch: list[Socket]) -> list[Outcome]:
+        if not batch:
+            return []
         errors = self._handle.destroy([one.identity for one in batch])
-        unsure = {
-            one.identity
+        doubtful = [
+            one
             for one, error in zip(batch, errors, strict=True)
-            if error == _sockdiag.UNANSWERED or (error == 0 and one.state in MAY_FAIL_SILENTLY)
-        }
-        left = self._still_there([one for one in batch if one.identity in unsure])
+            if error == _sockdiag.UNANSWERED
+            or (error == 0 and one.state in MAY_FAIL_SILENTLY)
+            or (error == errno.ENOENT and one.is_listener)
+        ]
+        left = self._still_there(doubtful)
         outcomes = []
         for one, error in zip(batch, errors, strict=True):
             if one.identity in left:
@@ -263,19 +303,26 @@ class Diag:
         return outcomes
 
     def _still_there(self, doubtful: list[Socket]) -> set[bytes]:
-        """Identities of those that a second look finds, if need be in a later state of closing."""
+        """Identities of those that a second look finds, in whatever state."""
         if not doubtful:
             return set()
         looked = self._look(Filter(), True, _ports_of([one.pair for one in doubtful]))
-        identities = {one.identity for one in looked}
-        # A time-wait socket is another object, and has another cookie.
-        closing = {one.identity[:-8] for one in looked if one.state in CLOSING}
-        return {
-            one.identity
-            for one in doubtful
-            if one.identity in identities
-            or (one.state in MAY_FAIL_SILENTLY and one.identity[:-8] in closing)
-        }
+        return {one.identity for one in looked} & {one.identity for one in doubtful}
+
+
+def _as_asked(
+    one: Socket, state: str, states: Collection[str] | None, listeners: bool
+) -> Outcome | Socket:
+    """The socket as it is now, if that is to be dropped."""
+    wanted = {one.state} if states is None else states
+    was, one = one.state, one if state == one.state else one._replace(state=state)
+    if one.is_listener and not listeners:
+        reason = "a listener: dropped with --listeners only"
+        return Outcome(one.pair, Result.PROTECTED, one, reason=reason)
+    if wanted and state not in wanted:
+        reason = f"no longer {was}: that was not asked for"
+        return Outcome(one.pair, Result.PROTECTED, one, reason=reason)
+    return one
 
 
 def _by_ends(found: Iterable[Socket]) -> dict[Any, list[Socket]]:
@@ -293,84 +340,6 @@ def _ports_of(pairs: Sequence[Pair]) -> tuple[int, int]:
         local.pop() if len(local) == 1 else 0,
         peer.pop() if len(peer) == 1 else 0,
     )
-
-
-# ---- for programs -------------------------------------------------------------------------------
-
-PairLike = Pair | Sequence[object] | str
-
-
-def find(
-    pairs: Iterable[PairLike] | None = None,
-    *,
-    states: Iterable[str] = (),
-    local: Iterable[str] = (),
-    peer: Iterable[str] = (),
-    family: int | None = None,
-    pid: Iterable[int] | int | None = None,
-    uid: Iterable[int] | int = (),
-    listeners: bool = False,
-    netns: str | None = None,
-) -> list[Socket]:
-    """TCP sockets that match all that is given; without anything, every one but listeners.
-
-    pairs: Pair, (local address, local port, peer address, peer port) or "LOCAL PEER" each.
-    states: names of ss, such as "time-wait"; local, peer: "10.0.0.0/8", ":80", ":80-90";
-    family: 4 or 6. Needs no privilege. Raises ValueError (a wrong value) and OSError.
-    """
-    inodes = None
-    if pid is not None:
-        pids = [pid] if isinstance(pid, int) else pid
-        inodes = set[int]().union(*(inodes_of(one) for one in pids))
-    if family not in (None, 4, 6):
-        raise ValueError(f"family: {family!r} is neither 4 nor 6")
-    wanted = make_filter(
-        states=states,
-        local=local,
-        peer=peer,
-        family=family,
-        uids=[uid] if isinstance(uid, int) else uid,
-        inodes=inodes,
-    )
-    listed = None if pairs is None else as_pairs(pairs)
-    with Diag(netns) as diag:
-        return diag.find(wanted, pairs=listed, listeners=listeners)
-
-
-def drop(
-    what: Iterable[PairLike | Socket],
-    *,
-    listeners: bool = False,
-    dry_run: bool = False,
-    netns: str | None = None,
-    progress: Callable[[Outcome], object] | None = None,
-) -> list[Outcome]:
-    """Drops these sockets and no others; needs CAP_NET_ADMIN.
-
-    what: Sockets of find(), which are dropped only while they are still the same ones; or pairs
-    as find() takes them, of which every one is looked up first. progress: called with each
-    outcome. A refusal is an outcome, with its errno. Raises ValueError before anything is dropped,
-    and OSError if the kernel cannot be asked.
-    """
-    if isinstance(what, (str, bytes)):
-        raise ValueError("a single text: parse_pairs() makes pairs of it")
-    found: list[Socket] = []
-    pairs: dict[Pair, None] = {}
-    for one in what:
-        if isinstance(one, Socket):
-            found.append(one)
-        else:
-            pairs[as_pair(one)] = None
-    outcomes: list[Outcome] = []
-    with Diag(netns) as diag:
-        drops = [diag.drop_sockets(dict.fromkeys(found), listeners=listeners, dry=dry_run)]
-        if pairs:
-            drops.append(diag.drop_pairs(list(pairs), Filter(), listeners=listeners, dry=dry_run))
-        for outcome in chain(*drops):
-            outcomes.append(outcome)
-            if progress is not None:
-                progress(outcome)
-    return outcomes
 
 
 def is_unavailable(error: OSError) -> bool:

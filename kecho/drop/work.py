@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import signal
 import sys
 import threading
@@ -11,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import FrameType
 from typing import Any
 
@@ -31,6 +32,9 @@ PROGRAM = "kecho.drop"
 
 
 def work(config: DropConfig, pairs: list[Pair] | None, wanted: Filter) -> int:
+    """pairs: None if the filter says it all; none at all match nothing, and end it."""
+    if pairs == []:
+        config = replace(config, watch=None, until_empty=False)
     try:
         diag = Diag(config.netns)
     except OSError as error:
@@ -42,6 +46,8 @@ def work(config: DropConfig, pairs: list[Pair] | None, wanted: Filter) -> int:
             return _Run(config, diag, pairs, wanted).run()
         except _KernelError as error:
             return _say_system(error.cause, None, error.hint)
+        except OSError as error:
+            return _say_lost(error)
 
 
 class _KernelError(Exception):
@@ -51,6 +57,20 @@ class _KernelError(Exception):
         super().__init__(str(cause))
         self.cause = cause
         self.hint = hint  # how to get the permission, if not by CAP_NET_ADMIN
+
+
+def _say_lost(error: OSError) -> int:
+    """stdout: its reader has enough, or its disk is full."""
+    if sys.stdout is not None:
+        command.discard(sys.stdout)
+    if error.errno != errno.EPIPE:
+        command.say_error(PROGRAM, f"standard output: {error.strerror or error}")
+    return outcomes.EXIT_NOT_DROPPED
+
+
+def _flush() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
 
 
 def _say_system(error: OSError, netns: str | None, hint: str = "") -> int:
@@ -127,6 +147,7 @@ def _list(config: DropConfig, diag: Diag, pairs: list[Pair] | None, wanted: Filt
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         for line in lines:
             print("  ".join(map(str.ljust, line, widths)).rstrip())
+    _flush()
     return 0 if found else outcomes.EXIT_NOTHING
 
 
@@ -138,28 +159,40 @@ class _Run:
     ) -> None:
         self.config, self.diag, self.pairs, self.wanted = config, diag, pairs, wanted
         self.counts: Counter[str] = Counter()
-        self.seen: dict[tuple[str, int | None], Outcome] = {}
+        self.kinds: dict[tuple[str, int | None], Outcome] = {}  # one of each
+        self.survivors: set[object] = set()  # what is there still, and has been told
         self.rows: list[dict[str, Any]] = []
+        self.row_counts: Counter[str] = Counter()
+        self.total = self.untried = 0  # of this pass
         self.is_incomplete = False
-        self.is_interrupted = False
-        self.is_dropping = False
+        self.lost: OSError | None = None  # of stdout
+        self.interrupts = 0
+        self.interrupts_to_raise: float = 1
 
     def run(self) -> int:
+        failure: _KernelError | None = None
         with self._orderly_interrupt():
             try:
                 self._passes()
             except KeyboardInterrupt:
-                self.is_interrupted = True
-        interrupted = self.is_interrupted and self.config.watch is None
-        self._report("interrupted: " if interrupted else "")
+                self.interrupts += 1
+            except _KernelError as error:
+                failure = error
+            except OSError as error:
+                self.lost = error
+        interrupted = self.interrupts and self.config.watch is None
+        self._report("interrupted: " if interrupted else "stopped: " if self.untried else "")
+        if failure is not None:
+            return max(_say_system(failure.cause, None, failure.hint), self._status())
         if interrupted:
             raise KeyboardInterrupt
-        return self._status()
+        status = self._status()
+        return max(status, _say_lost(self.lost)) if self.lost is not None else status
 
     @contextmanager
     def _orderly_interrupt(self) -> Iterator[None]:
         """SIGINT ends a pass after its batch, so that the fate of each socket is told; a second
-        one, or one between two passes, ends it at once."""
+        one, while that is not read, or one between two passes ends it at once."""
         before = signal.getsignal(signal.SIGINT)
         in_main = threading.current_thread() is threading.main_thread()
         if not in_main or before is not signal.default_int_handler:
@@ -172,25 +205,36 @@ class _Run:
             signal.signal(signal.SIGINT, before)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if not self.is_dropping or self.is_interrupted:
+        self.interrupts += 1
+        self.diag.stop()
+        if self.interrupts >= self.interrupts_to_raise:
             raise KeyboardInterrupt
-        self.is_interrupted = True
-        self.diag.stop_soon()
+
+    @contextmanager
+    def _interrupted_by(self, count: float) -> Iterator[None]:
+        """How many SIGINT it takes within `with`. Dropping is never cut off from its outcomes: a
+        batch is short, and the kernel's patience bounded."""
+        before, self.interrupts_to_raise = self.interrupts_to_raise, count
+        try:
+            yield
+        finally:
+            self.interrupts_to_raise = before
 
     def _passes(self) -> None:
         for number in range(sys.maxsize if self.config.watch is not None else PASSES_MOST):
             if number and self.config.watch is not None:
                 time.sleep(self.config.watch)
-            dropped = self._pass(number)
-            self.is_dropping = False
-            if self.is_interrupted:
+            with self._interrupted_by(math.inf):
+                dropped = self._pass(number)
+            if self.interrupts:
                 return
             if self.config.watch is not None:
                 if {outcomes.EXIT_NO_PERMISSION, outcomes.EXIT_UNSUPPORTED} & {self._status()}:
                     return
-                if self.config.json:
-                    self._print_json()
-                sys.stdout.flush()
+                with self._interrupted_by(2):
+                    if self.config.json:
+                        self._print_json()
+                    _flush()
             elif not self.config.until_empty or not dropped:
                 return
         self.is_incomplete = True
@@ -198,64 +242,93 @@ class _Run:
     def _pass(self, number: int) -> int:
         """One look and what follows from it; how many were dropped."""
         dropped = 0
+        before, self.survivors = self.survivors, set()
         with Progress(self.config.quiet or self.config.json) as progress:
-            for one in self._outcomes(progress):
-                self.is_dropping = True
-                progress.advance()
-                # A later pass over pairs that the first has dropped is not to say "gone".
-                if one.result is Result.GONE and number and self.counts[Result.DROPPED]:
-                    continue
-                self.counts[one.result] += 1
-                self.seen.setdefault((one.result, one.errno), one)
-                dropped += one.result is Result.DROPPED
-                if self.config.json:
-                    self.rows.append(one.to_dict())
-                elif not self.config.quiet:
-                    progress.say(_line(one, self.config.dry_run))
+            for batch in self._batches(progress):
+                self.untried = max(0, self.untried - len(batch))
+                news = [one for one in batch if self._is_news(one, number, before)]
+                # All of a batch is counted before one is told, which may fail or be interrupted.
+                for one in news:
+                    self.counts[one.result] += 1
+                    self.kinds.setdefault((one.result, one.errno), one)
+                dropped += sum(one.result is Result.DROPPED for one in batch)
+                progress.advance(len(batch))
+                with self._interrupted_by(2):
+                    self._tell(news)
         return dropped
 
-    def _outcomes(self, progress: Progress) -> Iterator[Outcome]:
+    def _is_news(self, one: Outcome, number: int, before: set[object]) -> bool:
+        """Not what an earlier pass has told of the same socket."""
+        if one.result is Result.GONE:
+            # A pass over pairs that an earlier one has dropped is not to say "gone"; nor did
+            # anybody ask by a filter for what ended between the look and the drop.
+            return number == 0 and (self.pairs is not None or self.total == 1)
+        if one.result is Result.DROPPED and not self.config.dry_run:
+            return True
+        key = (one.socket.identity if one.socket else one.pair, one.result, one.errno)
+        self.survivors.add(key)
+        return key not in before
+
+    def _tell(self, batch: list[Outcome]) -> None:
+        if self.config.json:
+            self.rows += [one.to_dict() for one in batch]
+            self.row_counts.update(one.result for one in batch)
+        elif not self.config.quiet and batch:
+            print("\n".join(_line(one, self.config.dry_run) for one in batch))
+
+    def _batches(self, progress: Progress) -> Iterator[list[Outcome]]:
         options: Any = {"listeners": self.config.listeners, "dry": self.config.dry_run}
         try:
             if self.pairs is not None:
-                progress.start(len(self.pairs))
+                self._start(progress, len(self.pairs))
                 wanted = _with_pids(self.wanted, self.config.pid)
-                yield from self.diag.drop_pairs(self.pairs, wanted, **options)
-                return
-            found = _find(self.config, self.diag, None, self.wanted)
-            progress.start(len(found))
-            for one in self.diag.drop_sockets(found, **options):
-                # Nobody asked for a socket that ended between the look and the drop.
-                if one.result is not Result.GONE or len(found) == 1:
-                    yield one
+                drops = self.diag.drop_pairs(self.pairs, wanted, **options)
+            else:
+                found = _find(self.config, self.diag, None, self.wanted)
+                self._start(progress, len(found))
+                drops = self.diag.drop_sockets(found, self.wanted.states, **options)
+            yield from drops
         except OSError as error:
             raise _KernelError(error) from None
 
+    def _start(self, progress: Progress, total: int) -> None:
+        self.total = self.untried = total
+        progress.start(total)
+
     def _status(self) -> int:
-        status = exit_status(self.seen.values())
+        status = exit_status(self.kinds.values())
         return outcomes.EXIT_NOT_DROPPED if self.is_incomplete and status < 3 else status
 
     def _print_json(self) -> None:
-        print(json.dumps({"outcomes": self.rows, "counts": dict(self.counts)}))
+        counts = {**self.row_counts, **({"not tried": self.untried} if self.untried else {})}
+        text = json.dumps({"outcomes": self.rows, "counts": counts})
         self.rows = []
-        self.counts.clear()
+        self.row_counts.clear()
+        print(text)
 
     def _report(self, prefix: str) -> None:
         """The summary, and each kind of failure once."""
-        errors = {one.errno for one in self.seen.values()}
+        errors = {one.errno for one in self.kinds.values()}
         if errno.EPERM in errors or errno.EACCES in errors:
             command.say_error(PROGRAM, outcomes.NO_PERMISSION)
-        if any(one.result is Result.UNSUPPORTED for one in self.seen.values()):
+        if any(one.result is Result.UNSUPPORTED for one in self.kinds.values()):
             command.say_error(PROGRAM, outcomes.CANNOT)
         if self.is_incomplete:
             command.say_error(PROGRAM, f"more came in each of {PASSES_MOST} passes")
-        if self.config.json:
-            if self.config.watch is None or self.rows:
+        try:
+            if self.config.json and (self.config.watch is None or self.rows):
                 self._print_json()
-        elif not self.config.quiet and sys.stderr is not None:
+            _flush()
+        except OSError as error:
+            self.lost = error
+        if not self.config.quiet and (not self.config.json or self.lost is not None):
             words = {"dropped": "would be dropped"} if self.config.dry_run else {}
             parts = [f"{count:,} {words.get(name, name)}" for name, count in self.counts.items()]
-            print(f"{PROGRAM}: {prefix}{', '.join(parts) or 'nothing matches'}", file=sys.stderr)
+            if self.untried:
+                parts.append(f"{self.untried:,} not tried")
+            if self.pairs == []:
+                parts.append("standard input has no pairs: nothing matches")
+            command.say(f"{PROGRAM}: {prefix}{', '.join(parts) or 'nothing matches'}")
 
 
 def _line(one: Outcome, dry: bool) -> str:

@@ -425,9 +425,7 @@ def test_values_that_are_no_switch_are_wrong_usage() -> None:
 def test_many_threads_start_within(dispatch: str) -> None:
     with ServerProcess(["--sandbox", "--threads=64", "--dispatch", dispatch]) as process:
         process.wait_until_listening()
-        wait_for(
-            lambda: len(os.listdir(f"/proc/{process.pid}/task")) == 65, "64 workers and the rest"
-        )
+        wait_for(lambda: len(os.listdir(f"/proc/{process.pid}/task")) == 66, "64 workers, two more")
         for _ in range(20):
             with connect(process.port) as client:
                 assert echo(client, b"hello") == b"hello"

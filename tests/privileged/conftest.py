@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -36,3 +37,16 @@ def new_namespace() -> Iterator[Callable[[], Namespace]]:
 @pytest.fixture
 def namespace(new_namespace: Callable[[], Namespace]) -> Namespace:
     return new_namespace()
+
+
+@pytest.fixture
+def inside(namespace: Namespace) -> Iterator[Namespace]:
+    """This thread, and the processes that it starts, are in a namespace of their own."""
+    with namespace:
+        yield namespace
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack

@@ -53,8 +53,8 @@ ALLOWED = {
     **{
         f"drop.{name}": set()
         for name in (
-            *("__init__", "__main__", "filters", "netns", "outcome", "pairs", "process"),
-            *("progress", "states"),
+            *("__init__", "__main__", "api", "filters", "netns", "outcome", "pairs"),
+            *("process", "progress", "states"),
         )
     },
     "drop.sockets": {"_sockdiag"},

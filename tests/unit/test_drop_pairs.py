@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import pickle
+import tracemalloc
 
 import pytest
 from hypothesis import example, given
@@ -69,7 +70,9 @@ def test_peer_of_a_listener_is_port_0() -> None:
         ("127.0.0.1:1\0 127.0.0.1:2", "NUL"),
         ("é:1 é:2", "not an address"),
         ("1" * (10 << 20), "characters"),
-        ("#" * 5000, "characters"),
+        ("# a comment\0", "NUL"),
+        ("2001:db8:aaaa:bbbb:ccc::80 ::1:2", "netstat -W"),
+        ("2001:db8:aaaa:bbbb:c:80 2001:db8:aaaa:bbbb:c:1", "netstat -W"),
     ],
 )
 def test_wrong_line_is_named_and_nothing_is_given(line: str, word: str) -> None:
@@ -83,6 +86,23 @@ def test_wrong_line_is_named_and_nothing_is_given(line: str, word: str) -> None:
 def test_blank_lines_comments_and_repeats_are_passed_over() -> None:
     assert parse_pairs(f"\n  \n# {V6}\n{V4}\r\n{V4}\n{V6}") == [V4, V6]
     assert parse_pairs("") == []
+
+
+def test_comment_and_blank_line_may_be_of_any_length() -> None:
+    long = 10_000
+    text = f"{'#' * long}\n{' ' * long}\n{V4}{' ' * long}# {'x' * long}\n"
+    assert parse_pairs(text) == [V4]
+    assert parse_pairs(text.encode()) == [V4]
+
+
+def test_memory_does_not_grow_with_lines_that_are_passed_over() -> None:
+    text = b"##\n" * 100_000
+    tracemalloc.start()
+    try:
+        assert parse_pairs(text) == []
+        assert tracemalloc.get_traced_memory()[1] < len(text)
+    finally:
+        tracemalloc.stop()
 
 
 def is_v4(text: str) -> bool:

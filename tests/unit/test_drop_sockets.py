@@ -8,6 +8,8 @@ import json
 import socket
 import struct
 from collections.abc import Callable
+from itertools import chain
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -69,6 +71,10 @@ class Kernel:
                 self.rows = [each for each in self.rows if each[-1] != one]
         return answers
 
+    def states(self, identities: list[bytes]) -> list[int]:
+        now = {one[-1]: one[1] for one in self.rows}
+        return [now.get(one, -errno.ENOENT) for one in identities]
+
     def fileno(self) -> int:
         return -1
 
@@ -82,7 +88,8 @@ PAIR_A = "127.0.0.1:1000 127.0.0.1:80"
 
 def drop_pairs(kernel: Kernel, text: str = PAIR_A, wanted: Filter | None = None) -> list[Result]:
     diag = Diag(handle=kernel)
-    return [one.result for one in diag.drop_pairs(parse_pairs(text), wanted or Filter())]
+    batches = diag.drop_pairs(parse_pairs(text), wanted or Filter())
+    return [one.result for batch in batches for one in batch]
 
 
 # ---- what is destroyed --------------------------------------------------------------------------
@@ -122,7 +129,7 @@ def test_many_are_destroyed_in_batches_and_none_is_lost() -> None:
     ]
     kernel = Kernel(*rows, errors={5: errno.ENOENT, 300: errno.EPERM})
     diag = Diag(handle=kernel)
-    outcomes = list(diag.drop_sockets(diag.find(Filter())))
+    outcomes = list(chain(*diag.drop_sockets(diag.find(Filter()))))
     assert len(outcomes) == count
     assert {one.pair.local.port: one.result for one in outcomes if one.errno} == {
         1005: Result.GONE,
@@ -158,11 +165,83 @@ def test_orphan_that_went_on_closing_was_refused() -> None:
 
     def moves_on(identities: list[bytes]) -> list[int]:
         answers = destroy(identities)
-        kernel.rows.append(row("time-wait", *A, cookie=8, inode=0))
+        kernel.rows.append(row("time-wait", *A, inode=0))
         return answers
 
     kernel.destroy = moves_on  # type: ignore[method-assign]
     assert drop_pairs(kernel) == [Result.REFUSED]
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted", "result"),
+    [
+        (None, Filter(), Result.PROTECTED),  # as find() saw it
+        (make_filter(states=["syn-recv"]), None, Result.PROTECTED),
+        (make_filter(states=["bucket", "estab"]), None, Result.DROPPED),
+        (Filter(), None, Result.DROPPED),
+    ],
+)
+def test_socket_that_went_on_to_another_state_is_what_was_asked_for_or_is_left(
+    asked: Filter | None, wanted: Filter | None, result: Result
+) -> None:
+    kernel = Kernel(row("syn-recv", *A))
+    diag = Diag(handle=kernel)
+    found = diag.find(asked or wanted or Filter())
+    kernel.rows = [row("established", *A)]  # the same cookie
+    ((outcome,),) = diag.drop_sockets(found, asked.states if asked else None)
+    assert outcome.result is result
+    assert outcome.socket is not None
+    assert outcome.socket.state == "established"
+    assert bool(kernel.asked) == (result is Result.DROPPED)
+
+
+def test_state_is_asked_for_before_each_batch_not_before_the_first() -> None:
+    count = 3 * _sockdiag.MOST_AT_ONCE
+    rows = [row("syn-recv", "127.0.0.1", 80, "127.0.0.1", 1000 + i, cookie=i) for i in range(count)]
+    kernel = Kernel(*rows)
+    diag = Diag(handle=kernel)
+    drops = diag.drop_sockets(diag.find(Filter()))
+    assert {one.result for one in next(drops)} == {Result.DROPPED}
+    kernel.rows = [(*one[:1], NUMBERS["established"], *one[2:]) for one in kernel.rows]
+    assert {one.result for batch in drops for one in batch} == {Result.PROTECTED}
+    assert len(kernel.asked) == _sockdiag.MOST_AT_ONCE
+
+
+def test_connection_that_became_a_listener_is_protected() -> None:
+    kernel = Kernel(row("established", *A))
+    diag = Diag(handle=kernel)
+    found = diag.find(Filter())
+    kernel.rows = [row("listen", *A)]
+    ((outcome,),) = diag.drop_sockets(found, ())
+    assert (outcome.result, kernel.asked) == (Result.PROTECTED, [])
+
+
+@pytest.mark.parametrize("answer", [_sockdiag.UNANSWERED, 0, 99])
+def test_socket_whose_state_is_not_told_is_left(answer: int) -> None:
+    kernel = Kernel(row("established", *A))
+    kernel.states = lambda identities: [answer] * len(identities)  # type: ignore[method-assign]
+    assert drop_pairs(kernel) == [Result.REFUSED]
+    assert kernel.asked == []
+
+
+def test_one_of_several_listeners_that_was_not_hit_is_refused_not_gone() -> None:
+    kernel = Kernel(row("listen", "0.0.0.0", 80, "0.0.0.0", 0), errors={7: errno.ENOENT})
+    diag = Diag(handle=kernel)
+    found = diag.find(Filter(), listeners=True)
+    ((outcome,),) = diag.drop_sockets(found, listeners=True)
+    assert outcome.result is Result.REFUSED
+
+
+def test_nothing_is_dropped_after_stop() -> None:
+    count = 2 * _sockdiag.MOST_AT_ONCE
+    rows = [row("time-wait", "127.0.0.1", 1 + i, "127.0.0.1", 80, cookie=i) for i in range(count)]
+    kernel = Kernel(*rows)
+    diag = Diag(handle=kernel)
+    drops = diag.drop_sockets(diag.find(Filter()))
+    assert len(next(drops)) == _sockdiag.MOST_AT_ONCE
+    diag.stop()
+    assert list(drops) == list(diag.drop_sockets(diag.find(Filter()))) == []
+    assert len(kernel.asked) == _sockdiag.MOST_AT_ONCE
 
 
 # ---- filters ------------------------------------------------------------------------------------
@@ -195,7 +274,7 @@ def test_range_holds_what_it_says(
 
 @pytest.mark.parametrize(
     "text",
-    ["", ":", ":0", ":65536", ":9-8", ":1-", "10.0.0.1/8", "10.0.0.0/33", "::ffff:1.2.3.0/24",
+    ["", "*", ":", ":0", ":65536", ":9-8", ":1-", "10.0.0.1/8", "10.0.0.0/33", "::ffff:1.2.3.0/24",
      "[::1", "[1.2.3.4]:5", "[::1]5", "x", "1.2.3.4:", "-", "--", "1.2.3.4/", "[::1]/129"],
 )  # fmt: skip
 def test_wrong_range_is_refused(text: str) -> None:
@@ -279,6 +358,8 @@ def test_nothing_that_matches_is_status_1(run_with: Run) -> None:
         ["--list"], ["--state", "x"], ["--peer", ":0"], ["--local", "["],
         ["--pid", "x"], ["--uid", "-1"], ["--watch", "0"], ["127.0.0.1:1"], ["--nonsense"],
         ["127.0.0.1:1", "[::1]:2"], ["--netns", "../x", "--peer", ":1"], ["--listeners"], ["-q"],
+        ["--peer", "*"], ["--peer", "0.0.0.0/0"], ["--peer", "::/0", "--local", ":1-65535"],
+        ["--peer", ":80", "--peer", "0.0.0.0/0"], ["-"],
         ["--list", "--dry-run", "--peer", ":1"], ["--peer"], ["--until-empty"], ["--json"],
     ],
     ids=" ".join,
@@ -325,6 +406,58 @@ def test_until_empty_is_bounded(run_with: Run) -> None:
     assert "100 passes" in said
 
 
+def test_until_empty_tells_each_survivor_once(run_with: Run) -> None:
+    listener = row("listen", "0.0.0.0", 80, "0.0.0.0", 0)
+    kernel = Kernel(row("established", *A), listener)
+    pairs = [*PAIR_A.split(), "0.0.0.0:80", "0.0.0.0:*"]
+    status, out, said = run_with(kernel, "--until-empty", *pairs)
+    assert (status, out.count("\n")) == (3, 2)
+    assert "1 dropped, 1 protected\n" in said
+
+
+def test_watch_tells_each_socket_once_however_it_is_printed(run_with: Run) -> None:
+    for form in ([], ["--json"]):
+        kernel = Kernel(row("established", *A))
+        look, looks = kernel.dump, iter(range(8))
+
+        def dump(*asked: int, look: Any = look, looks: Any = looks) -> list[_sockdiag.Row]:
+            if next(looks, None) is None:
+                raise KeyboardInterrupt
+            return look(*asked)
+
+        kernel.dump = dump  # type: ignore[method-assign,assignment]
+        status, out, _ = run_with(kernel, "--watch", "0.001", *form, *PAIR_A.split())
+        assert status == 0
+        assert out.count("127.0.0.1:1000") == 1
+
+
+@pytest.mark.parametrize("error", [errno.ENOBUFS, errno.EIO])
+def test_error_of_the_kernel_does_not_hide_what_was_dropped(run_with: Run, error: int) -> None:
+    count = 3 * _sockdiag.MOST_AT_ONCE
+    rows = [row("time-wait", "127.0.0.1", 1 + i, "127.0.0.1", 80, cookie=i) for i in range(count)]
+    for form in ([], ["--json"]):
+        kernel = Kernel(*rows)
+        destroy = kernel.destroy
+
+        def fails(
+            identities: list[bytes], kernel: Kernel = kernel, destroy: Any = destroy
+        ) -> list[int]:
+            if kernel.asked:
+                raise OSError(error, "SOCK_DESTROY: no")
+            answers: list[int] = destroy(identities)
+            return answers
+
+        kernel.destroy = fails  # type: ignore[method-assign]
+        status, out, said = run_with(kernel, *form, "--state", "time-wait")
+        assert status == 3
+        assert "SOCK_DESTROY: no" in said
+        if form:
+            assert json.loads(out)["counts"] == {"dropped": 128, "not tried": 256}
+        else:
+            assert "stopped: 128 dropped, 256 not tried" in said
+            assert out.count("\n") == 128
+
+
 @pytest.mark.parametrize("error", [errno.ENOENT, errno.EPROTONOSUPPORT])
 def test_kernel_without_sock_diag_is_status_5(run_with: Run, error: int) -> None:
     kernel = Kernel()
@@ -354,22 +487,35 @@ def test_acks_are_told_apart_by_their_number() -> None:
         message(2, number, struct.pack("=i", -error) + bytes(16))
         for number, error in ((12, errno.ENOENT), (9, errno.EPERM), (10, 0), (13, errno.EOPNOTSUPP))
     )
-    answers = _sockdiag.parse_acks(datagram, 10, 4)
-    assert answers == [0, _sockdiag.UNANSWERED, errno.ENOENT, errno.EOPNOTSUPP]
+    answers = _sockdiag.parse_answers(datagram, 10, 4)
+    assert answers == [0, _sockdiag.UNANSWERED, -errno.ENOENT, -errno.EOPNOTSUPP]
 
 
 @given(st.binary(max_size=400), st.integers(0, 3))
 def test_any_datagram_is_read_within_its_bounds(data: bytes, kind: int) -> None:
-    assert len(_sockdiag.parse_acks(data, 0, 128)) == 128
+    assert len(_sockdiag.parse_answers(data, 0, 128)) == 128
     for datagram in (data, message((2, 3, 20, 4)[kind], 1, data)):
         try:
             ended, rows = _sockdiag.parse_dump(datagram, 1)
         except OSError:
             continue
-        except ValueError:
-            continue  # an unknown family, which inet_ntop refuses
         assert len(rows) <= len(datagram) // 72
         assert isinstance(ended, bool)
+
+
+def test_socket_of_another_family_is_a_bad_message() -> None:
+    for family in (0, 1, 16, 255):
+        datagram = message(20, 1, bytes([family]) + bytes(71))
+        with pytest.raises(OSError, match="SOCK_DIAG_BY_FAMILY") as caught:
+            _sockdiag.parse_dump(datagram, 1)
+        assert caught.value.errno == errno.EBADMSG
+
+
+def test_state_that_is_asked_for_is_told_by_its_number() -> None:
+    found = message(20, 7, bytes([2, NUMBERS["time-wait"]]) + bytes(70))
+    short, gone = message(20, 8, bytes(12)), message(2, 9, struct.pack("=i", -errno.ENOENT))
+    answers = _sockdiag.parse_answers(found + short + gone, 7, 4)
+    assert answers == [6, -errno.EBADMSG, -errno.ENOENT, _sockdiag.UNANSWERED]
 
 
 def test_identity_without_a_cookie_is_never_sent() -> None:
@@ -381,6 +527,8 @@ def test_identity_without_a_cookie_is_never_sent() -> None:
         handle.destroy([key[:-1]])
     with pytest.raises(ValueError, match="128"):
         handle.destroy([key] * 129)
+    with pytest.raises(ValueError, match="cookie"):
+        handle.states([key])
     handle.close()
     handle.close()
     with pytest.raises(ValueError, match="closed"):

@@ -173,7 +173,7 @@ UDP_PLAIN = ("received", "sent", "bytes_received", "bytes_sent", "dropped")
 
 
 def test_udp_counters_add_up_subtract_and_go_through_json() -> None:
-    stats = Stats.of_workers([worker(1)], 2.0, [udp_worker(10), udp_worker(100)])
+    stats = Stats.of_workers([worker(1)], 2.0, udp=[udp_worker(10), udp_worker(100)])
     assert stats.udp is not None
     assert stats.udp.received == 110
     assert stats.udp.refused == {"port": 110, "rate": 0}
@@ -182,7 +182,7 @@ def test_udp_counters_add_up_subtract_and_go_through_json() -> None:
     assert {name: plain[name] for name in UDP_PLAIN} == {
         name: 110 + 2 * place for place, name in enumerate(UDP_PLAIN)
     }
-    later = Stats.of_workers([worker(1)], 3.0, [udp_worker(20), udp_worker(100)])
+    later = Stats.of_workers([worker(1)], 3.0, udp=[udp_worker(20), udp_worker(100)])
     interval = (later - stats).udp
     assert interval is not None
     assert (interval.received, interval.errors["full"]) == (10, 20)

@@ -1,0 +1,91 @@
+"""find() and drop(): what a program calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+
+from .filters import Filter, make_filter
+from .outcome import Outcome
+from .pairs import Pair, as_pair, as_pairs
+from .process import inodes_of
+from .sockets import Diag, Socket
+
+__all__ = ["drop", "find"]
+
+PairLike = Pair | Sequence[object] | str
+
+
+def find(
+    pairs: Iterable[PairLike] | None = None,
+    *,
+    states: Iterable[str] = (),
+    local: Iterable[str] = (),
+    peer: Iterable[str] = (),
+    family: int | None = None,
+    pid: Iterable[int] | int | None = None,
+    uid: Iterable[int] | int = (),
+    listeners: bool = False,
+    netns: str | None = None,
+) -> list[Socket]:
+    """TCP sockets that match all that is given; without anything, every one but listeners.
+
+    pairs: Pair, (local address, local port, peer address, peer port) or "LOCAL PEER" each.
+    states: names of ss, such as "time-wait"; local, peer: "10.0.0.0/8", ":80", ":80-90";
+    family: 4 or 6. Needs no privilege. Raises ValueError (a wrong value) and OSError.
+    """
+    inodes = None
+    if pid is not None:
+        pids = [pid] if isinstance(pid, int) else pid
+        inodes = set[int]().union(*(inodes_of(one) for one in pids))
+    if family not in (None, 4, 6):
+        raise ValueError(f"family: {family!r} is neither 4 nor 6")
+    wanted = make_filter(
+        states=states,
+        local=local,
+        peer=peer,
+        family=family,
+        uids=[uid] if isinstance(uid, int) else uid,
+        inodes=inodes,
+    )
+    listed = None if pairs is None else as_pairs(pairs)
+    with Diag(netns) as diag:
+        return diag.find(wanted, pairs=listed, listeners=listeners)
+
+
+def drop(
+    what: Iterable[PairLike | Socket],
+    *,
+    listeners: bool = False,
+    dry_run: bool = False,
+    netns: str | None = None,
+    progress: Callable[[Outcome], object] | None = None,
+) -> list[Outcome]:
+    """Drops these sockets and no others; needs CAP_NET_ADMIN.
+
+    what: Sockets of find(), which are dropped only while they are still the same ones and in the
+    same state (otherwise they are GONE, or PROTECTED); or pairs as find() takes them, of which
+    every one is looked up first. progress: called with each outcome. A refusal is an outcome, with
+    its errno. Raises ValueError before anything is dropped, and OSError if the kernel cannot be
+    asked.
+    """
+    if isinstance(what, (str, bytes)):
+        raise ValueError("a single text: parse_pairs() makes pairs of it")
+    found: list[Socket] = []
+    pairs: dict[Pair, None] = {}
+    for one in what:
+        if isinstance(one, Socket):
+            found.append(one)
+        else:
+            pairs[as_pair(one)] = None
+    outcomes: list[Outcome] = []
+    with Diag(netns) as diag:
+        drops = [diag.drop_sockets(dict.fromkeys(found), listeners=listeners, dry=dry_run)]
+        if pairs:
+            drops.append(diag.drop_pairs(list(pairs), Filter(), listeners=listeners, dry=dry_run))
+        for batch in chain(*drops):
+            outcomes += batch
+            if progress is not None:
+                for outcome in batch:
+                    progress(outcome)
+    return outcomes

@@ -1,0 +1,70 @@
+"""Connections to be dropped, and the command that drops them, for tests."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clients import DEADLINE_S
+
+
+class Ends:
+    """A listener, a client and the server's end of their connection."""
+
+    def __init__(self, kind: str, stack: ExitStack) -> None:
+        self.kind, self.stack = kind, stack
+        self.address = "127.0.0.1" if kind == "mapped" else kind
+        family = socket.AF_INET if kind == "127.0.0.1" else socket.AF_INET6
+        if family == socket.AF_INET6 and not Path("/proc/net/if_inet6").exists():
+            pytest.skip("this kernel has no IPv6")
+        self.family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
+        self.listener = stack.enter_context(socket.socket(family))
+        if kind == "mapped":
+            self.listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        self.listener.bind(("::" if kind == "mapped" else self.address, 0))
+        self.listener.listen(16)
+        self.port = self.listener.getsockname()[1]
+
+    def connect(self) -> tuple[socket.socket, socket.socket]:
+        """(the client, the server's end)."""
+        client = self.stack.enter_context(socket.socket(self.family))
+        client.settimeout(DEADLINE_S)
+        client.connect((self.address, self.port))
+        server, _ = self.listener.accept()
+        server.settimeout(DEADLINE_S)
+        return client, self.stack.enter_context(server)
+
+    def pair(self, one: socket.socket) -> tuple[str, int, str, int]:
+        local, peer = one.getsockname()[:2], one.getpeername()[:2]
+        return (*local, *peer)
+
+    def assert_accepts(self) -> None:
+        client, server = self.connect()
+        client.sendall(b"hello")
+        assert server.recv(5) == b"hello"
+
+
+def make_time_wait(ends: Ends, count: int) -> None:
+    for _ in range(count):
+        client, server = ends.connect()
+        client.close()
+        server.close()
+
+
+def run_drop(
+    *arguments: str, text: str | None = None, before: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    given: Any = {"stdin": subprocess.DEVNULL} if text is None else {"input": text}
+    return subprocess.run(
+        [*before, sys.executable, "-m", "kecho.drop", *arguments],
+        **given,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
