@@ -51,7 +51,7 @@ SAMPLES: dict[str, tuple[str, object, str, object, str]] = {
     "max_connections_per_ip": ("5", 5, "1", 1, "0"),
     "rate_limit": ("5", 5, "1000000", 1_000_000, "1000001"),
     "graceful_timeout": ("0", 0.0, "9", 9.0, "-0.5"),
-    "udp": ("1", True, "on", True, "perhaps"),
+    "udp": ("1", True, "off", False, "perhaps"),
     "udp_rate": ("500", 500, "0", 0, "-1"),
     "udp_rate_total": ("500", 500, "0", 0, "x"),
     "udp_min_source_port": ("1", 1, "65535", 65535, "0"),

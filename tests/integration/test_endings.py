@@ -29,6 +29,7 @@ from clients import (
     wait_for,
     wait_until_delivered,
 )
+from kecho._engine import CLOSE_REASONS
 from processes import ServerProcess
 
 StartServer = Callable[..., kecho.Server]
@@ -43,7 +44,7 @@ def stop_timed(server: kecho.Server, graceful_timeout: float) -> tuple[kecho.Sta
 
 
 def closed(**counts: int) -> kecho.NamedCounts:
-    names = ("eof", "reset", "timed_out", "idle", "drained", "aborted", "error")
+    names = CLOSE_REASONS
     assert counts.keys() <= set(names)
     return kecho.NamedCounts({name: counts.get(name, 0) for name in names})
 
