@@ -14,8 +14,8 @@ enum {
 
 /* ---- endings --------------------------------------------------------------------------------- */
 
-static void note_error(struct client *client, const struct connection *connection,
-                       enum error_kind kind, int error) {
+void traffic_note_error(struct client *client, const struct connection *connection,
+                        enum error_kind kind, int error) {
     count(&client->counters.errors[kind], 1);
     struct first_error *first = &client->first_error;
     if (first->happened)
@@ -31,7 +31,7 @@ static void note_error(struct client *client, const struct connection *connectio
 
 void traffic_fail(struct client *client, struct connection *connection, enum error_kind kind,
                   int error) {
-    note_error(client, connection, kind, error);
+    traffic_note_error(client, connection, kind, error);
     if (connection->state == CONNECTION_CONNECTING || connection->state == CONNECTION_RETRY)
         client->connecting--;
     else
@@ -151,8 +151,12 @@ static uint32_t fill_buffer(struct client *client, const struct connection *conn
 }
 
 static void stamp_begun(struct client *client, struct connection *connection, uint64_t now) {
-    if (client->settings.mode != MODE_STREAM)
-        connection_stamp(connection, connection->sent)->sent_ns = now;
+    if (client->settings.mode == MODE_STREAM)
+        return;
+    struct stamp *stamp = connection_stamp(connection, connection->sent);
+    stamp->sent_ns = now;
+    if (client->settings.mode == MODE_CLOSED && stamp->due_ns >= client->measure_ns)
+        count(&client->counters.between_ns, now - stamp->due_ns);
 }
 
 static void note_sent(struct client *client, struct connection *connection, uint32_t size,
@@ -217,7 +221,7 @@ bool traffic_send(struct client *client, struct connection *connection) {
 void traffic_allow(struct client *client, struct connection *connection, uint64_t due_ns) {
     int result = connection_reserve_stamp(connection, MOST_STAMPS);
     if (result < 0) {
-        note_error(client, connection, ERROR_OVERRUN, -result);
+        traffic_note_error(client, connection, ERROR_OVERRUN, -result);
         return;
     }
     connection_stamp(connection, connection->allowed)->due_ns = due_ns;

@@ -19,6 +19,7 @@ from . import target as targets
 from .crew import Crew, Report, Snapshot, shares_of
 from .histogram import Histogram
 from .processes import ProcessCrew
+from .procfs import usage_of
 from .result import Interval, Result, Round
 from .target import Target
 from .timewait import Sweeper
@@ -64,10 +65,12 @@ def run(
     OptionError if the limits of this process or the ports do not allow so many connections,
     OSError if the client itself cannot go on.
     """
+    if server_pid is not None and usage_of(server_pid) is None:
+        raise OptionError("server_pid", f"there is no process {server_pid}")
     target = targets.find(workload)
     ports = _check_limits(workload, target)
     if server_pid is None:
-        server_pid = pid_listening_at(target)
+        server_pid = target.pid or pid_listening_at(target)
     seed = random.SystemRandom().getrandbits(32)
     shares = shares_of(workload)
     crew: Crew | ProcessCrew
@@ -134,6 +137,7 @@ class _Conductor:
     ) -> None:
         self._workload = workload
         self._crew = crew
+        self._target = target
         self._witness = Witness(target, server_pid, crew.pids())
         self._on_progress = on_progress
         self._latency = _LATENCY_OF_MODE.get(workload.mode)
@@ -325,6 +329,8 @@ class _Conductor:
             observation=observation,
             ports=ports,
             opened=totals["opened"] - cleared,
+            port_hold_s=preflight.port_hold_s(is_loopback=self._target.is_loopback),
+            server_is_local=self._target.is_local,
         )
         ended_early = self._interrupted or self._is_short(duration_s)
         if ended_early:

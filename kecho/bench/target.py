@@ -5,13 +5,15 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-from dataclasses import dataclass
+import struct
+from dataclasses import dataclass, replace
 
 from .workload import Workload
 
 __all__ = ["Target", "TargetError", "find"]
 
 _PROBE_BYTES = 32
+_UCRED = struct.Struct("iII")  # pid, uid, gid
 
 
 class TargetError(OSError):
@@ -20,7 +22,8 @@ class TargetError(OSError):
 
 @dataclass(frozen=True)
 class Target:
-    """family: AF_INET, AF_INET6 or AF_UNIX. address: packed, or a path. name: for a person."""
+    """family: AF_INET, AF_INET6 or AF_UNIX. address: packed, or a path. name: for a person.
+    is_local: on this host, by whatever address. pid: of the server, where the kernel says it."""
 
     family: int
     address: bytes
@@ -28,6 +31,16 @@ class Target:
     scope: int
     name: str
     is_local: bool
+    pid: int | None = None
+
+    @property
+    def is_loopback(self) -> bool:
+        """By its address: 127.0.0.0/8 or ::1, as IPv6 or not. The kernel calls no other so."""
+        if self.family == socket.AF_UNIX:
+            return False
+        address = ipaddress.ip_address(self.address)
+        mapped = getattr(address, "ipv4_mapped", None)
+        return (mapped or address).is_loopback or address.is_unspecified
 
 
 def find(workload: Workload) -> Target:
@@ -35,8 +48,7 @@ def find(workload: Workload) -> Target:
     if workload.uds is not None:
         path = os.fsencode(workload.uds)
         target = Target(socket.AF_UNIX, path, 0, 0, f"unix {workload.uds}", True)
-        _probe(workload, target, workload.uds)
-        return target
+        return _probe(workload, target, workload.uds)
     try:
         found = socket.getaddrinfo(workload.host, workload.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
@@ -52,24 +64,23 @@ def find(workload: Workload) -> Target:
             workload.port,
             int(where[3]) if len(where) == 4 else 0,
             f"tcp {shown}:{workload.port}",
-            ipaddress.ip_address(address).is_loopback,
+            False,
         )
         try:
-            _probe(workload, target, where)
+            return _probe(workload, target, where)
         except TargetError as error:
             first_error = first_error or error
-            continue
-        return target
     raise first_error or TargetError(f"{workload.host!r} has no address")
 
 
-def _probe(workload: Workload, target: Target, where: object) -> None:
-    """One echo, of bytes that nobody sends by accident."""
+def _probe(workload: Workload, target: Target, where: object) -> Target:
+    """One echo, of bytes that nobody sends by accident; what the connection shows of the server."""
     message = os.urandom(_PROBE_BYTES)
     try:
         with socket.socket(target.family, socket.SOCK_STREAM) as probe:
             probe.settimeout(workload.timeout)
             probe.connect(where)  # type: ignore[arg-type]
+            target = _with_locality(target, probe)
             probe.sendall(message)
             reply = b""
             while len(reply) < len(message) and (chunk := probe.recv(4096)):
@@ -91,6 +102,17 @@ def _probe(workload: Workload, target: Target, where: object) -> None:
         raise TargetError(
             f"{target.name} closed the connection after {len(reply)} of {len(message)} bytes"
         )
+    return target
+
+
+def _with_locality(target: Target, probe: socket.socket) -> Target:
+    if target.family == socket.AF_UNIX:
+        # Of who called listen(2), unix(7); 0 in another PID namespace.
+        credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        return replace(target, is_local=True, pid=_UCRED.unpack(credentials)[0] or None)
+    # Towards an address of its own, a host connects from that address.
+    is_own = probe.getsockname()[0] == probe.getpeername()[0]
+    return replace(target, is_local=is_own or target.is_loopback)
 
 
 def _shown(data: bytes) -> str:

@@ -19,7 +19,7 @@ import kecho
 from clients import wait_for
 from kecho import OptionError, bench
 from kecho.bench import Result, Workload
-from processes import run_python
+from processes import ServerProcess, run_python
 
 
 @pytest.fixture
@@ -132,6 +132,41 @@ def test_connections_come_from_the_sources_in_turn(
     )
     assert result.echoes == 80
     assert not result.errors
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("host", ["0.0.0.0", "::ffff:127.0.0.1", "127.0.0.5"])
+def test_a_server_here_is_found_by_whatever_address(
+    start_process: Callable[..., ServerProcess], host: str
+) -> None:
+    server = start_process("--host", "0.0.0.0", "--port", "0")
+    result = bench.run(Workload(host=host, port=server.port, connections=5, rounds=1))
+    assert result.observed["server_cpu_s"] is not None
+    assert result.observed["others_cpu_share"] is not None
+
+
+@pytest.mark.e2e
+def test_the_server_behind_a_unix_socket_is_found(
+    start_process: Callable[..., ServerProcess], tmp_path: Path
+) -> None:
+    path = str(tmp_path / "socket")
+    start_process("--uds", path)
+    result = bench.run(Workload(uds=path, connections=5, rounds=1))
+    assert result.observed["server_cpu_s"] is not None
+    assert not any("not known" in note for note in result.verdict.notes)
+
+
+def test_a_server_in_the_same_process_is_not_told_from_the_client(
+    measure: Callable[..., Result],
+) -> None:
+    result = measure(connections=5, rounds=1, mode="burst")
+    assert result.observed["server_cpu_s"] is None
+    assert any("in the client's own process" in note for note in result.verdict.notes)
+
+
+def test_a_server_process_that_is_none_is_refused() -> None:
+    with pytest.raises(OptionError, match="there is no process 4194304"):
+        bench.run(Workload(port=9), server_pid=4_194_304)
 
 
 @pytest.mark.parametrize("mode", ["burst", "closed", "open", "stream", "connect", "idle"])
@@ -286,6 +321,35 @@ def test_an_interruption_at_any_moment_keeps_what_was_measured(
         assert status == 130, stderr
         assert "echoes " in stdout
         assert "Traceback" not in stderr
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--mode", "closed"], "did not look at its sockets for"),
+        (["--mode", "open", "-R", "500"], "sends were late"),
+    ],
+)
+def test_a_client_that_stood_still_says_so(
+    start_server: Callable[..., kecho.Server], tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    server, saved = start_server(), tmp_path / "result.json"
+    command = [
+        *(sys.executable, "-m", "kecho.bench", "--port", str(server.port), *arguments),
+        *("-c", "4", "-d", "3", "--json", str(saved)),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            wait_for(lambda: server.stats().echoes > 200, "the run is under way")
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(1)
+            process.send_signal(signal.SIGCONT)
+            process.wait(60)
+        finally:
+            process.kill()
+    reasons = Result.from_json(saved.read_text()).verdict.reasons
+    assert any(said in reason for reason in reasons), reasons
 
 
 @pytest.mark.e2e

@@ -22,7 +22,7 @@ DEADLINE_S = 90
 def in_a_namespace(script: str, *arguments: str) -> Any:
     """Runs Python in a network namespace of its own; what it prints last, as JSON."""
     begin = """
-        import json, os, signal, socket, subprocess, sys, time
+        import json, os, re, signal, socket, subprocess, sys, time
         from pathlib import Path
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         def bench(*arguments):
@@ -125,6 +125,23 @@ def test_a_spawned_server_ends_with_a_client_that_is_killed() -> None:
         while server.exists() and time.monotonic() < end:
             time.sleep(0.05)
         print(json.dumps(not server.exists()))
+    """)
+
+
+def test_a_server_at_an_address_that_is_no_loopback_is_found() -> None:
+    assert in_a_namespace("""
+        subprocess.run(["ip", "address", "add", "10.9.9.9/32", "dev", "lo"], check=True)
+        server = subprocess.Popen(
+            [sys.executable, "-m", "kecho", "--host", "10.9.9.9", "--port", "0"],
+            stderr=subprocess.PIPE, text=True)
+        try:
+            port = int(re.search("10.9.9.9:([0-9]+)", server.stderr.readline())[1])
+            from kecho import bench
+            result = bench.run(bench.Workload(
+                host="10.9.9.9", port=port, connections=5, rounds=1))
+        finally:
+            server.terminate()
+        print(json.dumps(result.observed["server_cpu_s"] is not None))
     """)
 
 
