@@ -2,12 +2,13 @@
 
 The table goes to stdout, everything else that is said to stderr. Exit status: 0 measured; 1
 errors, nothing to measure, or nothing could be measured; 2 wrong usage; 3 a --fail-if of compare
-came true; 130 interrupted, with the partial result printed and saved.
+came true; 128 + N ended by signal N (130: Ctrl-C), with the partial result printed and saved.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,7 +20,7 @@ from .._version import __version__
 from ..errors import OptionError, TuningError
 from ..options import Option, flag, integer, option_of, switch
 from ..tuned import restore_leftover
-from . import compare, condition, preflight, report
+from . import compare, condition, preflight, report, signals
 from .preflight import tuning_for
 from .result import Result, dump, load
 from .runner import Progress, run
@@ -31,7 +32,7 @@ from .workload import Workload
 __all__ = ["main"]
 
 PROGRAM = "kecho.bench"
-_INTERRUPTED = 130
+_BY_SIGNAL = 128
 _FIRST_RATE = 1000.0  # that --find-rate begins with
 _EXIT_CONDITION = 3
 _WORKLOAD_OPTIONS = {one.name: option_of(one) for one in fields(Workload)}
@@ -123,7 +124,12 @@ def _main(arguments: Sequence[str]) -> int:
         command.say_error(PROGRAM, f"{flag(error.option)}: {error.reason}")
         return command.EXIT_USAGE
     try:
-        return _measure(workloads, extra)
+        with signals.heard(signals.ENDINGS) as ending:
+            try:
+                status = _measure(workloads, extra, ending)
+            except KeyboardInterrupt:
+                status = _BY_SIGNAL + signal.SIGINT
+            return _BY_SIGNAL + ending.number if ending.number else status
     except OptionError as error:
         command.say_error(PROGRAM, f"{flag(error.option)}: {error.reason}")
     except (TargetError, SpawnError) as error:
@@ -181,7 +187,7 @@ def _workloads(values: dict[str, Any], extra: dict[str, Any]) -> list[Workload]:
 # ---- runs ---------------------------------------------------------------------------------------
 
 
-def _measure(workloads: list[Workload], extra: dict[str, Any]) -> int:
+def _measure(workloads: list[Workload], extra: dict[str, Any], ending: signals.Ending) -> int:
     largest = max(workloads, key=lambda workload: workload.total_connections)
     results: list[Result] = []
     found: Found | None = None
@@ -218,6 +224,8 @@ def _measure(workloads: list[Workload], extra: dict[str, Any]) -> int:
                     repeats.append(run(workload, server_pid=server_pid, on_progress=show))
                     if _was_interrupted(repeats[-1]):
                         break
+                    if ending.number:  # it came when the run had ended by itself
+                        raise KeyboardInterrupt
             finally:
                 if repeats:
                     results.append(repeats[0] if len(repeats) == 1 else Result.merge(repeats))
@@ -236,10 +244,12 @@ def _measure(workloads: list[Workload], extra: dict[str, Any]) -> int:
                     if _was_interrupted(measure(workload)):
                         break
         except KeyboardInterrupt:
-            status = _INTERRUPTED
+            status = _BY_SIGNAL + signal.SIGINT
         except OSError as error:
             failure = error
             status = command.EXIT_FAILED
+        # From here on, what has been measured is put away.
+        ending.interrupt = lambda: None
     return max(status, _tell(results, found, extra, failure))
 
 
@@ -257,7 +267,7 @@ def _tell(
     if failure is not None:
         command.say_error(PROGRAM, failure.strerror or str(failure))
     if any(_was_interrupted(result) for result in results):
-        return _INTERRUPTED
+        return _BY_SIGNAL + signal.SIGINT
     # Of a search, the rates that were too high are expected to fail.
     failed = found.rate is None if found else any(one.error_count or one.partial for one in results)
     return command.EXIT_FAILED if failed else status

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import os
 import random
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import FrameType
 from typing import Any
 
 from ..errors import OptionError
-from . import environment, preflight, verdict
+from . import environment, preflight, signals, verdict
 from . import target as targets
 from .crew import Crew, Report, Snapshot, shares_of
 from .histogram import Histogram
 from .processes import ProcessCrew
 from .procfs import usage_of
 from .result import Interval, Result, Round
+from .series import Series
 from .target import Target
 from .timewait import Sweeper
 from .witness import Observation, Witness, pid_listening_at
@@ -61,9 +58,9 @@ def run(
     on_progress: called about ten times a second.
 
     An interruption (KeyboardInterrupt) ends the run early: what was measured is returned, marked
-    partial; a second one is raised. Raises TargetError if there is no server to measure,
-    OptionError if the limits of this process or the ports do not allow so many connections,
-    OSError if the client itself cannot go on.
+    partial; a second one, two seconds later or more, is raised. Raises TargetError if there is no
+    server to measure, OptionError if the limits of this process or the ports do not allow so many
+    connections, OSError if the client itself cannot go on.
     """
     if server_pid is not None and usage_of(server_pid) is None:
         raise OptionError("server_pid", f"there is no process {server_pid}")
@@ -83,30 +80,14 @@ def run(
         raise OptionError("source", str(error)) from None
     try:
         conductor = _Conductor(workload, crew, target, server_pid, on_progress)
-        with _interruptible(conductor.interrupt):
-            return conductor.conduct(ports)
+        with signals.heard() as ending:
+            ending.interrupt = conductor.interrupt
+            try:
+                return conductor.conduct(ports)
+            finally:
+                ending.interrupt = None
     finally:
         crew.close()
-
-
-@contextmanager
-def _interruptible(interrupt: Callable[[], None]) -> Iterator[None]:
-    """The first SIGINT calls `interrupt` instead of raising KeyboardInterrupt wherever the main
-    thread is; elsewhere, and where somebody has a handler of their own, nothing is changed."""
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-
-    def first(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        interrupt()
-
-    signal.signal(signal.SIGINT, first)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _check_limits(workload: Workload, target: Target) -> int:
@@ -143,7 +124,7 @@ class _Conductor:
         self._latency = _LATENCY_OF_MODE.get(workload.mode)
         self._sweeper = Sweeper(target) if workload.clear_time_wait and target.port else None
         self._interrupted = False
-        self._series: list[Interval] = []
+        self._series = Series()
         self._rounds: list[Round] = []
         self._last = Snapshot()
         self._last_at_s = 0.0
@@ -190,7 +171,7 @@ class _Conductor:
         took_s = max(answered, default=0) / 1e9
         histogram = Histogram.of(answered)
         size = len(answered) * self._workload.length
-        self._series.append(Interval(total_s - took_s, took_s, len(answered), size, histogram))
+        self._series.append(Interval.of(total_s - took_s, took_s, len(answered), size, histogram))
         if answered:
             self._rate = len(answered) / took_s
             self._p99_ns = histogram.percentile(99)
@@ -290,7 +271,7 @@ class _Conductor:
         echoes = snapshot.counters["echoes"] - self._last.counters["echoes"]
         received = snapshot.counters["bytes_received"] - self._last.counters["bytes_received"]
         self._series.append(
-            Interval(start_s - measure_ns / 1e9, duration_s, echoes, received, difference)
+            Interval.of(start_s - measure_ns / 1e9, duration_s, echoes, received, difference)
         )
         self._rate = echoes / duration_s
         self._p99_ns = difference.percentile(99) if difference else None
@@ -349,7 +330,7 @@ class _Conductor:
             partial=ended_early,
             verdict=judged,
             latency=latency,
-            series=tuple(self._series),
+            series=self._series.intervals(),
             rounds=tuple(self._rounds),
             observed={
                 "client_cpu_s": round(observation.client_cpu_s, 3),

@@ -269,9 +269,14 @@ def test_an_interrupted_run_still_prints_and_saves(tmp_path: Path) -> None:
 
 
 def interrupt_after(
-    seconds: float, server: kecho.Server, *arguments: str, times: int = 1, between_s: float = 0.005
+    seconds: float,
+    server: kecho.Server,
+    *arguments: str,
+    times: int = 1,
+    between_s: float = 0.005,
+    number: signal.Signals = signal.SIGINT,
 ) -> tuple[int, str, str]:
-    """Runs the command, sends SIGINT so long after its first echoes; status, stdout, stderr."""
+    """Runs the command, sends a signal so long after its first echoes; status, stdout, stderr."""
     before = server.stats().echoes
     with subprocess.Popen(
         [sys.executable, "-m", "kecho.bench", "--port", str(server.port), *arguments],
@@ -283,7 +288,7 @@ def interrupt_after(
             wait_for(lambda: server.stats().echoes > before + 200, "the run is under way")
             time.sleep(seconds)
             for _ in range(times):
-                process.send_signal(signal.SIGINT)
+                process.send_signal(number)
                 time.sleep(between_s)
             stdout, stderr = process.communicate(timeout=30)
         finally:
@@ -292,14 +297,42 @@ def interrupt_after(
 
 
 @pytest.mark.e2e
-def test_a_second_interruption_ends_the_command_without_a_traceback(
-    start_server: Callable[..., kecho.Server],
+@pytest.mark.parametrize("between_s", [0.0, 0.01, 0.1])
+def test_a_second_interruption_at_once_costs_nothing(
+    start_server: Callable[..., kecho.Server], tmp_path: Path, between_s: float
 ) -> None:
-    status, _, stderr = interrupt_after(
-        0.5, start_server(), "--mode", "closed", "-c", "5", "-d", "30", times=2
+    saved = tmp_path / "result.json"
+    status, stdout, stderr = interrupt_after(
+        0.5,
+        start_server(),
+        *("--mode", "closed", "-c", "5", "-d", "30", "--json", str(saved)),
+        times=3,
+        between_s=between_s,
     )
     assert status == 130
     assert stderr == ""
+    assert "(partial)" in stdout
+    assert Result.from_json(saved.read_text()).partial
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_other_endings_keep_what_was_measured_as_well(
+    start_server: Callable[..., kecho.Server],
+    tmp_path: Path,
+    number: signal.Signals,
+    expected: int,
+) -> None:
+    saved = tmp_path / "result.json"
+    status, stdout, stderr = interrupt_after(
+        0.5,
+        start_server(),
+        *("--mode", "closed", "-c", "5", "-d", "30", "--json", str(saved)),
+        number=number,
+    )
+    assert status == expected, stderr
+    assert "(partial)" in stdout
+    assert Result.from_json(saved.read_text()).partial
 
 
 @pytest.mark.e2e

@@ -55,7 +55,7 @@ TUNED_RUN = """
         stderr=subprocess.PIPE, text=True)
     first = run.stderr.readline()
     during = values()
-    if ending in ("SIGINT", "SIGKILL"):
+    if ending.startswith("SIG"):
         assert during != before, first
         time.sleep(1)
         run.send_signal(getattr(signal, ending))
@@ -69,7 +69,11 @@ TUNED_RUN = """
 
 
 @pytest.mark.parametrize(
-    ("ending", "status"), [("normal", 0), ("SIGINT", 130), ("exception", 1), ("SIGKILL", -9)]
+    ("ending", "status"),
+    [
+        *(("normal", 0), ("exception", 1), ("SIGKILL", -9)),
+        *(("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)),
+    ],
 )
 def test_tune_puts_every_value_back(ending: str, status: int) -> None:
     before, left, after, returned, said = in_a_namespace(TUNED_RUN, ending)

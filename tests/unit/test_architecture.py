@@ -100,14 +100,17 @@ BENCH = {
     "bench.environment": set(),
     "bench.target": {"workload"},
     "bench.procfs": set(),
+    "bench.series": {"result"},
+    "bench.signals": set(),
     "bench.witness": {"procfs", "target"},
-    "bench.result": {"histogram"},
+    "bench.reading": {"workload"},
+    "bench.result": {"histogram", "reading"},
     "bench.verdict": {"histogram", "result", "witness", "workload"},
     "bench.crew": {"target", "workload"},
     "bench.processes": {"crew", "target", "workload"},
     "bench.runner": {
         *{"crew", "environment", "histogram", "preflight", "processes", "result", "target"},
-        *{"procfs", "timewait", "verdict"},
+        *{"procfs", "series", "signals", "timewait", "verdict"},
         *{"witness", "workload"},
     },
     "bench.preflight": {"workload"},
@@ -121,7 +124,7 @@ BENCH = {
     "bench.spawn": set(),
     "bench.cli": {
         *{"compare", "condition", "page", "plot", "preflight", "report", "result", "runner"},
-        *{"search", "spawn", "target", "workload"},
+        *{"search", "signals", "spawn", "target", "workload"},
     },
 }
 FOR_BENCH = {"errors", "options", "command", "cpus", "tuning", "limits", "tuned", "_version"}

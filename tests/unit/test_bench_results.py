@@ -47,7 +47,7 @@ def full_result() -> Result:
         first_error="reset: connection 1",
         partial=True,
         verdict=Verdict(("why",), ("note",)),
-        series=(Interval(0.0, 1.0, 5, 320, Histogram.of([5, 6])),),
+        series=(Interval.of(0.0, 1.0, 5, 320, Histogram.of([5, 6])),),
         rounds=(Round((1, 2), (3, 0), (4, 2**63)),),
         observed={"lost": None},
     )
