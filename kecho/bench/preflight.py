@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+
 from .. import tuning
+from ..errors import OptionError
 from ..limits import Limits, Needs, Problem, advice
 from ..tuned import Tuning
 from .workload import Workload
 
-__all__ = ["needs_of", "port_budget", "port_hold_s", "problems", "tuning_for"]
+__all__ = ["check_sources", "needs_of", "port_budget", "port_hold_s", "problems", "tuning_for"]
 
 _TIME_WAIT_S = 60.0  # TCP_TIMEWAIT_LEN, a constant of the kernel
 _SPARE_DESCRIPTORS = 64  # files, pipes, and what was open before
@@ -45,6 +48,17 @@ def port_budget(workload: Workload) -> int:
     if workload.uds is not None:
         return 0
     return Limits.read().ports * max(1, len(workload.source_addresses()))
+
+
+def check_sources(workload: Workload) -> None:
+    """Raises OptionError if one of the source addresses cannot be connected from."""
+    for address in workload.source_addresses():
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.bind((str(address), 0))
+        except OSError as error:
+            raise OptionError("source", f"{address}: {error.strerror}") from None
 
 
 def port_hold_s(*, is_loopback: bool) -> float:

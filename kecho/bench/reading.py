@@ -15,7 +15,7 @@ from .workload import Workload
 
 __all__ = ["MOST_SAMPLES", "amount", "count", "pack", "parse", "text", "unpack", "workload"]
 
-MOST_SAMPLES = 1 << 26  # of all rounds of a file: eight bytes for each
+MOST_SAMPLES = 1 << 25  # of all rounds of a file: some 16 bytes of memory for each
 
 
 def parse(text: str) -> Any:
@@ -36,25 +36,30 @@ def workload(data: Any) -> dict[str, Any]:
     checked = Workload(**given).to_dict()
     for name in ("mode", "connections", "threads"):
         if checked[name] != given[name]:
-            raise ValueError(f"a malformed result: {name} is {given[name]!r}")
+            raise ValueError(f"a malformed result: {name} is {_shown(given[name])}")
     return checked
+
+
+def _shown(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:60] + "…"
 
 
 def text(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"a malformed result: {value!r} is no text")
+        raise ValueError(f"a malformed result: {_shown(value)} is no text")
     return value
 
 
 def count(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
-        raise ValueError(f"a malformed result: {value!r} is no count")
+        raise ValueError(f"a malformed result: {_shown(value)} is no count")
     return value
 
 
 def amount(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e12:
-        raise ValueError(f"a malformed result: {value!r} is no amount")
+        raise ValueError(f"a malformed result: {_shown(value)} is no amount")
     return float(value)
 
 

@@ -95,6 +95,7 @@ def _check_limits(workload: Workload, target: Target) -> int:
     for problem in preflight.problems(workload, is_local=target.is_local):
         if problem.fatal:
             raise OptionError("connections", str(problem))
+    preflight.check_sources(workload)
     budget = preflight.port_budget(workload)
     if budget and workload.total_connections > budget:
         raise OptionError(
@@ -155,7 +156,7 @@ class _Conductor:
         while time.monotonic() < warmup_ends_s and not self._interrupted:
             self._burst(False, 0.0)
         for number in range(self._workload.rounds):
-            if self._interrupted:
+            if self._interrupted or self._crew.ended:
                 break
             start_ns = self._burst(True, number / self._workload.rounds)
             one = Round.from_samples(self._crew.samples())
@@ -190,7 +191,7 @@ class _Conductor:
             self._crew.begin("open")
             self._wait("opening", lambda: 0.0)
             self._open_s = time.monotonic() - begun_s
-        if self._interrupted:
+        if self._interrupted or self._crew.ended:
             return 0.0
         start_ns = self._soon_ns()
         measure_ns = start_ns + round(workload.warmup * 1e9)
@@ -313,9 +314,10 @@ class _Conductor:
             port_hold_s=preflight.port_hold_s(is_loopback=self._target.is_loopback),
             server_is_local=self._target.is_local,
         )
-        ended_early = self._interrupted or self._is_short(duration_s)
+        ended_early = self._interrupted or bool(self._crew.ended) or self._is_short(duration_s)
         if ended_early:
-            judged = replace(judged, reasons=("the run ended before its time", *judged.reasons))
+            early = "the run ended before its time"
+            judged = replace(judged, reasons=(early, *self._crew.ended, *judged.reasons))
         return Result(
             workload=workload.to_dict(),
             environment=environment.describe(),

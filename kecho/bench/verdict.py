@@ -10,19 +10,19 @@ from .result import Verdict
 from .witness import Observation
 from .workload import Workload
 
-__all__ = ["judge", "late_share"]
+__all__ = ["BEYOND", "LATE_MOST", "judge", "late_share"]
 
 _SATURATED = 0.95  # of a CPU
 _OTHERS_MOST = 0.10  # of all CPU time
 _STOLEN_MOST = 0.02
 _QUEUED_MOST = 0.25  # of the time, a thread that waits for a CPU
 _LATE_LEAST_NS = 500_000  # a timer's wake-up is no lateness to speak of
-_LATE_MOST = 0.5  # of a response time, the client's own part
+LATE_MOST = 0.5  # of a response time, the client's own part
 _BURST_LATE_MOST = 0.9  # a burst lasts: its end is late by nature, but not by all of the response
 _AWAY_MOST = 0.02  # of the run, at one go
 _AWAY_LEAST_S = 0.05
 _LITTLE_TOLERANCE = 0.10
-_BEYOND = 10  # samples that have to lie beyond a percentile for it to mean something
+BEYOND = 10  # samples that have to lie beyond a percentile for it to mean something
 _PERCENTILES = (50, 90, 99, 99.9, 99.99)
 _PORTS_MOST = 0.8
 _TIME_WAIT_S = 60.0
@@ -119,7 +119,7 @@ def _founded(histogram: Histogram) -> list[float]:
     return [
         percent
         for percent in _PERCENTILES
-        if histogram.count * (100 - percent) / 100 >= _BEYOND - 1e-9
+        if histogram.count * (100 - percent) / 100 >= BEYOND - 1e-9
     ]
 
 
@@ -144,7 +144,7 @@ def _judge_lateness(
     if not late:
         return
     worst = late_share(latency)
-    if workload.mode == "open" and worst is not None and worst[0] > _LATE_MOST:
+    if workload.mode == "open" and worst is not None and worst[0] > LATE_MOST:
         _, percent, late_ns, response_ns = worst
         reasons.append(
             f"sends were late: at p{percent:g} by {late_ns / 1e6:.1f} ms, where the response time "
@@ -317,6 +317,6 @@ def _judge_samples(
         return
     text = (
         f"{count:,} samples are too few for p{unfounded[0]:g}"
-        f"{' and above' if len(unfounded) > 1 else ''}: fewer than {_BEYOND} lie beyond it"
+        f"{' and above' if len(unfounded) > 1 else ''}: fewer than {BEYOND} lie beyond it"
     )
     (reasons if unfounded[0] <= 99 else notes).append(text)

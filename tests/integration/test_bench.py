@@ -392,10 +392,10 @@ def test_a_file_that_cannot_be_written_costs_no_other_result(
     port, other = str(start_server().port), tmp_path / "ok.csv"
     finished = bench_command(
         *("--port", port, "-c", "5", "--rounds", "1"),
-        *("--json", "/nonexistent/a.json", "--csv", str(other)),
+        *("--json", "/dev/full", "--csv", str(other)),
     )
     assert finished.returncode == 1
-    assert "--json /nonexistent/a.json: No such file or directory" in finished.stderr
+    assert "--json /dev/full: No space left on device" in finished.stderr
     assert "5 connections" in finished.stdout
     assert other.exists()
 
@@ -425,7 +425,38 @@ def test_a_server_that_ends_between_repeats_costs_no_earlier_one(
 
 
 @pytest.mark.e2e
-def test_a_client_process_that_is_killed_is_named(
+@pytest.mark.parametrize("mode", ["burst", "closed"])
+def test_a_client_process_that_is_killed_costs_no_results_of_the_others(
+    start_server: Callable[..., kecho.Server], tmp_path: Path, mode: str
+) -> None:
+    server, saved = start_server(), tmp_path / "result.json"
+    more = {"burst": ["--rounds", "10000"], "closed": ["-d", "30"]}[mode]
+    with subprocess.Popen(
+        [
+            *(sys.executable, "-m", "kecho.bench", "--port", str(server.port), "--processes", "3"),
+            *("--mode", mode, "-c", "9", *more, "--json", str(saved)),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        wait_for(lambda: server.stats().echoes > 1000, "the run is under way")
+        time.sleep(1.5)  # there is an interval with its samples in it
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGKILL)
+        stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 1, stderr
+    assert "(partial)" in stdout
+    assert f"client process {children[0]} has ended: SIGKILL" in stdout
+    assert "Traceback" not in stderr
+    result = Result.from_json(saved.read_text())
+    assert result.partial
+    assert result.echoes > 500
+    assert all(len(one.response_ns) == 9 for one in result.rounds)
+
+
+@pytest.mark.e2e
+def test_when_every_client_process_is_killed_it_is_said(
     start_server: Callable[..., kecho.Server],
 ) -> None:
     server = start_server()
@@ -440,10 +471,12 @@ def test_a_client_process_that_is_killed_is_named(
     ) as process:
         wait_for(lambda: server.stats().echoes > 1000, "the run is under way")
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(int(children[0]), signal.SIGKILL)
+        for child in children:
+            os.kill(int(child), signal.SIGKILL)
         _, stderr = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert f"client process {children[0]} has ended" in stderr
+    assert "has ended: SIGKILL" in stderr
+    assert "Traceback" not in stderr
 
 
 @pytest.mark.e2e
@@ -486,6 +519,11 @@ def test_a_sweep_is_several_results_and_a_picture(tmp_path: Path) -> None:
         (["--sweep", "1,x"], "--sweep: 'x' is not a whole number"),
         (["--source", "nowhere"], "--source: 'nowhere' is neither an address nor a prefix"),
         (["--mode", "closed", "--txt", "x"], "--txt: is for mode burst"),
+        (["--mode", "stream", "--hgrm", "x"], "--hgrm: is not for mode stream"),
+        (["--sweep", "1,2", "--txt", "x"], "--txt: is for one result, and --sweep has several"),
+        (["--find-rate", "p99<1ms", "--hgrm", "x"], "--hgrm: is for one result, and --find-rate"),
+        (["--find-rate", "p99>1ms"], "--find-rate: 'p99>1ms' is no limit of a latency"),
+        (["--find-rate", "p99<1ms", "-d", "0.1"], "--find-rate: p99<1ms takes 10,000 messages/s"),
         (["--spawn", "--port", "5"], "--spawn: starts a server of its own"),
         (["--length", "0"], "--length: 0 is not between 1 and"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
@@ -507,6 +545,10 @@ def test_wrong_usage_is_one_line_and_status_2(arguments: list[str], said: str) -
         (["--host", "no.such.host.invalid"], "unknown host"),
         (["--uds", "/nonexistent/socket"], "nothing listens at unix /nonexistent/socket"),
         (["--spawn=--port 99999"], "the server did not start"),
+        (["--spawn=--help"], "the server did not start"),
+        (["--spawn", "--source", "192.0.2.1", "-c", "5"], "--source: 192.0.2.1: Cannot assign"),
+        (["--spawn", "--json", "/nonexistent/a.json"], "/nonexistent/a.json: No such file"),
+        (["--spawn", "--csv", "/"], "--csv: /: Is a directory"),
         (
             ["--spawn", "--source", "::1", "-c", "5"],
             "--source: the source addresses are of another",
@@ -519,3 +561,4 @@ def test_what_cannot_be_done_is_one_line_and_status_1(arguments: list[str], said
     assert finished.returncode == 1
     assert said in finished.stderr
     assert finished.stderr.count("\n") == 1
+    assert finished.stdout == ""

@@ -102,6 +102,7 @@ BENCH = {
     "bench.procfs": set(),
     "bench.series": {"result"},
     "bench.signals": set(),
+    "bench.files": set(),
     "bench.witness": {"procfs", "target"},
     "bench.reading": {"workload"},
     "bench.result": {"histogram", "reading"},
@@ -119,12 +120,12 @@ BENCH = {
     "bench.plot": {"histogram", "result"},
     "bench.condition": {"result"},
     "bench.compare": {"condition", "report", "result"},
-    "bench.search": {"condition", "result"},
+    "bench.search": {"condition", "result", "verdict"},
     "bench.page": {"plot", "report", "result"},
     "bench.spawn": set(),
     "bench.cli": {
         *{"compare", "condition", "page", "plot", "preflight", "report", "result", "runner"},
-        *{"search", "signals", "spawn", "target", "workload"},
+        *{"files", "search", "signals", "spawn", "target", "workload"},
     },
 }
 FOR_BENCH = {"errors", "options", "command", "cpus", "tuning", "limits", "tuned", "_version"}
