@@ -124,7 +124,7 @@ def _main(arguments: Sequence[str]) -> int:
         command.say_error(PROGRAM, f"{flag(error.option)}: {error.reason}")
         return command.EXIT_USAGE
     try:
-        with signals.heard(signals.ENDINGS) as ending:
+        with signals.heard(signals.ENDINGS, to_the_last=True) as ending:
             try:
                 status = _measure(workloads, extra, ending)
             except KeyboardInterrupt:

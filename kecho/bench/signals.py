@@ -44,8 +44,13 @@ _current: Ending | None = None
 
 
 @contextmanager
-def heard(numbers: Sequence[signal.Signals] = (signal.SIGINT,)) -> Iterator[Ending]:
+def heard(
+    numbers: Sequence[signal.Signals] = (signal.SIGINT,), *, to_the_last: bool = False
+) -> Iterator[Ending]:
     """Within `with`, these signals end what goes on; within another one, nothing is changed.
+
+    to_the_last: once one has come, further ones are ignored after `with`, too: the process is about
+    to exit with the status that says so.
 
     Nor is it in a thread that is not the main one, or for a signal that somebody else handles or
     ignores: nohup(1) ignores SIGHUP.
@@ -66,6 +71,7 @@ def heard(numbers: Sequence[signal.Signals] = (signal.SIGINT,)) -> Iterator[Endi
             signal.signal(number, ending.handle)
         yield ending
     finally:
+        is_exiting = to_the_last and ending.number is not None
         for number, handler in taken.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if is_exiting else handler)
         _current = None

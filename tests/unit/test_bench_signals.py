@@ -28,6 +28,20 @@ def test_the_first_signal_interrupts_and_those_that_follow_at_once_do_not(
     assert signal.getsignal(number) == before
 
 
+def test_a_command_that_was_ended_is_not_ended_again() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with signals.heard(to_the_last=True) as ending:
+            ending.interrupt = lambda: None
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with signals.heard(to_the_last=True):
+        pass
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_without_a_run_to_interrupt_the_first_signal_is_raised() -> None:
     with signals.heard() as ending:
         with pytest.raises(KeyboardInterrupt):
