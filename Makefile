@@ -71,7 +71,7 @@ help: ## list the targets
 serve: $(RELEASE) ## run the server on 127.0.0.1:12345; ARGS="..." are its options
 	@$(PY) -m kecho $(ARGS)
 
-bench: $(RELEASE) ## measure a server of its own: bench.json, bench.txt; ARGS="..." are its options
+bench: $(RELEASE) .venv/.bench ## measure a server of its own: bench.json, bench.txt; ARGS="..." are its options
 	@$(PY) -m kecho.bench --spawn --json bench.json --txt bench.txt $(ARGS)
 
 plot: .venv/.plot ## draw bench.png from bench.json
@@ -147,6 +147,10 @@ $(VENV):
 
 .venv/.dev: .venv/.build
 	@$(call requirements,project optional-dependencies dev) | $(PIP) install -r /dev/stdin
+	@touch $@
+
+.venv/.bench: .venv/.build
+	@$(call requirements,project optional-dependencies bench) | $(PIP) install -r /dev/stdin
 	@touch $@
 
 .venv/.plot: .venv/.build

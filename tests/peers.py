@@ -19,10 +19,14 @@ Answer = Callable[[socket.socket, bytes], None]
 class Peer:
     """A server on a free port of 127.0.0.1. `answer(connection, data)` answers what was read."""
 
-    def __init__(self, answer: Answer, greeting: bytes = b"", chunk: int = 65536) -> None:
+    def __init__(
+        self, answer: Answer, greeting: bytes = b"", chunk: int = 65536, ends_after_s: float = 0
+    ) -> None:
         self._answer = answer
         self._greeting = greeting
         self._chunk = chunk
+        self._ends_after_s = ends_after_s
+        self._leaving = threading.Event()
         self._lock = threading.Lock()
         self._connections: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
@@ -34,6 +38,7 @@ class Peer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._leaving.set()
         self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept
         with self._lock:
             connections = list(self._connections)
@@ -66,6 +71,7 @@ class Peer:
                 connection.sendall(self._greeting)
             while data := connection.recv(self._chunk):
                 self._answer(connection, data)
+            self._leaving.wait(self._ends_after_s)
         with self._lock:
             self._connections.discard(connection)
         connection.close()
@@ -249,3 +255,20 @@ def dribbles(every_s: float, after: int) -> Peer:
             time.sleep(every_s)
 
     return Peer(answer)
+
+
+def adds_later(data: bytes, after_s: float) -> Peer:
+    """Echoes, and some time later says more; the 32 bytes of a probe are let through."""
+
+    def answer(connection: socket.socket, received: bytes) -> None:
+        connection.sendall(received)
+        if len(received) != 32:
+            time.sleep(after_s)
+            connection.sendall(data)
+
+    return Peer(answer)
+
+
+def ends_late(seconds: float) -> Peer:
+    """Closes so long after its client has."""
+    return Peer(lambda connection, data: connection.sendall(data), ends_after_s=seconds)

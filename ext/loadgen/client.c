@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "clock.h"
+#include "goodbye.h"
 #include "loop.h"
 #include "traffic.h"
 #include "udp.h"
@@ -111,7 +112,7 @@ void client_close(struct client *client) {
         /* What is not established has nothing to say goodbye to. */
         bool by_reset =
             client->settings.close_by_reset || connection->state == CONNECTION_CONNECTING;
-        if (connection->state != CONNECTION_CONNECTING)
+        if (connection->state != CONNECTION_CONNECTING && connection->state != CONNECTION_ENDING)
             count(&client->counters.open_now, (uint64_t)-1);
         connection_close(connection, by_reset);
         connection_forget_messages(connection);
@@ -119,6 +120,7 @@ void client_close(struct client *client) {
     }
     client->pending = 0;
     client->connecting = 0;
+    client->ending = 0;
 }
 
 size_t client_take_ends(struct client *client, struct local_end *out, size_t most) {
@@ -260,14 +262,19 @@ static bool is_over(struct client *client, uint64_t now) {
 
 static void begin_measuring(struct client *client, uint64_t start_ns) {
     prctl(PR_SET_TIMERSLACK, 1UL); /* of this thread: due times are met to the µs, not to 50 */
+    client->queued_before_ns = thread_queued_ns();
     sleep_until(client, start_ns);
     client->start_ns = start_ns;
+    client->turn_ns = start_ns;
     client->tick_ns = start_ns + TICK_NS;
+    client->cpu_before_ns = thread_cpu_ns();
 }
 
-static void note_time(struct client *client, uint64_t cpu_ns) {
+static void note_time(struct client *client) {
     uint64_t now = now_ns();
-    count(&client->counters.cpu_ns, thread_cpu_ns() - cpu_ns);
+    loop_note_turn(client, now);
+    count(&client->counters.cpu_ns, thread_cpu_ns() - client->cpu_before_ns);
+    count(&client->counters.queued_ns, thread_queued_ns() - client->queued_before_ns);
     count(&client->counters.running_ns, now > client->start_ns ? now - client->start_ns : 0);
 }
 
@@ -277,7 +284,6 @@ int client_run(struct client *client, uint64_t start_ns, uint64_t measure_ns, ui
     client->schedule_next = client->settings.schedule_first;
     client->check_next = 0;
     begin_measuring(client, start_ns);
-    uint64_t cpu_ns = thread_cpu_ns();
     begin_workload(client);
 
     int result = 0;
@@ -315,8 +321,8 @@ int client_run(struct client *client, uint64_t start_ns, uint64_t measure_ns, ui
     if (client->settings.datagrams && !is_stopped(client))
         udp_give_up(client);
     count(&client->counters.unanswered, client->pending);
-    note_time(client, cpu_ns);
-    return result;
+    note_time(client);
+    return result < 0 ? result : goodbye_wait(client);
 }
 
 /* ---- a burst --------------------------------------------------------------------------------- */
@@ -327,7 +333,6 @@ int client_burst(struct client *client, uint64_t start_ns, bool measured) {
     client->measure_ns = measured ? start_ns : UINT64_MAX;
     client->end_ns = UINT64_MAX;
     begin_measuring(client, start_ns);
-    uint64_t cpu_ns = thread_cpu_ns();
 
     int result = 0;
     for (uint32_t i = 0; i < total && result == 0 && !is_stopped(client); i++) {
@@ -342,7 +347,9 @@ int client_burst(struct client *client, uint64_t start_ns, bool measured) {
            (client->connecting > 0 || atomic_u64_load_relaxed(&client->counters.open_now) > 0))
         result = loop_look(client, UINT64_MAX);
     count(&client->counters.unanswered, client->pending);
-    client_close(client); /* after a stop */
-    note_time(client, cpu_ns);
+    note_time(client);
+    if (result == 0)
+        result = goodbye_wait(client);
+    client_close(client); /* after a stop, and what the peer has not ended */
     return result;
 }

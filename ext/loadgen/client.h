@@ -92,6 +92,10 @@ struct client_counters {
     uint64_t waited_ns;     /* time without anything to do, where `spin` */
     uint64_t cpu_ns;        /* CPU time of the thread in client_run or client_burst */
     uint64_t running_ns;    /* time in them, from the start that was asked for */
+    uint64_t queued_ns;     /* of it, ready to run and without a CPU; 0: the kernel does not say */
+    uint64_t away_ns;    /* the longest stretch between two looks at the sockets, not asked for */
+    uint64_t between_ns; /* closed: from a reply to when the next message goes, added up */
+    uint64_t unended;    /* connections whose peer did not end them after our FIN */
     uint64_t errors[ERROR_KINDS];
 };
 
@@ -141,6 +145,7 @@ struct client {
     int epoll_fd;
 
     uint32_t connecting; /* in CONNECTING or RETRY */
+    uint32_t ending;     /* in ENDING */
     uint32_t next_unopened;
     uint64_t pending;  /* messages allowed and not answered, of connections still open */
     uint64_t attempts; /* connects so far, for the source addresses */
@@ -149,8 +154,10 @@ struct client {
     uint32_t schedule_turn; /* open loop: the connection whose turn it is */
     uint32_t check_next;    /* idle: the next connection to ask whether it still lives */
     uint64_t tick_ns;       /* when to look for timeouts next */
-    bool no_pwait2;         /* epoll_pwait2 is not there: Linux < 5.11 */
-    bool opening;           /* in client_open */
+    uint64_t turn_ns;       /* when this turn of the loop began, or should have begun */
+    uint64_t cpu_before_ns, queued_before_ns; /* of the thread, when the measurement began */
+    bool no_pwait2;                           /* epoll_pwait2 is not there: Linux < 5.11 */
+    bool opening;                             /* in client_open */
 };
 
 /* 0, or -errno. The client takes over `sources` in any case. */

@@ -291,6 +291,10 @@ static PyObject *client_object_counters(PyObject *self, PyObject *Py_UNUSED(igno
         {"waited_ns", &counters->waited_ns},
         {"cpu_ns", &counters->cpu_ns},
         {"running_ns", &counters->running_ns},
+        {"queued_ns", &counters->queued_ns},
+        {"away_ns", &counters->away_ns},
+        {"between_ns", &counters->between_ns},
+        {"unended", &counters->unended},
     };
     PyObject *result = PyDict_New(), *errors = PyDict_New();
     if (result == NULL || errors == NULL || PyDict_SetItemString(result, "errors", errors) < 0)

@@ -22,6 +22,10 @@ static inline uint64_t thread_cpu_ns(void) {
     return clock_read_ns(CLOCK_THREAD_CPUTIME_ID);
 }
 
+/* How long the calling thread has been ready to run and waited for a CPU; 0 where the kernel does
+ * not say (CONFIG_SCHED_INFO). */
+uint64_t thread_queued_ns(void);
+
 static inline struct timespec timespec_of(uint64_t ns) {
     return (struct timespec){.tv_sec = (time_t)(ns / SECOND_NS), .tv_nsec = (long)(ns % SECOND_NS)};
 }

@@ -16,7 +16,8 @@ enum connection_state {
     CONNECTION_CLOSED,
     CONNECTION_CONNECTING,
     CONNECTION_OPEN,
-    CONNECTION_DONE,   /* has got all it waited for; to be closed after the event */
+    CONNECTION_DONE,   /* has got all it waited for; to be ended after the event */
+    CONNECTION_ENDING, /* has sent FIN, and the peer's is awaited: goodbye.h */
     CONNECTION_RETRY,  /* connect is to be tried again at moved_ns */
     CONNECTION_FAILED, /* ended by an error, stays closed */
 };
@@ -30,7 +31,7 @@ struct stamp {
 /* Messages are numbered from 0; of message `sent`, sent_bytes bytes have gone, and of the reply
  * `replied`, replied_bytes have come. replied <= sent <= allowed. */
 struct connection {
-    int fd; /* -1 unless CONNECTING, OPEN or DONE */
+    int fd; /* -1 unless CONNECTING, OPEN, DONE or ENDING */
     uint8_t state;
     bool is_ready;     /* is on the client's list of connections with more to do */
     bool wants_room;   /* send has said EAGAIN, and no EPOLLOUT has come since */

@@ -1,65 +1,39 @@
 #include "loop.h"
 
 #include <errno.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "goodbye.h"
 #include "traffic.h"
 #include "udp.h"
 
-enum { EVENTS = 256 };
 #define RETRY_NS (10 * MS)
 
 /* ---- after a turn ---------------------------------------------------------------------------- */
 
-static void keep_end(struct client *client, const struct connection *connection) {
-    union address end;
-    uint64_t cookie;
-    socklen_t size = sizeof end, cookie_size = sizeof cookie;
-    uint64_t written = client->ends_written;
-    if (written - atomic_u64_load_acquire(&client->ends_read) == MOST_ENDS ||
-        getsockname(connection->fd, &end.any, &size) < 0 ||
-        getsockopt(connection->fd, SOL_SOCKET, SO_COOKIE, &cookie, &cookie_size) < 0)
-        return;
-    struct local_end *kept = &client->ends[written % MOST_ENDS];
-    memset(kept, 0, sizeof *kept);
-    memcpy(kept->cookie, &cookie, sizeof cookie);
-    if (end.any.sa_family == AF_INET) {
-        memcpy(kept->address, &end.v4.sin_addr, 4);
-        memcpy(kept->port, &end.v4.sin_port, 2);
-    } else {
-        memcpy(kept->address, &end.v6.sin6_addr, 16);
-        memcpy(kept->port, &end.v6.sin6_port, 2);
-    }
-    atomic_u64_store_release(&client->ends_written, written + 1);
-}
-
 void loop_after_turn(struct client *client, struct connection *connection) {
     enum mode mode = client->settings.mode;
+    bool more = mode == MODE_CONNECT && !is_stopped(client) && now_ns() < client->end_ns;
     if (connection->state == CONNECTION_DONE) {
-        if (client->settings.keep_ends && !client->settings.close_by_reset)
-            keep_end(client, connection);
-        connection_close(connection, client->settings.close_by_reset);
-        connection->state = CONNECTION_CLOSED;
         count(&client->counters.open_now, (uint64_t)-1);
+        /* Where the next connect follows, it does not wait for the peer's end. */
+        if (more || client->settings.close_by_reset)
+            goodbye_close(client, connection);
+        else
+            goodbye_say(client, connection);
     }
-    if (mode != MODE_CONNECT)
+    if (!more)
         return;
-    if (connection->state == CONNECTION_CLOSED && !is_stopped(client) &&
-        now_ns() < client->end_ns) {
+    if (connection->state == CONNECTION_CLOSED)
         traffic_connect(client, connection);
-    }
     if (connection->state == CONNECTION_FAILED) {
-        uint64_t now = now_ns();
-        if (now < client->end_ns && !is_stopped(client)) {
-            connection->state = CONNECTION_RETRY;
-            connection->began_ns = 0; /* another connect, not the same one again */
-            connection->moved_ns = now + RETRY_NS;
-            client->connecting++;
-        }
+        connection->state = CONNECTION_RETRY;
+        connection->began_ns = 0; /* another connect, not the same one again */
+        connection->moved_ns = now_ns() + RETRY_NS;
+        client->connecting++;
     }
 }
 
@@ -155,9 +129,16 @@ static void tick(struct client *client, uint64_t now) {
 
 /* ---- the loop -------------------------------------------------------------------------------- */
 
+void loop_note_turn(struct client *client, uint64_t now) {
+    if (now >= client->measure_ns && now > client->turn_ns &&
+        now - client->turn_ns > client->counters.away_ns)
+        atomic_u64_store_relaxed(&client->counters.away_ns, now - client->turn_ns);
+}
+
 /* Waits for events, at most until `until_ns`. Their number, 0 after an interruption, or -errno. */
 static int wait_for_events(struct client *client, struct epoll_event *events, uint64_t until_ns) {
     uint64_t now = now_ns();
+    loop_note_turn(client, now);
     uint64_t wait_ns =
         client->settings.spin || client->ready_count > 0 || until_ns <= now ? 0 : until_ns - now;
     int found = -1;
@@ -173,11 +154,14 @@ static int wait_for_events(struct client *client, struct epoll_event *events, ui
     /* Rounded down: the last millisecond is polled away, so that no message is late. */
     if (found < 0 && errno == ENOSYS)
         found = epoll_wait(client->epoll_fd, events, EVENTS, (int)(wait_ns / MS));
-    if (found < 0)
-        return errno == EINTR ? 0 : -errno;
+    if (found < 0 && errno != EINTR)
+        return -errno;
+    /* A later wake-up than was asked for is the client's own. */
+    uint64_t woken = now_ns();
+    client->turn_ns = woken < now + wait_ns ? woken : now + wait_ns;
     if (found == 0 && client->settings.spin && !client->opening)
-        count(&client->counters.waited_ns, now_ns() - now);
-    return found;
+        count(&client->counters.waited_ns, woken - now);
+    return found < 0 ? 0 : found;
 }
 
 int loop_look(struct client *client, uint64_t until_ns) {

@@ -146,8 +146,12 @@ static uint32_t fill_buffer(struct client *client, const struct connection *conn
 }
 
 static void stamp_begun(struct client *client, struct connection *connection, uint64_t now) {
-    if (client->settings.mode != MODE_STREAM)
-        connection_stamp(connection, connection->sent)->sent_ns = now;
+    if (client->settings.mode == MODE_STREAM)
+        return;
+    struct stamp *stamp = connection_stamp(connection, connection->sent);
+    stamp->sent_ns = now;
+    if (client->settings.mode == MODE_CLOSED && stamp->due_ns >= client->measure_ns)
+        count(&client->counters.between_ns, now - stamp->due_ns);
 }
 
 static void note_sent(struct client *client, struct connection *connection, uint32_t size,

@@ -73,6 +73,10 @@ void traffic_note_error(struct client *client, const struct connection *connecti
 void traffic_fail(struct client *client, struct connection *connection, enum error_kind kind,
                   int error);
 
+/* Counts an error, and keeps the first one in full; the connection stays as it is. */
+void traffic_note_error(struct client *client, const struct connection *connection,
+                        enum error_kind kind, int error);
+
 /* `kind`, or ERROR_SHORT in the middle of a reply. */
 enum error_kind traffic_kind_of_ending(const struct connection *connection, enum error_kind kind);
 

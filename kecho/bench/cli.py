@@ -2,16 +2,16 @@
 
 The table goes to stdout, everything else that is said to stderr. Exit status: 0 measured (lost
 datagrams are a measurement, unless all of them are); 1 errors, nothing to measure, or nothing
-could be measured; 2 wrong usage; 3 a --fail-if of compare came true; 130 interrupted, with the
-partial result printed and saved.
+could be measured; 2 wrong usage; 3 a --fail-if of compare came true; 128 + N ended by signal N
+(130: Ctrl-C), with the partial result printed and saved.
 """
 
 from __future__ import annotations
 
-import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from typing import Any
 
@@ -20,11 +20,12 @@ from .._version import __version__
 from ..errors import OptionError, TuningError
 from ..options import Option, flag, integer, option_of, switch
 from ..tuned import restore_leftover
-from . import compare, condition, preflight, report
+from . import compare, condition, preflight, report, signals
+from .files import check_writable, write_whole
 from .preflight import tuning_for
 from .result import Result, dump, load
 from .runner import Progress, run
-from .search import Found, find_rate
+from .search import Found, find_rate, least_rate
 from .spawn import SpawnError, spawned_server
 from .target import TargetError
 from .workload import Workload
@@ -32,9 +33,10 @@ from .workload import Workload
 __all__ = ["main"]
 
 PROGRAM = "kecho.bench"
-_INTERRUPTED = 130
+_BY_SIGNAL = 128
 _FIRST_RATE = 1000.0  # that --find-rate begins with
 _EXIT_CONDITION = 3
+_FILES = ("json", "csv", "hgrm", "hlog", "txt")
 _WORKLOAD_OPTIONS = {one.name: option_of(one) for one in fields(Workload)}
 _DEFAULTS = {one.name: one.default for one in fields(Workload)}
 
@@ -53,7 +55,7 @@ def _parse_rates(text: str) -> tuple[float, ...]:
 
 def _parse_limit(text: str) -> condition.Condition:
     limit = condition.parse(text)
-    if limit.relative or limit.metric in ("rate", "errors"):
+    if limit.relative or limit.metric in ("rate", "errors") or ">" in limit.operator:
         raise ValueError(f"{text!r} is no limit of a latency, such as p99<1ms")
     return limit
 
@@ -118,13 +120,17 @@ def _main(arguments: Sequence[str]) -> int:
         if extra["spawn"] is not None and values.keys() & {"host", "port", "uds"}:
             raise OptionError("spawn", "starts a server of its own: no --host, --port or --uds")
         workloads = _workloads(values, extra)
-        if extra["txt"] and workloads[0].mode != "burst":
-            raise OptionError("txt", "is for mode burst, which has times by connection")
+        _check_files(workloads[0].mode, extra)
     except OptionError as error:
         command.say_error(PROGRAM, f"{flag(error.option)}: {error.reason}")
         return command.EXIT_USAGE
     try:
-        return _measure(workloads, extra)
+        with signals.heard(signals.ENDINGS, to_the_last=True) as ending:
+            try:
+                status = _measure(workloads, extra, ending)
+            except KeyboardInterrupt:
+                status = _BY_SIGNAL + signal.SIGINT
+            return _BY_SIGNAL + ending.number if ending.number else status
     except OptionError as error:
         command.say_error(PROGRAM, f"{flag(error.option)}: {error.reason}")
     except (TargetError, SpawnError) as error:
@@ -177,14 +183,34 @@ def _workloads(values: dict[str, Any], extra: dict[str, Any]) -> list[Workload]:
             raise OptionError("rate_sweep", "says at which rates, and so does --rate")
         return [Workload(**values, rate=rate) for rate in extra["rate_sweep"]]
     if extra["find_rate"] is not None:
-        values.setdefault("rate", _FIRST_RATE)
+        workload = Workload(**{"rate": _FIRST_RATE, **values})
+        limit, least = extra["find_rate"], least_rate(extra["find_rate"], workload.duration)
+        if workload.rate is not None and workload.rate < least:
+            raise OptionError(
+                "find_rate",
+                f"{limit.text} takes {least:,.0f} messages/s or more in {workload.duration:g} s "
+                "to be told: a longer --duration, or a higher --rate to begin with",
+            )
+        return [workload]
     return [Workload(**values)]
+
+
+def _check_files(mode: str, extra: dict[str, Any]) -> None:
+    """Refuses files that could not be made of what will be measured."""
+    if extra["txt"] and mode != "burst":
+        raise OptionError("txt", "is for mode burst, which has times by connection")
+    if extra["hgrm"] and mode == "stream":
+        raise OptionError("hgrm", "is not for mode stream, which has no response times")
+    several = [name for name in ("sweep", "rate_sweep", "find_rate") if extra[name] is not None]
+    for name in ("hgrm", "txt"):
+        if extra[name] and several:
+            raise OptionError(name, f"is for one result, and {flag(several[0])} has several")
 
 
 # ---- runs ---------------------------------------------------------------------------------------
 
 
-def _measure(workloads: list[Workload], extra: dict[str, Any]) -> int:
+def _measure(workloads: list[Workload], extra: dict[str, Any], ending: signals.Ending) -> int:
     largest = max(workloads, key=lambda workload: workload.total_connections)
     results: list[Result] = []
     found: Found | None = None
@@ -196,6 +222,11 @@ def _measure(workloads: list[Workload], extra: dict[str, Any]) -> int:
             stack.enter_context(_tuned(largest))
         else:
             _restore_quietly()
+        for name in _FILES:
+            try:
+                check_writable(extra[name])
+            except (OSError, ValueError) as error:
+                raise OptionError(name, f"{extra[name]}: {_reason(error)}") from None
         _advise(largest, spawns=extra["spawn"] is not None)
         if extra["spawn"] is not None:
             try:
@@ -221,6 +252,8 @@ def _measure(workloads: list[Workload], extra: dict[str, Any]) -> int:
                     repeats.append(run(workload, server_pid=server_pid, on_progress=show))
                     if _was_interrupted(repeats[-1]):
                         break
+                    if ending.number:  # it came when the run had ended by itself
+                        raise KeyboardInterrupt
             finally:
                 if repeats:
                     results.append(repeats[0] if len(repeats) == 1 else Result.merge(repeats))
@@ -233,16 +266,19 @@ def _measure(workloads: list[Workload], extra: dict[str, Any]) -> int:
                     lambda rate: measure(replace(workload, rate=rate)),
                     extra["find_rate"],
                     workload.rate or _FIRST_RATE,
+                    least_rate(extra["find_rate"], workload.duration),
                 )
             else:
                 for workload in workloads:
                     if _was_interrupted(measure(workload)):
                         break
         except KeyboardInterrupt:
-            status = _INTERRUPTED
+            status = _BY_SIGNAL + signal.SIGINT
         except OSError as error:
             failure = error
             status = command.EXIT_FAILED
+        # From here on, what has been measured is put away.
+        ending.interrupt = lambda: None
     return max(status, _tell(results, found, extra, failure))
 
 
@@ -260,7 +296,7 @@ def _tell(
     if failure is not None:
         command.say_error(PROGRAM, failure.strerror or str(failure))
     if any(_was_interrupted(result) for result in results):
-        return _INTERRUPTED
+        return _BY_SIGNAL + signal.SIGINT
     # Of a search, the rates that were too high are expected to fail.
     failed = found.rate is None if found else any(map(_has_failed, results))
     return command.EXIT_FAILED if failed else status
@@ -326,6 +362,10 @@ def _tuned(workload: Workload) -> Iterator[None]:
                 print(f"{PROGRAM}: {one}", file=sys.stderr)
 
 
+def _reason(error: OSError | ValueError) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
 def _save(results: list[Result], found: Found | None, extra: dict[str, Any]) -> bool:
     """Every file that was asked for, whole or not at all; says what went wrong. True: nothing."""
     writers: dict[str, Callable[[], str]] = {
@@ -345,28 +385,11 @@ def _save(results: list[Result], found: Found | None, extra: dict[str, Any]) -> 
             if path == "-":
                 sys.stdout.write(content)
             else:
-                _write_whole(path, content)
+                write_whole(path, content)
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            command.say_error(PROGRAM, f"{flag(name)} {path}: {reason}")
+            command.say_error(PROGRAM, f"{flag(name)} {path}: {_reason(error)}")
             saved = False
     return saved
-
-
-def _write_whole(path: str, content: str) -> None:
-    if os.path.exists(path) and not os.path.isfile(path):  # /dev/stderr, a pipe
-        with open(path, "w") as out:
-            out.write(content)
-        return
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "w") as out:
-            out.write(content)
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
 
 
 def _progress() -> Any:
@@ -431,8 +454,7 @@ def _load_all(paths: Sequence[str]) -> list[Result]:
             with open(path) as file:
                 results += load(file.read())
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise ValueError(f"{path}: {reason}") from None
+            raise ValueError(f"{path}: {_reason(error)}") from None
     return results
 
 

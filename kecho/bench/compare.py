@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, variance
 
 from .condition import METRICS, Condition, metric_of
 from .report import duration_text
@@ -15,13 +16,14 @@ __all__ = ["Comparison", "compare", "failed_conditions", "text"]
 
 _RESAMPLES = 4000
 _CONFIDENCE = 0.95
+_REPEATS_LEAST = 4  # with fewer, nothing can be said of how much they vary
 _SEED = 1  # the same two files always give the same interval
 
 
 @dataclass(frozen=True)
 class Comparison:
     """first, second: means over the repeats; ratio: of the second to the first. low, high: the
-    95 % bootstrap confidence interval of the ratio; None when one has fewer than two repeats."""
+    95 % bootstrap confidence interval of the ratio; None when one has fewer than four repeats."""
 
     metric: str
     first: float
@@ -39,7 +41,11 @@ class Comparison:
 
 
 def compare(first: Result, second: Result) -> list[Comparison]:
-    """Every metric that both have, but for errors."""
+    """Every metric that both have, but for errors. ValueError if their times are not of the same
+    latency: a service time is not to be divided by a response time."""
+    names = first.main_latency, second.main_latency
+    if None not in names and names[0] != names[1]:
+        raise ValueError(f"A measured {names[0]} times, B {names[1]} times: not to be compared")
     comparisons = []
     for metric in METRICS:
         if metric == "errors":
@@ -58,16 +64,39 @@ def compare(first: Result, second: Result) -> list[Comparison]:
 
 
 def _interval(first: Sequence[float], second: Sequence[float]) -> tuple[float | None, float | None]:
-    """Percentile bootstrap (Efron, 1979): both sets are drawn again, with replacement."""
-    if min(len(first), len(second)) < 2 or min(first) <= 0:
+    """Bootstrap-t of the logarithm of the ratio of means (Efron and Tibshirani, 1993, 12.5).
+
+    Both sets are drawn again, with replacement, and each draw is studentised: percentiles of the
+    draws alone are too narrow for so few repeats.
+    """
+    if min(len(first), len(second)) < _REPEATS_LEAST or min(*first, *second) <= 0:
         return None, None
+    centre, error = _log_ratio(first, second)
+    if error == 0:
+        return math.exp(centre), math.exp(centre)
     draw = random.Random(_SEED)
-    ratios = sorted(
-        fmean(draw.choices(second, k=len(second))) / fmean(draw.choices(first, k=len(first)))
-        for _ in range(_RESAMPLES)
-    )
+    studentised: list[float] = []
+    while len(studentised) < _RESAMPLES:
+        drawn, error_drawn = _log_ratio(
+            draw.choices(first, k=len(first)), draw.choices(second, k=len(second))
+        )
+        if error_drawn > 0:
+            studentised.append((drawn - centre) / error_drawn)
+    studentised.sort()
     outside = round(_RESAMPLES * (1 - _CONFIDENCE) / 2)
-    return ratios[outside], ratios[-1 - outside]
+    return (
+        math.exp(centre - error * studentised[-1 - outside]),
+        math.exp(centre - error * studentised[outside]),
+    )
+
+
+def _log_ratio(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
+    """log(mean of second / mean of first), and its standard error by the delta method."""
+    a, b = fmean(first), fmean(second)
+    squared = variance(first, a) / (len(first) * a * a) + variance(second, b) / (
+        len(second) * b * b
+    )
+    return math.log(b / a), math.sqrt(squared)
 
 
 def failed_conditions(
@@ -78,7 +107,8 @@ def failed_conditions(
 
 
 def text(first: Result, second: Result) -> str:
-    rows: list[list[str]] = [["", "A", "B", "B / A", "95 % interval", ""]]
+    times = (first.main_latency or second.main_latency or "").replace("_", " ")
+    rows: list[list[str]] = [[times, "A", "B", "B / A", "95 % interval", ""]]
     for one in compare(first, second):
         shown = [
             f"{value:,.0f}/s" if one.metric == "rate" else duration_text(value)
@@ -99,8 +129,9 @@ def text(first: Result, second: Result) -> str:
     ]
     for name, result in (("A", first), ("B", second)):
         count = len(result.repeats) or 1
-        if count < 2:
-            lines.append(f"{name} is one run: no interval; measure with --repeat 5 or more")
+        if count < _REPEATS_LEAST:
+            runs = "one run" if count == 1 else f"{count} runs"
+            lines.append(f"{name} is {runs}: no interval; measure with --repeat 5 or more")
         lines += [f"{name} is NOT VALID: {reason}" for reason in result.verdict.reasons]
     if dict(first.workload) != dict(second.workload):
         names = sorted(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -14,8 +14,9 @@ from .. import _loadgen
 from .target import Target
 from .workload import Workload
 
-__all__ = ["Crew", "Report", "Share", "Snapshot", "shares_of"]
+__all__ = ["SAMPLE_BYTES", "Crew", "Report", "Share", "Snapshot", "shares_of"]
 
+SAMPLE_BYTES = 24  # of one connection: _loadgen.Client.samples()
 _STOP_S = 5.0  # the native client takes one
 LATENCIES = _loadgen.LATENCIES
 
@@ -116,6 +117,8 @@ class Crew:
         self._finished = threading.Event()
         self._finished.set()
         self._errors: list[BaseException] = []
+
+    ended: Sequence[str] = ()  # client processes that are no more: ProcessCrew's
 
     def pids(self) -> list[int]:
         """Of processes beside this one."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .result import Result
+from .result import Interval, Result
 
 __all__ = ["plot"]
 
@@ -19,6 +19,7 @@ _COLOUR_OF = {
 }
 _GREY = "#666666"
 _MOST_NINES = 6
+_MOST_NAMED = 4  # lines that the legend beside a title has room for
 
 
 def plot(results: Sequence[Result], path: str | Path | BinaryIO, format: str | None = None) -> None:
@@ -51,8 +52,21 @@ def plot(results: Sequence[Result], path: str | Path | BinaryIO, format: str | N
                 axis.set_axisbelow(True)
             for axis in flat[len(panels) :]:
                 axis.set_visible(False)
-            figure.suptitle(_title(results), fontsize=11, fontweight="bold", x=0.01, ha="left")
-            figure.text(0.01, 0.008, _footer(results), fontsize=7.5, color=_footer_colour(results))
+            # What is not ours, such as a path with $ in it, is no formula.
+            figure.suptitle(
+                _title(results),
+                fontsize=11,
+                fontweight="bold",
+                x=0.01,
+                ha="left",
+                parse_math=False,
+            )
+            figure.text(
+                *(0.01, 0.008, _footer(results)),
+                fontsize=7.5,
+                color=_footer_colour(results),
+                parse_math=False,
+            )
             figure.tight_layout(rect=(0, 0.03, 1, 0.985))
             figure.savefig(path, dpi=120, format=format)
         finally:
@@ -69,9 +83,19 @@ def _panels(results: Sequence[Result]) -> list[Any]:
         panels += [_against_connections, _against_throughput]
     elif len(results) > 1 and any(result.main_latency for result in results):
         panels.append(_against_throughput)
-    if any(len(result.series) > 1 for result in results):
+    if any(len(series) > 1 for _, series in _all_series(results)):
         panels.append(_over_time)
     return panels
+
+
+def _all_series(results: Sequence[Result]) -> list[tuple[Result, tuple[Interval, ...]]]:
+    """Those over time; of repeats, each has its own."""
+    return [
+        (result, one.series)
+        for result in results
+        for one in (result.repeats or (result,))
+        if one.series
+    ]
 
 
 def _title(results: Sequence[Result]) -> str:
@@ -85,12 +109,22 @@ def _title(results: Sequence[Result]) -> str:
 
 
 def _footer(results: Sequence[Result]) -> str:
-    reasons = [reason for result in results for reason in result.verdict.reasons]
+    several = len(results) > 1
+    reasons = [
+        f"{_label(result, results)}: {reason}" if several else reason
+        for result in results
+        for reason in result.verdict.reasons
+    ]
     environment = results[0].environment
     where = f"Linux {environment.get('kernel')}, {environment.get('usable_cpus')} CPUs"
     if reasons:
-        return f"NOT VALID: {reasons[0][:130]}   ({where})"
+        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        return f"NOT VALID: {_shortened(reasons[0], 130)}{more}   ({where})"
     return f"{where}, kecho {environment.get('kecho')}; the run's own checks found nothing wrong"
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _footer_colour(results: Sequence[Result]) -> str:
@@ -99,7 +133,8 @@ def _footer_colour(results: Sequence[Result]) -> str:
 
 def _label(result: Result, results: Sequence[Result]) -> str:
     if len({one.workload["connections"] for one in results}) == len(results):
-        return f"{result.workload['connections']:,} connections"
+        count = result.workload["connections"]
+        return f"{count:,} connection{'s' if count > 1 else ''}"
     if result.workload["rate"]:
         return f"{result.workload['rate']:,.0f}/s"
     return f"{result.rate_per_s:,.0f} echoes/s"
@@ -186,8 +221,7 @@ def _percentiles(axis: Any, results: Sequence[Result]) -> None:
     axis.set_xticks([math.log10(2), *ticks])
     axis.set_xticklabels(["50", *names_of_ticks[: len(ticks)]])
     axis.set_xlim(0, deepest)
-    axis.set_yscale("log")
-    axis.yaxis.set_major_formatter(_plain_numbers())
+    _set_log(axis, "y")
     axis.set_title("percentiles", loc="left")
     axis.set_xlabel("percentile")
     axis.set_ylabel("ms")
@@ -215,15 +249,13 @@ def _draw_percentile_lines(axis: Any, points: list[tuple[float, Any]]) -> None:
             label=f"p{percent:g}",
         )
     axis.set_ylabel("ms")
-    axis.set_yscale("log")
-    axis.yaxis.set_major_formatter(_plain_numbers())
+    _set_log(axis, "y")
     axis.legend(loc="best", framealpha=0.9)
 
 
 def _against_connections(axis: Any, results: Sequence[Result]) -> None:
     _draw_percentile_lines(axis, _with_latency(results, lambda one: one.workload["connections"]))
-    axis.set_xscale("log")
-    axis.xaxis.set_major_formatter(_plain_numbers())
+    _set_log(axis, "x")
     axis.set_title("latency against concurrency", loc="left")
     axis.set_xlabel("connections")
 
@@ -236,44 +268,81 @@ def _against_throughput(axis: Any, results: Sequence[Result]) -> None:
 
 
 def _over_time(axis: Any, results: Sequence[Result]) -> None:
-    rate_axis = axis
-    for index, result in enumerate(results):
-        middles = [one.start_s + one.duration_s / 2 for one in result.series]
-        rates = [one.echoes / one.duration_s / 1000 for one in result.series if one.duration_s > 0]
-        if len(rates) != len(middles):
-            continue
-        label = "echoes/s" if len(results) == 1 else _label(result, results)
-        colour = _COLOURS[index % len(_COLOURS)]
-        rate_axis.plot(middles, rates, ".-", color=colour, label=label)
-    rate_axis.set_ylim(bottom=0)
-    rate_axis.set_title("over time", loc="left")
-    rate_axis.set_xlabel("s of measurement")
-    rate_axis.set_ylabel("thousand echoes/s")
-    series = results[0].series
-    if len(results) == 1 and any(one.latency for one in series):
-        time_axis = rate_axis.twinx()
-        time_axis.plot(
+    """Echoes/s and p99; of a stream bytes/s, which is what it is about."""
+    is_stream = all(result.workload["mode"] == "stream" for result in results)
+    every = _all_series(results)
+    highest = 0.0
+    named: set[str] = set()
+    lines = []
+    for result, series in every:
+        shown = [one for one in series if one.duration_s > 0]
+        amounts = [
+            (one.bytes / 1e6 if is_stream else one.echoes / 1e3) / one.duration_s for one in shown
+        ]
+        label = ("throughput" if is_stream else "echoes/s") if len(results) == 1 else ""
+        label = label or _label(result, results)
+        (line,) = axis.plot(
+            [one.start_s + one.duration_s / 2 for one in shown],
+            amounts,
+            ".-",
+            color=_COLOURS[_index_of(result, results) % len(_COLOURS)],
+            alpha=1 if len(every) == len(results) else 0.6,
+            label=label if label not in named else None,
+        )
+        if label not in named:
+            lines.append(line)
+        named.add(label)
+        highest = max(highest, *amounts, 0.0)
+    axis.set_ylim(0, 1.1 * highest or 1)
+    axis.set_title("over time" + (", each repeat" if len(every) > len(results) else ""), loc="left")
+    axis.set_xlabel("s of measurement")
+    axis.set_ylabel("MB/s each way" if is_stream else "thousand echoes/s")
+    series = every[0][1]
+    if len(results) == len(every) == 1 and any(one.latency for one in series):
+        times = [one.latency.percentile(99) / 1e6 if one.latency else None for one in series]
+        time_axis = axis.twinx()
+        lines += time_axis.plot(
             [one.start_s + one.duration_s / 2 for one in series],
-            [one.latency.percentile(99) / 1e6 if one.latency else None for one in series],
+            times,
             ".--",
             color=_COLOURS[1],
             label="p99",
         )
         time_axis.set_ylabel("p99, ms", color=_COLOURS[1])
-        time_axis.set_ylim(bottom=0)
-    rate_axis.legend(loc="best", framealpha=0.9)
+        time_axis.set_ylim(0, 1.1 * max(ms or 0 for ms in times) or 1)
+    # Beside the title: within, it would lie on one line or the other.
+    axis.legend(
+        handles=lines[:_MOST_NAMED],
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        ncols=_MOST_NAMED,
+        frameon=False,
+        borderaxespad=0.2,
+        fontsize=7.5,
+    )
+
+
+def _index_of(result: Result, results: Sequence[Result]) -> int:
+    return next(index for index, one in enumerate(results) if one is result)
 
 
 def _set_time_scale(axis: Any, times: list[float]) -> None:
     """Logarithmic when a few outliers would press the rest flat."""
     if times and max(times) > 20 * sorted(times)[len(times) // 2]:
-        axis.set_yscale("log")
-        axis.yaxis.set_major_formatter(_plain_numbers())
+        _set_log(axis, "y")
     else:
         axis.set_ylim(bottom=0)
 
 
-def _plain_numbers() -> Any:
-    from matplotlib.ticker import FuncFormatter
+def _set_log(axis: Any, which: str) -> None:
+    """A logarithmic axis with plain numbers; those between the powers of ten where few are seen."""
+    from matplotlib.ticker import FuncFormatter, LogFormatter
 
-    return FuncFormatter(lambda value, _: f"{value:g}")
+    class Plain(LogFormatter):
+        def __call__(self, value: float, position: int | None = None) -> str:
+            return f"{value:g}" if super().__call__(value, position) else ""
+
+    axis.set(**{f"{which}scale": "log"})
+    one = getattr(axis, f"{which}axis")
+    one.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    one.set_minor_formatter(Plain(minor_thresholds=(1.5, 0.5)))

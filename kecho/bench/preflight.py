@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import socket
+
 from .. import tuning
+from ..errors import OptionError
 from ..limits import Limits, Needs, Problem, advice
 from ..tuned import Tuning
 from .workload import Workload
 
-__all__ = ["needs_of", "port_budget", "problems", "tuning_for"]
+__all__ = ["check_sources", "needs_of", "port_budget", "port_hold_s", "problems", "tuning_for"]
 
+_TIME_WAIT_S = 60.0  # TCP_TIMEWAIT_LEN, a constant of the kernel
 _SPARE_DESCRIPTORS = 64  # files, pipes, and what was open before
 
 
@@ -44,6 +48,27 @@ def port_budget(workload: Workload) -> int:
     if workload.uds is not None:
         return 0
     return Limits.read().ports * max(1, len(workload.source_addresses()))
+
+
+def check_sources(workload: Workload) -> None:
+    """Raises OptionError if one of the source addresses cannot be connected from."""
+    for address in workload.source_addresses():
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.bind((str(address), 0))
+        except OSError as error:
+            raise OptionError("source", f"{address}: {error.strerror}") from None
+
+
+def port_hold_s(*, is_loopback: bool) -> float:
+    """How long a connection that the client has closed keeps its port from another one."""
+    # 1: from any address, 2, the default: on loopback, a port in TIME_WAIT is taken again after
+    # tcp_tw_reuse_delay, a second: ip-sysctl.rst.
+    if tuning.read_sysctl("net.ipv4.tcp_tw_reuse") in ((1, 2) if is_loopback else (1,)):
+        delay_ms = tuning.read_sysctl("net.ipv4.tcp_tw_reuse_delay")
+        return 1.0 if delay_ms is None else delay_ms / 1000
+    return _TIME_WAIT_S
 
 
 def tuning_for(workload: Workload) -> Tuning:

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from .. import tuning
-from .crew import Crew, Report, Share, Snapshot
+from .crew import SAMPLE_BYTES, Crew, Report, Share, Snapshot
 from .target import Target
 from .workload import Workload
 
@@ -26,17 +26,26 @@ __all__ = ["ProcessCrew"]
 
 _ANSWER_S = 60.0
 _STEP_S = 0.005
+_END_S = 5.0
 _CHILD = "import sys; sys.path[:] = {path!r}; from kecho.bench.processes import main; main({fd})"
 
 
+class _EndedError(OSError):
+    """A child is no more."""
+
+
 class ProcessCrew:
-    """What Crew is, over several processes."""
+    """What Crew is, over several processes. Of one that has ended, what was last seen of it stays
+    in the snapshots, and the rest is lost; the others are stopped."""
 
     def __init__(
         self, workload: Workload, target: Target, shares: Sequence[list[Share]], seed: int
     ) -> None:
         self._children: list[tuple[subprocess.Popen[bytes], Connection]] = []
         self._busy: set[int] = set()
+        self._ended: dict[int, str] = {}
+        self._seen: dict[int, Snapshot] = {}
+        self._sizes = [sum(one.connections for one in share) for share in shares]
         try:
             for share in shares:
                 self._spawn()
@@ -65,39 +74,65 @@ class ProcessCrew:
             if not pipe.poll(_ANSWER_S):
                 raise OSError(f"client process {child.pid} does not answer")
             kind, value = pipe.recv()
-        except EOFError:
-            raise OSError(f"client process {child.pid} has ended") from None
+        except (EOFError, ConnectionError):
+            self._note_end(index)
+            raise _EndedError(self._ended[index]) from None
         if kind == "error":
             raise OSError(f"client process {child.pid}: {value}")
         if kind == "done":
             self._busy.discard(index)
         return value
 
-    def _ask(self, name: str, *arguments: object) -> list[Any]:
-        for _, pipe in self._children:
-            pipe.send((name, arguments))
-        answers = []
+    def _note_end(self, index: int) -> None:
+        child = self._children[index][0]
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(_END_S)
+        how = f": {signal.Signals(-code).name}" if (code := child.returncode or 0) < 0 else ""
+        self._ended[index] = f"client process {child.pid} has ended{how}"
+        self._busy.discard(index)
+        self.stop()
+
+    def _tell(self, name: str, arguments: Sequence[object]) -> None:
+        for index, (_, pipe) in enumerate(self._children):
+            if index not in self._ended:
+                try:
+                    pipe.send((name, arguments))
+                except ConnectionError:
+                    self._note_end(index)
+
+    def _ask(self, name: str, *arguments: object) -> dict[int, Any]:
+        """The answers, by child; of those that live. OSError if none does."""
+        self._tell(name, arguments)
+        answers: dict[int, Any] = {}
         for index in range(len(self._children)):
-            # The end of a phase may come before the answer.
-            while (answer := self._answer(index)) is None:
-                pass
-            answers.append(answer)
+            with suppress(_EndedError):
+                # The end of a phase may come before the answer.
+                while index not in self._ended and index not in answers:
+                    if (answer := self._answer(index)) is not None:
+                        answers[index] = answer
+        if not answers:
+            raise OSError(next(iter(self._ended.values())))
         return answers
+
+    @property
+    def ended(self) -> list[str]:
+        """What became of children that are no more."""
+        return list(self._ended.values())
 
     def pids(self) -> list[int]:
         return [child.pid for child, _ in self._children]
 
     def begin(self, phase: str, *arguments: int) -> None:
-        self._busy = set(range(len(self._children)))
-        for _, pipe in self._children:
-            pipe.send(("begin", (phase, *arguments)))
+        self._busy = set(range(len(self._children))) - self._ended.keys()
+        self._tell("begin", (phase, *arguments))
 
     def wait(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
         for index in sorted(self._busy):
             while index in self._busy and (left := deadline - time.monotonic()) > 0:
                 if self._children[index][1].poll(left):
-                    self._answer(index)
+                    with suppress(_EndedError):
+                        self._answer(index)
         return not self._busy
 
     def stop(self) -> None:
@@ -106,20 +141,27 @@ class ProcessCrew:
                 pipe.send(("stop", ()))
 
     def samples(self) -> bytes:
-        return b"".join(self._ask("samples"))
+        answers = self._ask("samples")
+        return b"".join(
+            answers.get(index, bytes(SAMPLE_BYTES * size)) for index, size in enumerate(self._sizes)
+        )
 
     def take_ends(self) -> bytes:
-        return b"".join(self._ask("take_ends"))
+        return b"".join(self._ask("take_ends").values())
 
     def snapshot(self, latency: str | None) -> Snapshot:
+        for index, one in self._ask("snapshot", latency).items():
+            if latency is None and index in self._seen:
+                one.latency = self._seen[index].latency
+            self._seen[index] = one
         total = Snapshot()
-        for one in self._ask("snapshot", latency):
+        for one in self._seen.values():
             total.add(one)
         return total
 
     def report(self) -> Report:
         total = Report()
-        for one in self._ask("report"):
+        for one in self._ask("report").values():
             total.add(one)
         return total
 

@@ -94,7 +94,7 @@ def _outcome(result: Result) -> str:
         lost = result.observed.get("lost") or 0
         return (
             f"held        {result.connections:,} connections for {result.duration_s:.1f} s, opened "
-            f"in {result.observed.get('open_s', 0):.2f} s; {lost:,} lost{partial}"
+            f"in {result.observed.get('open_s') or 0:.2f} s; {lost:,} lost{partial}"
         )
     return (
         f"echoes      {result.echoes:,} in {result.duration_s:.3f} s: "

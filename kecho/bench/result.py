@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import zlib
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,12 +10,13 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from . import reading
 from .histogram import Histogram
 
-__all__ = ["SCHEMA", "Interval", "Result", "Round", "Verdict", "dump", "load"]
+__all__ = ["LATENCIES", "SCHEMA", "Interval", "Result", "Round", "Verdict", "dump", "load"]
 
 SCHEMA = "kecho.bench/1"
-_MOST_SAMPLE_BYTES = 1 << 30
+LATENCIES = ("response", "service", "connect", "first_echo", "lateness")
 
 
 @dataclass(frozen=True)
@@ -34,13 +33,35 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Interval:
-    """A stretch of a run: begin and length in s, from the begin of the measurement."""
+    """A stretch of a run: begin and length in s, from the begin of the measurement.
+
+    hdr: its histogram, encoded, which takes a hundredth of the memory; of() takes one that is not.
+    """
 
     start_s: float
     duration_s: float
     echoes: int
     bytes: int
-    latency: Histogram
+    hdr: str
+
+    @classmethod
+    def of(
+        cls, start_s: float, duration_s: float, echoes: int, size: int, latency: Histogram
+    ) -> Interval:
+        return cls(start_s, duration_s, echoes, size, latency.encode())
+
+    @property
+    def latency(self) -> Histogram:
+        return Histogram.decode(self.hdr)
+
+    def joined(self, following: Interval) -> Interval:
+        return Interval.of(
+            self.start_s,
+            following.start_s + following.duration_s - self.start_s,
+            self.echoes + following.echoes,
+            self.bytes + following.bytes,
+            self.latency + following.latency,
+        )
 
 
 @dataclass(frozen=True)
@@ -103,8 +124,7 @@ class Result:
     @property
     def main_latency(self) -> str | None:
         """The latency that this mode is about; None if it has none."""
-        order = ("response", "service", "connect")
-        return next((name for name in order if self.latency.get(name)), None)
+        return next((name for name in ("response", "service") if self.latency.get(name)), None)
 
     @classmethod
     def merge(cls, results: Sequence[Result], *, simultaneous: bool = False) -> Result:
@@ -175,15 +195,15 @@ class Result:
                     "duration_s": one.duration_s,
                     "echoes": one.echoes,
                     "bytes": one.bytes,
-                    "hdr": one.latency.encode(),
+                    "hdr": one.hdr,
                 }
                 for one in self.series
             ],
             "rounds": [
                 {
-                    "connect_ns": _pack(one.connect_ns),
-                    "first_echo_ns": _pack(one.first_echo_ns),
-                    "response_ns": _pack(one.response_ns),
+                    "connect_ns": reading.pack(one.connect_ns),
+                    "first_echo_ns": reading.pack(one.first_echo_ns),
+                    "response_ns": reading.pack(one.response_ns),
                 }
                 for one in self.rounds
                 if not self.repeats  # each repeat has its own
@@ -198,58 +218,60 @@ class Result:
     @classmethod
     def from_dict(cls, data: Any) -> Result:
         """ValueError, with a reason of one line, for what to_dict() did not make."""
+        return cls._from_dict(data, [reading.MOST_SAMPLES])
+
+    @classmethod
+    def _from_dict(cls, data: Any, room: list[int], *, is_repeat: bool = False) -> Result:
+        """room: how many samples may still be unpacked."""
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             found = data.get("schema") if isinstance(data, dict) else type(data).__name__
-            raise ValueError(f"not a result of schema {SCHEMA}: {found!r}")
+            raise ValueError(f"not a result of schema {SCHEMA}: {str(found)[:40]!r}")
         try:
-            repeats = tuple(cls.from_dict(one) for one in data["repeats"])
-            rounds = tuple(
-                Round(*(_unpack(one[name]) for name in Round.__dataclass_fields__))
-                for one in data["rounds"]
-            )
+            if is_repeat and data["repeats"]:
+                raise ValueError("a malformed result: a repeat has repeats")
+            repeats = tuple(cls._from_dict(one, room, is_repeat=True) for one in data["repeats"])
+            rounds = tuple(_round_from_dict(one, room) for one in data["rounds"])
             return cls(
-                workload=dict(data["workload"]),
+                workload=reading.workload(data["workload"]),
                 environment=dict(data["environment"]),
                 started_at=datetime.fromisoformat(data["started_at"]).timestamp(),
-                duration_s=float(data["duration_s"]),
-                connections=int(data["connections"]),
-                echoes=int(data["echoes"]),
-                bytes_sent=int(data["bytes_sent"]),
-                bytes_received=int(data["bytes_received"]),
-                errors={str(kind): int(count) for kind, count in data["errors"].items()},
-                first_error=data["first_error"],
+                duration_s=reading.amount(data["duration_s"]),
+                connections=reading.count(data["connections"]),
+                echoes=reading.count(data["echoes"]),
+                bytes_sent=reading.count(data["bytes_sent"]),
+                bytes_received=reading.count(data["bytes_received"]),
+                errors={kind: reading.count(count) for kind, count in data["errors"].items()},
+                first_error=None
+                if data["first_error"] is None
+                else reading.text(data["first_error"]),
                 partial=bool(data["partial"]),
-                verdict=Verdict(tuple(data["verdict"]["reasons"]), tuple(data["verdict"]["notes"])),
-                latency={
-                    name: Histogram.from_summary(one) for name, one in data["latency_ns"].items()
-                },
-                observed=dict(data["observed"]),
-                series=tuple(
-                    Interval(
-                        float(one["start_s"]),
-                        float(one["duration_s"]),
-                        int(one["echoes"]),
-                        int(one["bytes"]),
-                        Histogram.decode(one["hdr"]),
-                    )
-                    for one in data["series"]
+                verdict=Verdict(
+                    tuple(map(reading.text, data["verdict"]["reasons"])),
+                    tuple(map(reading.text, data["verdict"]["notes"])),
                 ),
+                latency={
+                    _latency_name(name): Histogram.from_summary(one)
+                    for name, one in data["latency_ns"].items()
+                },
+                observed=_observed_from_dict(data["observed"]),
+                series=tuple(map(_interval_from_dict, data["series"])),
                 rounds=rounds or tuple(one for result in repeats for one in result.rounds),
                 repeats=repeats,
             )
-        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError, OSError) as error:
             raise ValueError(f"a malformed result: {error!r}") from None
 
     @classmethod
     def from_json(cls, text: str) -> Result:
         """ValueError, with a reason of one line, for what to_json() did not make."""
-        return cls.from_dict(json.loads(text))
+        return cls.from_dict(reading.parse(text))
 
 
 _ADDED_UP = (
     *("client_cpu_s", "server_cpu_s", "unanswered", "open_s", "lost", "time_wait_cleared"),
     *("late", "duplicates", "reordered"),
 )
+_NUMBERS_OBSERVED = {*_ADDED_UP, "others_cpu_share", "stolen_cpu_share", "client_rss_bytes"}
 
 
 def _merge_observed(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -269,29 +291,36 @@ def _merge_observed(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return merged
 
 
-def _pack(numbers: Sequence[int]) -> str:
-    data = array("Q", numbers)
-    if data.itemsize != 8:
-        raise ValueError("unsigned long long is not 8 bytes")
-    return base64.b64encode(zlib.compress(_little_endian(data).tobytes())).decode()
+def _round_from_dict(data: Any, room: list[int]) -> Round:
+    one = Round(*(reading.unpack(data[name], room) for name in Round.__dataclass_fields__))
+    if not len(one.connect_ns) == len(one.first_echo_ns) == len(one.response_ns):
+        raise ValueError("a malformed result: a round's times are of different numbers")
+    return one
 
 
-def _unpack(text: str) -> tuple[int, ...]:
-    stream = zlib.decompressobj()
-    try:
-        data = stream.decompress(base64.b64decode(text, validate=True), _MOST_SAMPLE_BYTES)
-    except zlib.error as error:
-        raise ValueError(f"samples cannot be decompressed: {error}") from None
-    return tuple(_little_endian(array("Q", data)))
+def _interval_from_dict(data: Any) -> Interval:
+    interval = Interval(
+        reading.amount(data["start_s"]),
+        reading.amount(data["duration_s"]),
+        reading.count(data["echoes"]),
+        reading.count(data["bytes"]),
+        reading.text(data["hdr"]),
+    )
+    Histogram.decode(interval.hdr)
+    return interval
 
 
-def _little_endian(numbers: array[int]) -> array[int]:
-    """To little-endian, or back; the machine's own order is nearly always that."""
-    import sys
+def _observed_from_dict(data: Any) -> dict[str, Any]:
+    for name in _NUMBERS_OBSERVED & data.keys():
+        if data[name] is not None:
+            reading.amount(data[name])
+    return dict(data)
 
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return numbers
+
+def _latency_name(name: str) -> str:
+    if name not in LATENCIES:
+        raise ValueError(f"a malformed result: there is no latency {name!r}")
+    return name
 
 
 def dump(results: Sequence[Result], found: Mapping[str, object] | None = None) -> str:
@@ -307,9 +336,10 @@ def dump(results: Sequence[Result], found: Mapping[str, object] | None = None) -
 
 def load(text: str) -> list[Result]:
     """What dump() wrote. ValueError, with a reason of one line, for anything else."""
-    data = json.loads(text)
+    data = reading.parse(text)
     if isinstance(data, dict) and data.get("schema") == SCHEMA and "results" in data:
-        if not isinstance(data["results"], list):
-            raise ValueError("a malformed result: 'results' is not a list")
-        return [Result.from_dict(one) for one in data["results"]]
+        if not isinstance(data["results"], list) or not data["results"]:
+            raise ValueError("a malformed result: 'results' is no list of results")
+        room = [reading.MOST_SAMPLES]
+        return [Result._from_dict(one, room) for one in data["results"]]
     return [Result.from_dict(data)]

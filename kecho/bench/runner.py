@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import os
 import random
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import FrameType
 from typing import Any
 
 from ..errors import OptionError
-from . import environment, preflight, verdict
+from . import environment, preflight, signals, verdict
 from . import target as targets
 from .crew import Crew, Report, Snapshot, shares_of
 from .histogram import Histogram
 from .processes import ProcessCrew
+from .procfs import usage_of
 from .result import Interval, Result, Round
+from .series import Series
 from .target import Target
 from .timewait import Sweeper
 from .witness import Observation, Witness, pid_listening_at
@@ -60,14 +58,16 @@ def run(
     on_progress: called about ten times a second.
 
     An interruption (KeyboardInterrupt) ends the run early: what was measured is returned, marked
-    partial; a second one is raised. Raises TargetError if there is no server to measure,
-    OptionError if the limits of this process or the ports do not allow so many connections,
-    OSError if the client itself cannot go on.
+    partial; a second one, two seconds later or more, is raised. Raises TargetError if there is no
+    server to measure, OptionError if the limits of this process or the ports do not allow so many
+    connections, OSError if the client itself cannot go on.
     """
+    if server_pid is not None and usage_of(server_pid) is None:
+        raise OptionError("server_pid", f"there is no process {server_pid}")
     target = targets.find(workload)
     ports = _check_limits(workload, target)
     if server_pid is None:
-        server_pid = pid_listening_at(target)
+        server_pid = target.pid or pid_listening_at(target)
     seed = random.SystemRandom().getrandbits(32)
     shares = shares_of(workload)
     crew: Crew | ProcessCrew
@@ -80,30 +80,14 @@ def run(
         raise OptionError("source", str(error)) from None
     try:
         conductor = _Conductor(workload, crew, target, server_pid, on_progress)
-        with _interruptible(conductor.interrupt):
-            return conductor.conduct(ports)
+        with signals.heard() as ending:
+            ending.interrupt = conductor.interrupt
+            try:
+                return conductor.conduct(ports)
+            finally:
+                ending.interrupt = None
     finally:
         crew.close()
-
-
-@contextmanager
-def _interruptible(interrupt: Callable[[], None]) -> Iterator[None]:
-    """The first SIGINT calls `interrupt` instead of raising KeyboardInterrupt wherever the main
-    thread is; elsewhere, and where somebody has a handler of their own, nothing is changed."""
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-
-    def first(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        interrupt()
-
-    signal.signal(signal.SIGINT, first)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _check_limits(workload: Workload, target: Target) -> int:
@@ -111,6 +95,7 @@ def _check_limits(workload: Workload, target: Target) -> int:
     for problem in preflight.problems(workload, is_local=target.is_local):
         if problem.fatal:
             raise OptionError("connections", str(problem))
+    preflight.check_sources(workload)
     budget = preflight.port_budget(workload)
     if budget and workload.total_connections > budget:
         raise OptionError(
@@ -134,12 +119,13 @@ class _Conductor:
     ) -> None:
         self._workload = workload
         self._crew = crew
+        self._target = target
         self._witness = Witness(target, server_pid, crew.pids())
         self._on_progress = on_progress
         self._latency = _LATENCY_OF_MODE.get(workload.mode)
         self._sweeper = Sweeper(target) if workload.clear_time_wait and target.port else None
         self._interrupted = False
-        self._series: list[Interval] = []
+        self._series = Series()
         self._rounds: list[Round] = []
         self._last = Snapshot()
         self._last_at_s = 0.0
@@ -170,7 +156,7 @@ class _Conductor:
         while time.monotonic() < warmup_ends_s and not self._interrupted:
             self._burst(False, 0.0)
         for number in range(self._workload.rounds):
-            if self._interrupted:
+            if self._interrupted or self._crew.ended:
                 break
             start_ns = self._burst(True, number / self._workload.rounds)
             one = Round.from_samples(self._crew.samples())
@@ -186,7 +172,7 @@ class _Conductor:
         took_s = max(answered, default=0) / 1e9
         histogram = Histogram.of(answered)
         size = len(answered) * self._workload.length
-        self._series.append(Interval(total_s - took_s, took_s, len(answered), size, histogram))
+        self._series.append(Interval.of(total_s - took_s, took_s, len(answered), size, histogram))
         if answered:
             self._rate = len(answered) / took_s
             self._p99_ns = histogram.percentile(99)
@@ -205,7 +191,7 @@ class _Conductor:
             self._crew.begin("open")
             self._wait("opening", lambda: 0.0)
             self._open_s = time.monotonic() - begun_s
-        if self._interrupted:
+        if self._interrupted or self._crew.ended:
             return 0.0
         start_ns = self._soon_ns()
         measure_ns = start_ns + round(workload.warmup * 1e9)
@@ -286,7 +272,7 @@ class _Conductor:
         echoes = snapshot.counters["echoes"] - self._last.counters["echoes"]
         received = snapshot.counters["bytes_received"] - self._last.counters["bytes_received"]
         self._series.append(
-            Interval(start_s - measure_ns / 1e9, duration_s, echoes, received, difference)
+            Interval.of(start_s - measure_ns / 1e9, duration_s, echoes, received, difference)
         )
         self._rate = echoes / duration_s
         self._p99_ns = difference.percentile(99) if difference else None
@@ -326,10 +312,13 @@ class _Conductor:
             observation=observation,
             ports=ports,
             opened=totals["opened"] - freed,
+            port_hold_s=preflight.port_hold_s(is_loopback=self._target.is_loopback),
+            server_is_local=self._target.is_local,
         )
-        ended_early = self._interrupted or self._is_short(duration_s)
+        ended_early = self._interrupted or bool(self._crew.ended) or self._is_short(duration_s)
         if ended_early:
-            judged = replace(judged, reasons=("the run ended before its time", *judged.reasons))
+            early = "the run ended before its time"
+            judged = replace(judged, reasons=(early, *self._crew.ended, *judged.reasons))
         return Result(
             workload=workload.to_dict(),
             environment=environment.describe(),
@@ -344,7 +333,7 @@ class _Conductor:
             partial=ended_early,
             verdict=judged,
             latency=latency,
-            series=tuple(self._series),
+            series=self._series.intervals(),
             rounds=tuple(self._rounds),
             observed={
                 "client_cpu_s": round(observation.client_cpu_s, 3),

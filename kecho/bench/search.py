@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from .condition import Condition
 from .result import Result
+from .verdict import BEYOND, LATE_MOST, late_share
 
-__all__ = ["Found", "find_rate"]
+__all__ = ["Found", "find_rate", "least_rate"]
 
 _HIGHEST_RATE = 1e7
 _LOWEST_RATE = 1.0
@@ -23,7 +24,8 @@ _Z = 1.645  # one-sided 95 %
 class Found:
     """rate: messages/s, the highest that held, None if none did. too_high: the lowest that did
     not, None if all did. held of tried: the confirming runs at `rate`; least_share: at least so
-    large a share of such runs hold, with 95 % confidence (Wilson's bound)."""
+    large a share of such runs hold, with 95 % confidence (Wilson's bound). reasons:
+    of the verdicts at `rate`, and where the client sent late at `too_high`."""
 
     condition: Condition
     rate: float | None
@@ -31,6 +33,7 @@ class Found:
     held: int
     tried: int
     results: tuple[Result, ...]
+    reasons: tuple[str, ...] = ()
 
     @property
     def least_share(self) -> float:
@@ -49,25 +52,44 @@ class Found:
             "held": self.held,
             "tried": self.tried,
             "least_share": self.least_share,
+            "reasons": list(self.reasons),
         }
 
     def text(self) -> str:
+        because = "".join(f"  because   {reason}\n" for reason in self.reasons)
+        because = because and f"NOT VALID\n{because}"
         if self.rate is None:
-            return f"{self.condition.text} does not hold even at {self.too_high:,.0f} messages/s\n"
+            tried = f"even at {self.too_high:,.0f} messages/s" if self.too_high else "at any rate"
+            return f"{self.condition.text} does not hold {tried}\n{because}"
         above = f"not at {self.too_high:,.0f}" if self.too_high else "and no higher rate was tried"
         return (
             f"{self.condition.text} holds at {self.rate:,.0f} messages/s, {above}; confirmed in "
             f"{self.held} of {self.tried} runs (at least {self.least_share:.0%} of runs, with 95 % "
-            "confidence)\n"
+            f"confidence)\n{because}"
         )
 
 
-def find_rate(run_at: Callable[[float], Result], condition: Condition, first: float) -> Found:
+def least_rate(condition: Condition, duration_s: float) -> float:
+    """The lowest at which a run so long has samples enough beyond the percentile of the limit."""
+    if not condition.metric.startswith("p"):
+        return _LOWEST_RATE
+    beyond = 1 - float(condition.metric[1:]) / 100
+    return max(_LOWEST_RATE, BEYOND / beyond / duration_s)
+
+
+def find_rate(
+    run_at: Callable[[float], Result],
+    condition: Condition,
+    first: float,
+    lowest: float = _LOWEST_RATE,
+) -> Found:
     """Doubles or halves from `first` until the limit lies between two rates, then bisects.
 
-    run_at: measures at a rate; an interrupted result ends the search with what is known.
+    run_at: measures at a rate; an interrupted result ends the search with what is known. lowest:
+    see least_rate().
     """
     results: list[Result] = []
+    reasons: dict[float, tuple[str, ...]] = {}  # against what was found at a rate
     ended = False
 
     def measure(rate: float) -> bool:
@@ -75,6 +97,22 @@ def find_rate(run_at: Callable[[float], Result], condition: Condition, first: fl
         result = run_at(rate)
         results.append(result)
         ended = ended or bool(result.observed.get("interrupted"))
+        held = is_held(result, rate)
+        # That a rate which did not hold spoils the run is what is looked for; that the client was
+        # late is not.
+        why = result.verdict.reasons if held else late_client(result)
+        reasons[rate] = tuple(f"at {rate:,.0f} messages/s: {reason}" for reason in why)
+        return held
+
+    def late_client(result: Result) -> tuple[str, ...]:
+        worst = late_share(result.latency)
+        if worst is None or worst[0] <= LATE_MOST:
+            return ()
+        _, percent, late_ns, response_ns = worst
+        shown = f"{late_ns / 1e6:.1f} of {response_ns / 1e6:.1f} ms at p{percent:g}"
+        return (f"the client sent late: {shown} are its own",)
+
+    def is_held(result: Result, rate: float) -> bool:
         return (
             not result.errors
             and result.rate_per_s >= _ACHIEVED_LEAST * rate
@@ -89,7 +127,7 @@ def find_rate(run_at: Callable[[float], Result], condition: Condition, first: fl
     low: float | None = None
     high: float | None = None
     rate = first
-    while not ended and (low is None or high is None) and _LOWEST_RATE <= rate <= _HIGHEST_RATE:
+    while not ended and (low is None or high is None) and lowest <= rate <= _HIGHEST_RATE:
         if holds(rate):
             low, rate = rate, rate * 2
         else:
@@ -110,5 +148,6 @@ def find_rate(run_at: Callable[[float], Result], condition: Condition, first: fl
             break
         # A rate that held by luck: the next lower one has to prove itself.
         high = low
-        low = low / _PRECISION if low > _LOWEST_RATE else None
-    return Found(condition, low, high, held, tried, tuple(results))
+        low = low / _PRECISION if low / _PRECISION >= lowest else None
+    why = tuple(reason for rate in (low, high) if rate for reason in reasons.get(rate, ()))
+    return Found(condition, low, high, held, tried, tuple(results), why)

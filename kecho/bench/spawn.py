@@ -54,6 +54,7 @@ def spawned_server(options: str, connections: int, *, udp: bool = False) -> Iter
         child = subprocess.Popen(
             [*_command(watched), *arguments, "--log-format", "json", "--log-level", "info"],
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,  # ours is for results
             stderr=subprocess.PIPE,
             text=True,
             process_group=0,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..netstat import tcp_counters
+from .procfs import Usage, parent_of, usage_of
 from .target import Target
 
 __all__ = ["Observation", "Witness", "pid_listening_at"]
@@ -35,6 +36,7 @@ class Observation:
     others_share: float | None  # of CPU time in user space and kernel; None: not to be told
     stolen_share: float
     syn_events: dict[str, int]  # those that were not 0
+    server_busiest_s: float = 0.0  # of its threads, the one that took most
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class _Look:
     busy_s: float
     stolen_s: float
     client_s: float
-    server_s: float | None
+    server: Usage | None
     syn: dict[str, int]
 
 
@@ -55,17 +57,20 @@ class Witness:
 
     def __init__(self, target: Target, server_pid: int | None, client_pids: list[int]) -> None:
         self._target = target
-        self._server_pid = server_pid
         self._client_pids = [os.getpid(), *client_pids]
+        # A server in the client's own process: its CPU time cannot be told from the client's.
+        self._is_within = server_pid == os.getpid()
+        self._server_pid = None if self._is_within else server_pid
         self._first = self._look()
 
     def _look(self) -> _Look:
         busy_s, stolen_s = _machine_cpu_s()
-        server_s = None if self._server_pid is None else _process_cpu_s(self._server_pid)
+        server = None
+        if self._server_pid is not None:
+            server = usage_of(self._server_pid, without=self._client_pids)
         client_s = sum(_process_cpu_s(pid) or 0.0 for pid in self._client_pids)
-        return _Look(
-            time.monotonic(), busy_s, stolen_s, client_s, server_s, tcp_counters(SYN_COUNTERS)
-        )
+        syn = tcp_counters(SYN_COUNTERS)
+        return _Look(time.monotonic(), busy_s, stolen_s, client_s, server, syn)
 
     def observe(self) -> Observation:
         first, last = self._first, self._look()
@@ -73,10 +78,16 @@ class Witness:
         cpus = os.cpu_count() or 1
         client_s = last.client_s - first.client_s
         server_s = None
-        if first.server_s is not None and last.server_s is not None:
-            server_s = last.server_s - first.server_s
+        busiest_s = 0.0
+        if first.server is not None and last.server is not None:
+            before = first.server.threads_s
+            server_s = last.server.total_s - first.server.total_s
+            busiest_s = max(
+                (now - before.get(thread, 0.0) for thread, now in last.server.threads_s.items()),
+                default=0.0,
+            )
         others = None
-        if server_s is not None or not self._target.is_local:
+        if server_s is not None or self._is_within or not self._target.is_local:
             others_s = (last.busy_s - first.busy_s) - client_s - (server_s or 0.0)
             others = max(0.0, others_s / (seconds * cpus))
         return Observation(
@@ -84,12 +95,13 @@ class Witness:
             cpus=cpus,
             client_cpu_s=client_s,
             server_cpu_s=server_s,
-            server_threads=_thread_count(self._server_pid),
+            server_threads=len(last.server.threads_s) if last.server else 0,
             others_share=others,
             stolen_share=max(0.0, (last.stolen_s - first.stolen_s) / (seconds * cpus)),
             syn_events={
                 name: more for name in last.syn if (more := last.syn[name] - first.syn.get(name, 0))
             },
+            server_busiest_s=busiest_s,
         )
 
 
@@ -111,15 +123,9 @@ def _process_cpu_s(pid: int) -> float | None:
         return None
 
 
-def _thread_count(pid: int | None) -> int:
-    try:
-        return len(os.listdir(f"/proc/{pid}/task")) if pid is not None else 0
-    except OSError:
-        return 0
-
-
 def pid_listening_at(target: Target) -> int | None:
-    """The only process here that listens on a local target's port, if it may be looked for."""
+    """The process here that listens on a local target's port, if it may be looked for; of one that
+    has forked, the first. None if there are several."""
     if not target.is_local or not target.port:
         return None
     inodes = set()
@@ -135,7 +141,8 @@ def pid_listening_at(target: Target) -> int | None:
             if fields[3] == state and int(fields[1].rpartition(":")[2], 16) == target.port:
                 inodes.add(f"socket:[{fields[9]}]")
     owners = {int(name) for name in os.listdir("/proc") if name.isdigit() and _holds(name, inodes)}
-    return owners.pop() if len(owners) == 1 else None
+    first = [pid for pid in owners if parent_of(pid) not in owners]
+    return first[0] if len(first) == 1 else None
 
 
 def _holds(pid: str, inodes: set[str]) -> bool:

@@ -19,7 +19,7 @@ import kecho
 from clients import wait_for
 from kecho import OptionError, bench
 from kecho.bench import Result, Workload
-from processes import run_python
+from processes import ServerProcess, run_python
 
 
 @pytest.fixture
@@ -134,6 +134,41 @@ def test_connections_come_from_the_sources_in_turn(
     assert not result.errors
 
 
+@pytest.mark.e2e
+@pytest.mark.parametrize("host", ["0.0.0.0", "::ffff:127.0.0.1", "127.0.0.5"])
+def test_a_server_here_is_found_by_whatever_address(
+    start_process: Callable[..., ServerProcess], host: str
+) -> None:
+    server = start_process("--host", "0.0.0.0", "--port", "0")
+    result = bench.run(Workload(host=host, port=server.port, connections=5, rounds=1))
+    assert result.observed["server_cpu_s"] is not None
+    assert result.observed["others_cpu_share"] is not None
+
+
+@pytest.mark.e2e
+def test_the_server_behind_a_unix_socket_is_found(
+    start_process: Callable[..., ServerProcess], tmp_path: Path
+) -> None:
+    path = str(tmp_path / "socket")
+    start_process("--uds", path)
+    result = bench.run(Workload(uds=path, connections=5, rounds=1))
+    assert result.observed["server_cpu_s"] is not None
+    assert not any("not known" in note for note in result.verdict.notes)
+
+
+def test_a_server_in_the_same_process_is_not_told_from_the_client(
+    measure: Callable[..., Result],
+) -> None:
+    result = measure(connections=5, rounds=1, mode="burst")
+    assert result.observed["server_cpu_s"] is None
+    assert any("in the client's own process" in note for note in result.verdict.notes)
+
+
+def test_a_server_process_that_is_none_is_refused() -> None:
+    with pytest.raises(OptionError, match="there is no process 4194304"):
+        bench.run(Workload(port=9), server_pid=4_194_304)
+
+
 @pytest.mark.parametrize("mode", ["burst", "closed", "open", "stream", "connect", "idle"])
 def test_unix_sockets_are_measured_as_well(
     start_server: Callable[..., kecho.Server], tmp_path: Path, mode: str
@@ -234,9 +269,14 @@ def test_an_interrupted_run_still_prints_and_saves(tmp_path: Path) -> None:
 
 
 def interrupt_after(
-    seconds: float, server: kecho.Server, *arguments: str, times: int = 1, between_s: float = 0.005
+    seconds: float,
+    server: kecho.Server,
+    *arguments: str,
+    times: int = 1,
+    between_s: float = 0.005,
+    number: signal.Signals = signal.SIGINT,
 ) -> tuple[int, str, str]:
-    """Runs the command, sends SIGINT so long after its first echoes; status, stdout, stderr."""
+    """Runs the command, sends a signal so long after its first echoes; status, stdout, stderr."""
     before = server.stats().echoes
     with subprocess.Popen(
         [sys.executable, "-m", "kecho.bench", "--port", str(server.port), *arguments],
@@ -248,7 +288,7 @@ def interrupt_after(
             wait_for(lambda: server.stats().echoes > before + 200, "the run is under way")
             time.sleep(seconds)
             for _ in range(times):
-                process.send_signal(signal.SIGINT)
+                process.send_signal(number)
                 time.sleep(between_s)
             stdout, stderr = process.communicate(timeout=30)
         finally:
@@ -257,14 +297,42 @@ def interrupt_after(
 
 
 @pytest.mark.e2e
-def test_a_second_interruption_ends_the_command_without_a_traceback(
-    start_server: Callable[..., kecho.Server],
+@pytest.mark.parametrize("between_s", [0.0, 0.01, 0.1])
+def test_a_second_interruption_at_once_costs_nothing(
+    start_server: Callable[..., kecho.Server], tmp_path: Path, between_s: float
 ) -> None:
-    status, _, stderr = interrupt_after(
-        0.5, start_server(), "--mode", "closed", "-c", "5", "-d", "30", times=2
+    saved = tmp_path / "result.json"
+    status, stdout, stderr = interrupt_after(
+        0.5,
+        start_server(),
+        *("--mode", "closed", "-c", "5", "-d", "30", "--json", str(saved)),
+        times=3,
+        between_s=between_s,
     )
     assert status == 130
     assert stderr == ""
+    assert "(partial)" in stdout
+    assert Result.from_json(saved.read_text()).partial
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_other_endings_keep_what_was_measured_as_well(
+    start_server: Callable[..., kecho.Server],
+    tmp_path: Path,
+    number: signal.Signals,
+    expected: int,
+) -> None:
+    saved = tmp_path / "result.json"
+    status, stdout, stderr = interrupt_after(
+        0.5,
+        start_server(),
+        *("--mode", "closed", "-c", "5", "-d", "30", "--json", str(saved)),
+        number=number,
+    )
+    assert status == expected, stderr
+    assert "(partial)" in stdout
+    assert Result.from_json(saved.read_text()).partial
 
 
 @pytest.mark.e2e
@@ -289,16 +357,45 @@ def test_an_interruption_at_any_moment_keeps_what_was_measured(
 
 
 @pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--mode", "closed"], "did not look at its sockets for"),
+        (["--mode", "open", "-R", "500"], "sends were late"),
+    ],
+)
+def test_a_client_that_stood_still_says_so(
+    start_server: Callable[..., kecho.Server], tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    server, saved = start_server(), tmp_path / "result.json"
+    command = [
+        *(sys.executable, "-m", "kecho.bench", "--port", str(server.port), *arguments),
+        *("-c", "4", "-d", "3", "--json", str(saved)),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            wait_for(lambda: server.stats().echoes > 200, "the run is under way")
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(1)
+            process.send_signal(signal.SIGCONT)
+            process.wait(60)
+        finally:
+            process.kill()
+    reasons = Result.from_json(saved.read_text()).verdict.reasons
+    assert any(said in reason for reason in reasons), reasons
+
+
+@pytest.mark.e2e
 def test_a_file_that_cannot_be_written_costs_no_other_result(
     start_server: Callable[..., kecho.Server], tmp_path: Path
 ) -> None:
     port, other = str(start_server().port), tmp_path / "ok.csv"
     finished = bench_command(
         *("--port", port, "-c", "5", "--rounds", "1"),
-        *("--json", "/nonexistent/a.json", "--csv", str(other)),
+        *("--json", "/dev/full", "--csv", str(other)),
     )
     assert finished.returncode == 1
-    assert "--json /nonexistent/a.json: No such file or directory" in finished.stderr
+    assert "--json /dev/full: No space left on device" in finished.stderr
     assert "5 connections" in finished.stdout
     assert other.exists()
 
@@ -328,7 +425,38 @@ def test_a_server_that_ends_between_repeats_costs_no_earlier_one(
 
 
 @pytest.mark.e2e
-def test_a_client_process_that_is_killed_is_named(
+@pytest.mark.parametrize("mode", ["burst", "closed"])
+def test_a_client_process_that_is_killed_costs_no_results_of_the_others(
+    start_server: Callable[..., kecho.Server], tmp_path: Path, mode: str
+) -> None:
+    server, saved = start_server(), tmp_path / "result.json"
+    more = {"burst": ["--rounds", "10000"], "closed": ["-d", "30"]}[mode]
+    with subprocess.Popen(
+        [
+            *(sys.executable, "-m", "kecho.bench", "--port", str(server.port), "--processes", "3"),
+            *("--mode", mode, "-c", "9", *more, "--json", str(saved)),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        wait_for(lambda: server.stats().echoes > 1000, "the run is under way")
+        time.sleep(1.5)  # there is an interval with its samples in it
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGKILL)
+        stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 1, stderr
+    assert "(partial)" in stdout
+    assert f"client process {children[0]} has ended: SIGKILL" in stdout
+    assert "Traceback" not in stderr
+    result = Result.from_json(saved.read_text())
+    assert result.partial
+    assert result.echoes > 500
+    assert all(len(one.response_ns) == 9 for one in result.rounds)
+
+
+@pytest.mark.e2e
+def test_when_every_client_process_is_killed_it_is_said(
     start_server: Callable[..., kecho.Server],
 ) -> None:
     server = start_server()
@@ -343,10 +471,12 @@ def test_a_client_process_that_is_killed_is_named(
     ) as process:
         wait_for(lambda: server.stats().echoes > 1000, "the run is under way")
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(int(children[0]), signal.SIGKILL)
+        for child in children:
+            os.kill(int(child), signal.SIGKILL)
         _, stderr = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert f"client process {children[0]} has ended" in stderr
+    assert "has ended: SIGKILL" in stderr
+    assert "Traceback" not in stderr
 
 
 @pytest.mark.e2e
@@ -389,6 +519,11 @@ def test_a_sweep_is_several_results_and_a_picture(tmp_path: Path) -> None:
         (["--sweep", "1,x"], "--sweep: 'x' is not a whole number"),
         (["--source", "nowhere"], "--source: 'nowhere' is neither an address nor a prefix"),
         (["--mode", "closed", "--txt", "x"], "--txt: is for mode burst"),
+        (["--mode", "stream", "--hgrm", "x"], "--hgrm: is not for mode stream"),
+        (["--sweep", "1,2", "--txt", "x"], "--txt: is for one result, and --sweep has several"),
+        (["--find-rate", "p99<1ms", "--hgrm", "x"], "--hgrm: is for one result, and --find-rate"),
+        (["--find-rate", "p99>1ms"], "--find-rate: 'p99>1ms' is no limit of a latency"),
+        (["--find-rate", "p99<1ms", "-d", "0.1"], "--find-rate: p99<1ms takes 10,000 messages/s"),
         (["--spawn", "--port", "5"], "--spawn: starts a server of its own"),
         (["--length", "0"], "--length: 0 is not between 1 and"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
@@ -410,6 +545,10 @@ def test_wrong_usage_is_one_line_and_status_2(arguments: list[str], said: str) -
         (["--host", "no.such.host.invalid"], "unknown host"),
         (["--uds", "/nonexistent/socket"], "nothing listens at unix /nonexistent/socket"),
         (["--spawn=--port 99999"], "the server did not start"),
+        (["--spawn=--help"], "the server did not start"),
+        (["--spawn", "--source", "192.0.2.1", "-c", "5"], "--source: 192.0.2.1: Cannot assign"),
+        (["--spawn", "--json", "/nonexistent/a.json"], "/nonexistent/a.json: No such file"),
+        (["--spawn", "--csv", "/"], "--csv: /: Is a directory"),
         (
             ["--spawn", "--source", "::1", "-c", "5"],
             "--source: the source addresses are of another",
@@ -422,3 +561,4 @@ def test_what_cannot_be_done_is_one_line_and_status_1(arguments: list[str], said
     assert finished.returncode == 1
     assert said in finished.stderr
     assert finished.stderr.count("\n") == 1
+    assert finished.stdout == ""

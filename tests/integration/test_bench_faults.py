@@ -14,6 +14,7 @@ from kecho.bench import Result, TargetError, Workload
 from processes import run_python
 
 LENGTH = 64
+BURSTS: dict[str, dict[str, object]] = {"burst": {"rounds": 2}}
 
 
 def measure(peer: peers.Peer, **options: object) -> Result:
@@ -114,6 +115,34 @@ def test_a_reply_that_comes_twice_is_found() -> None:
         result = measure(peer)
     assert sum(result.errors.values()) == 4
     assert result.errors.keys() <= {"extra", "repeated"}
+
+
+@pytest.mark.parametrize("mode", ["burst", "connect"])
+@pytest.mark.parametrize("after_s", [0.0003, 0.05])
+def test_what_comes_after_the_last_reply_is_found(mode: str, after_s: float) -> None:
+    with peers.adds_later(b"x", after_s) as peer:
+        result = measure(peer, mode=mode, duration=0.2, **BURSTS.get(mode, {}))
+    assert result.errors.get("extra", 0) >= 4
+    assert not result.verdict.valid
+
+
+@pytest.mark.parametrize("mode", ["burst", "connect"])
+def test_waiting_for_the_servers_end_is_not_in_the_figures(mode: str) -> None:
+    with peers.ends_late(0.7) as peer:
+        result = measure(peer, mode=mode, duration=0.2, timeout=10.0, **BURSTS.get(mode, {}))
+    assert not result.errors
+    assert result.latency["response"].max < 0.7e9
+    assert result.duration_s < 1.2
+
+
+@pytest.mark.parametrize("mode", ["burst", "connect"])
+def test_a_server_that_never_ends_is_waited_for_no_longer_than_the_timeout(mode: str) -> None:
+    with peers.ends_late(3600) as peer:
+        begun = time.monotonic()
+        result = measure(peer, mode=mode, duration=0.2, timeout=0.5, **BURSTS.get(mode, {}))
+    assert time.monotonic() - begun < 20
+    assert not result.errors
+    assert any("not ended by the server" in note for note in result.verdict.notes)
 
 
 @pytest.mark.parametrize(("by_reset", "kinds"), [(False, {"short"}), (True, {"short", "reset"})])

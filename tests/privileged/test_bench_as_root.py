@@ -22,7 +22,7 @@ DEADLINE_S = 90
 def in_a_namespace(script: str, *arguments: str) -> Any:
     """Runs Python in a network namespace of its own; what it prints last, as JSON."""
     begin = """
-        import json, os, signal, socket, subprocess, sys, time
+        import json, os, re, signal, socket, subprocess, sys, time
         from pathlib import Path
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         def bench(*arguments):
@@ -55,7 +55,7 @@ TUNED_RUN = """
         stderr=subprocess.PIPE, text=True)
     first = run.stderr.readline()
     during = values()
-    if ending in ("SIGINT", "SIGKILL"):
+    if ending.startswith("SIG"):
         assert during != before, first
         time.sleep(1)
         run.send_signal(getattr(signal, ending))
@@ -69,7 +69,11 @@ TUNED_RUN = """
 
 
 @pytest.mark.parametrize(
-    ("ending", "status"), [("normal", 0), ("SIGINT", 130), ("exception", 1), ("SIGKILL", -9)]
+    ("ending", "status"),
+    [
+        *(("normal", 0), ("exception", 1), ("SIGKILL", -9)),
+        *(("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)),
+    ],
 )
 def test_tune_puts_every_value_back(ending: str, status: int) -> None:
     before, left, after, returned, said = in_a_namespace(TUNED_RUN, ending)
@@ -125,6 +129,23 @@ def test_a_spawned_server_ends_with_a_client_that_is_killed() -> None:
         while server.exists() and time.monotonic() < end:
             time.sleep(0.05)
         print(json.dumps(not server.exists()))
+    """)
+
+
+def test_a_server_at_an_address_that_is_no_loopback_is_found() -> None:
+    assert in_a_namespace("""
+        subprocess.run(["ip", "address", "add", "10.9.9.9/32", "dev", "lo"], check=True)
+        server = subprocess.Popen(
+            [sys.executable, "-m", "kecho", "--host", "10.9.9.9", "--port", "0"],
+            stderr=subprocess.PIPE, text=True)
+        try:
+            port = int(re.search("10.9.9.9:([0-9]+)", server.stderr.readline())[1])
+            from kecho import bench
+            result = bench.run(bench.Workload(
+                host="10.9.9.9", port=port, connections=5, rounds=1))
+        finally:
+            server.terminate()
+        print(json.dumps(result.observed["server_cpu_s"] is not None))
     """)
 
 

@@ -1,0 +1,80 @@
+"""CPU time of a process with all its descendants: proc_pid_stat(5)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Usage", "parent_of", "usage_of"]
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_UTIME, _CUTIME, _PPID = 11, 13, 1  # fields behind the name, counted from 0
+
+
+@dataclass(frozen=True)
+class Usage:
+    """total_s: of all threads there are and of children that have ended. threads_s: by thread."""
+
+    total_s: float
+    threads_s: dict[int, float]
+
+
+def usage_of(pid: int, without: Collection[int] = ()) -> Usage | None:
+    """None if there is no such process, or it may not be looked at. without: not descended to."""
+    total_s = 0.0
+    threads_s: dict[int, float] = {}
+    found = False
+    for process in _tree(pid, without):
+        stat = _stat(f"/proc/{process}/stat")
+        if stat is None:
+            continue
+        found = True
+        total_s += _seconds(stat, _UTIME) + _seconds(stat, _CUTIME)
+        for thread in _threads(process):
+            one = _stat(f"/proc/{process}/task/{thread}/stat")
+            if one is not None:
+                threads_s[thread] = _seconds(one, _UTIME)
+    return Usage(total_s, threads_s) if found else None
+
+
+def parent_of(pid: int) -> int | None:
+    stat = _stat(f"/proc/{pid}/stat")
+    return None if stat is None else int(stat[_PPID])
+
+
+def _tree(pid: int, without: Collection[int]) -> Iterator[int]:
+    """The process and its descendants; a child whose parent has ended is no longer one."""
+    waiting = [pid]
+    while waiting:
+        one = waiting.pop()
+        if one in without:
+            continue
+        yield one
+        for thread in _threads(one):
+            try:
+                children = Path(f"/proc/{one}/task/{thread}/children").read_text()
+            except OSError:  # it has ended; or the kernel was built without CONFIG_PROC_CHILDREN
+                continue
+            waiting += map(int, children.split())
+
+
+def _threads(pid: int) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except OSError:
+        return []
+
+
+def _stat(path: str) -> list[str] | None:
+    """The fields behind the name, which may hold blanks and parentheses."""
+    try:
+        return Path(path).read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+
+
+def _seconds(stat: list[str], field: int) -> float:
+    """Of user space and kernel, which stand side by side."""
+    return (int(stat[field]) + int(stat[field + 1])) / _TICKS_PER_S

@@ -1,0 +1,77 @@
+"""Signals that end a run early: the first is heard, and what has been measured is kept.
+
+The second of two keystrokes, or of a signal to a process and to its group, would lose it: further
+ones are passed over for a while.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+__all__ = ["ENDINGS", "Ending", "heard"]
+
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_GRACE_S = 2.0
+_DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
+
+
+class Ending:
+    """number: of the first signal that came, or None. interrupt: called for it; while there is
+    none, KeyboardInterrupt is raised, as it is for one that comes after the grace."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.interrupt: Callable[[], None] | None = None
+        self._at_s = 0.0
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None and time.monotonic() - self._at_s < _GRACE_S:
+            return
+        is_first = self.number is None
+        if is_first:
+            self.number, self._at_s = number, time.monotonic()
+        if not is_first or self.interrupt is None:
+            raise KeyboardInterrupt
+        self.interrupt()
+
+
+_current: Ending | None = None
+
+
+@contextmanager
+def heard(
+    numbers: Sequence[signal.Signals] = (signal.SIGINT,), *, to_the_last: bool = False
+) -> Iterator[Ending]:
+    """Within `with`, these signals end what goes on; within another one, nothing is changed.
+
+    to_the_last: once one has come, further ones are ignored after `with`, too: the process is about
+    to exit with the status that says so.
+
+    Nor is it in a thread that is not the main one, or for a signal that somebody else handles or
+    ignores: nohup(1) ignores SIGHUP.
+    """
+    global _current
+    if threading.current_thread() is not threading.main_thread():
+        yield Ending()
+        return
+    if _current is not None:
+        yield _current
+        return
+    ending = Ending()
+    before = {number: signal.getsignal(number) for number in numbers}
+    taken = {number: handler for number, handler in before.items() if handler in _DEFAULTS}
+    _current = ending
+    try:
+        for number in taken:
+            signal.signal(number, ending.handle)
+        yield ending
+    finally:
+        is_exiting = to_the_last and ending.number is not None
+        for number, handler in taken.items():
+            signal.signal(number, signal.SIG_IGN if is_exiting else handler)
+        _current = None
