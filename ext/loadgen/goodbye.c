@@ -9,7 +9,10 @@
 #include "loop.h"
 #include "traffic.h"
 
+/* Before the end: the kernel gives the port of a socket back as soon as it is in TIME_WAIT. */
 static void keep_end(struct client *client, const struct connection *connection) {
+    if (!client->settings.keep_ends || client->settings.close_by_reset)
+        return;
     union address end;
     uint64_t cookie;
     socklen_t size = sizeof end, cookie_size = sizeof cookie;
@@ -32,8 +35,6 @@ static void keep_end(struct client *client, const struct connection *connection)
 }
 
 static void close_now(struct client *client, struct connection *connection) {
-    if (client->settings.keep_ends && !client->settings.close_by_reset)
-        keep_end(client, connection);
     connection_close(connection, client->settings.close_by_reset);
     connection->state = CONNECTION_CLOSED;
 }
@@ -47,11 +48,13 @@ static bool look(struct client *client, struct connection *connection) {
 }
 
 void goodbye_close(struct client *client, struct connection *connection) {
+    keep_end(client, connection);
     look(client, connection);
     close_now(client, connection);
 }
 
 void goodbye_say(struct client *client, struct connection *connection) {
+    keep_end(client, connection);
     if (shutdown(connection->fd, SHUT_WR) < 0) {
         close_now(client, connection);
         return;

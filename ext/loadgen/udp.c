@@ -82,7 +82,10 @@ void udp_give_up(struct client *client) {
 /* ---- sending --------------------------------------------------------------------------------- */
 
 static void note_sent(struct client *client, struct connection *connection, uint64_t now) {
-    connection_stamp(connection, connection->sent)->sent_ns = now;
+    struct stamp *stamp = connection_stamp(connection, connection->sent);
+    stamp->sent_ns = now;
+    if (client->settings.mode == MODE_CLOSED && stamp->due_ns >= client->measure_ns)
+        count(&client->counters.between_ns, now - stamp->due_ns);
     connection->sent++;
     connection->outstanding++;
     count(&client->counters.sent, 1);

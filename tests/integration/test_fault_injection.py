@@ -119,7 +119,9 @@ def start_faulty(shim: Path, tmp_path: Path, dispatch: str) -> Iterator[StartFau
             before(injected)
         arguments = ("--dispatch", dispatch, f"--threads={threads}", *arguments)
         process = ServerProcess(
-            [*arguments, "--log-format=json", "--backlog=1000"], injected.environment
+            # In the sandbox connect() is refused, which stands in for SO_LINGER where that fails.
+            [*arguments, "--no-sandbox", "--log-format=json", "--backlog=1000"],
+            injected.environment,
         )
         started.append(FaultyServer(process, injected))
         if before is None:

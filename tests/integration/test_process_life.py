@@ -18,6 +18,7 @@ import pytest
 
 import kecho
 import kecho.run
+import kecho.steering
 from clients import (
     DEADLINE_S,
     connect,
@@ -511,7 +512,7 @@ def test_a_worker_that_cannot_be_pinned_stops_the_server_and_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     # No CPU of that number: the system call itself refuses.
-    monkeypatch.setattr(kecho.run, "usable_cpus", lambda: [min(os.sched_getaffinity(0)), 1 << 15])
+    monkeypatch.setattr(kecho.steering, "usable_cpus", lambda: [min(os.sched_getaffinity(0)), 1 << 15])
     path = tmp_path / "socket"
     server = kecho.Server(port=0, uds=path, threads=2, dispatch="percpu")
     server.start()
@@ -523,7 +524,7 @@ def test_a_worker_that_cannot_be_pinned_stops_the_server_and_says_so(
 
 
 def test_a_worker_that_cannot_be_pinned_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kecho.run, "usable_cpus", lambda: [1 << 15, (1 << 15) + 1])
+    monkeypatch.setattr(kecho.steering, "usable_cpus", lambda: [1 << 15, (1 << 15) + 1])
     server = kecho.Server(port=0, threads=2, dispatch="percpu")
     server.start()
     with pytest.raises(OSError, match="sched_setaffinity"):

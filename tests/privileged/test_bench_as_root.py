@@ -250,5 +250,6 @@ def test_own_time_wait_is_dropped_by_a_sweep_once_it_is_there() -> None:
     print(json.dumps([first, states(), sweeper.freed, sweeper.dropped]))
     """
     )
-    assert (first, last) == (["fin-wait-2"], [])
+    assert first in (["fin-wait-1"], ["fin-wait-2"])
+    assert last == []
     assert (freed, dropped) == (2, 2)
