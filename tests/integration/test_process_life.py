@@ -512,7 +512,8 @@ def test_a_worker_that_cannot_be_pinned_stops_the_server_and_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     # No CPU of that number: the system call itself refuses.
-    monkeypatch.setattr(kecho.steering, "usable_cpus", lambda: [min(os.sched_getaffinity(0)), 1 << 15])
+    cpus = [min(os.sched_getaffinity(0)), 1 << 15]
+    monkeypatch.setattr(kecho.steering, "usable_cpus", lambda: cpus)
     path = tmp_path / "socket"
     server = kecho.Server(port=0, uds=path, threads=2, dispatch="percpu")
     server.start()
