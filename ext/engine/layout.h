@@ -119,7 +119,7 @@ struct kecho_address {
 
 struct kecho_rule {
     struct kecho_address prefix;
-    uint32_t length; /* bits of the prefix, of 128 */
+    uint32_t length;      /* bits of the prefix, of 128 */
     uint32_t same_length; /* rules from this one on that have the same length */
     uint32_t is_allowed;
 };
@@ -128,11 +128,11 @@ struct kecho_rule {
 struct kecho_peer {
     struct kecho_address address;
     uint32_t connections;
-    uint32_t chain;          /* the next one of the same bucket, or KECHO_NO_PEER */
-    uint32_t tokens_milli;   /* thousandths of connections that it may open at once */
-    uint32_t refilled_ms;    /* low 32 bits of the clock */
-    uint32_t idle_next;      /* without connections: the list of those, longest idle first; */
-    uint32_t idle_prev;      /* idle_next is the next free one where the record is free */
+    uint32_t chain;        /* the next one of the same bucket, or KECHO_NO_PEER */
+    uint32_t tokens_milli; /* thousandths of connections that it may open at once */
+    uint32_t refilled_ms;  /* low 32 bits of the clock */
+    uint32_t idle_next;    /* without connections: the list of those, longest idle first; */
+    uint32_t idle_prev;    /* idle_next is the next free one where the record is free */
 };
 
 #define KECHO_IDLE_PEERS_MOST 65536
@@ -141,13 +141,13 @@ struct kecho_access {
     struct kecho_rule *rules; /* the longest prefix first, then in the order of the addresses */
     uint32_t rule_count;
     uint32_t is_allowed_otherwise;
-    uint32_t per_address;    /* connections of one address at once; 0: any number */
-    uint32_t rate_per_s;     /* connections that one address may open a second; 0: any number */
-    pthread_mutex_t lock;    /* guards what follows */
+    uint32_t per_address; /* connections of one address at once; 0: any number */
+    uint32_t rate_per_s;  /* connections that one address may open a second; 0: any number */
+    pthread_mutex_t lock; /* guards what follows */
     struct kecho_peer *peers;
-    uint32_t *buckets;       /* index of the first peer, or KECHO_NO_PEER */
-    uint32_t capacity;       /* of `peers`, and of `buckets`: a power of two, or 0 */
-    uint32_t high_water;     /* peers ever used */
+    uint32_t *buckets;   /* index of the first peer, or KECHO_NO_PEER */
+    uint32_t capacity;   /* of `peers`, and of `buckets`: a power of two, or 0 */
+    uint32_t high_water; /* peers ever used */
     uint32_t free_head;
     uint32_t idle_head, idle_tail, idle_count;
 };
@@ -161,14 +161,14 @@ enum kecho_phase {
 };
 
 struct kecho_control {
-    uint32_t phase;             /* atomic: enum kecho_phase, only ever grows */
-    uint64_t deadline_ms;       /* atomic: end of the drain, on the clock of clock_now_ms() */
-    uint32_t active;            /* atomic: open connections of all the queues */
-    uint32_t paused;            /* atomic: listeners that are LISTENER_PAUSED */
-    uint32_t workers_accepting; /* atomic: workers that have not yet seen the stop */
-    uint32_t max_connections;   /* UINT32_MAX: no limit of ours */
-    uint32_t idle_timeout_ms;   /* 0: none */
-    uint32_t write_timeout_ms;  /* 0: none */
+    uint32_t phase;              /* atomic: enum kecho_phase, only ever grows */
+    uint64_t deadline_ms;        /* atomic: end of the drain, on the clock of clock_now_ms() */
+    uint32_t active;             /* atomic: open connections of all the queues */
+    uint32_t paused;             /* atomic: listeners that are LISTENER_PAUSED */
+    uint32_t workers_accepting;  /* atomic: workers that have not yet seen the stop */
+    uint32_t max_connections;    /* UINT32_MAX: no limit of ours */
+    uint32_t idle_timeout_ms;    /* 0: none */
+    uint32_t write_timeout_ms;   /* 0: none */
     uint64_t queue_buffer_bytes; /* all `pending` of a queue together, at most */
     uint32_t queue_count;
     uint32_t worker_count;
