@@ -4,10 +4,8 @@ shared   one queue; its ready list is the global work queue, and any worker take
 percpu   a queue for each worker; every TCP listener is a SO_REUSEPORT group with one socket for
          each queue, and classic BPF picks the socket by the CPU that handles the SYN.
 """
-from engine.layout cimport (
-    KECHO_EVERY_QUEUE, OWNERSHIP_FREE, Connection, Control, Listener, Queue,
-)
-from engine.listener cimport TOKEN_WAKE, listener_arm
+from engine.layout cimport OWNERSHIP_FREE, Connection, Control, Queue
+from engine.listener cimport TOKEN_WAKE, listener_arm_everywhere
 from engine.slab cimport slab_destroy, slab_get, slab_high_water, slab_init
 from engine.waiting cimport waiting_destroy, waiting_init
 from kernel.epoll cimport (
@@ -90,17 +88,13 @@ cdef inline void close_listeners(Control* control) noexcept nogil:
 
 
 cdef inline int _connect_listeners(Control* control) noexcept nogil:
-    cdef uint32_t number, queue
-    cdef Listener* listener
-    cdef int result
+    cdef uint32_t number
+    cdef int result = 0
     for number in range(control.listener_count):
-        listener = &control.listeners[number]
-        for queue in range(control.queue_count):
-            if listener.queue == KECHO_EVERY_QUEUE or <uint32_t>listener.queue == queue:
-                result = listener_arm(control, &control.queues[queue], number)
-                if result < 0:
-                    return result
-    return 0
+        result = listener_arm_everywhere(control, number)
+        if result < 0:
+            break
+    return result
 
 
 cdef inline int dispatch_shared(Control* control) noexcept nogil:

@@ -110,7 +110,7 @@ cdef inline bint listener_give_up(
     return False
 
 
-cdef inline int _arm_everywhere(Control* control, uint32_t number) noexcept nogil:
+cdef inline int listener_arm_everywhere(Control* control, uint32_t number) noexcept nogil:
     """In each queue that accepts from it. Returns 0 or -errno."""
     cdef Listener* listener = &control.listeners[number]
     cdef uint32_t queue
@@ -141,7 +141,7 @@ cdef inline void listeners_resume(Worker* worker) noexcept nogil:
                 &listener.state, word, _with_state(word, LISTENER_OPEN)):
             continue
         atomic_u32_decrement(&control.paused)
-        if _arm_everywhere(control, number) < 0:
+        if listener_arm_everywhere(control, number) < 0:
             listener_pause(worker, listener)
 
 
@@ -210,14 +210,15 @@ cdef inline int listener_revive(Control* control, uint32_t number, int fd) noexc
     if listener.fd < 0:
         return -EBADF
     if fd >= 0:
-        listener.is_inherited = 0
+        if listener.is_inherited:
+            listener.is_inherited = 0
         listener_disarm(control, number)
         listener.dropped += _dropped(listener.fd)
         if dup3(fd, listener.fd, O_CLOEXEC) < 0:
             return -errno
     word += LISTENER_STATES + 1
     atomic_u32_store(&listener.state, _with_state(word, LISTENER_OPEN))
-    result = _arm_everywhere(control, number)
+    result = listener_arm_everywhere(control, number)
     if result < 0:
         atomic_u32_store(&listener.state, _with_state(word, LISTENER_DEAD))
     return result
