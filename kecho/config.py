@@ -67,9 +67,11 @@ def _check_fds(value: object) -> tuple[int, ...]:
         raise ValueError(f"{value!r} is neither a descriptor nor several")
     # On the command line each is a text of its own.
     fds = tuple(_FD.check(_FD.parse(fd) if isinstance(fd, str) else fd) for fd in value)
+    seen: set[int] = set()
     for fd in fds:
-        if fds.count(fd) > 1:
+        if fd in seen:
             raise ValueError(f"{fd} is given twice")
+        seen.add(fd)
     return fds
 
 
@@ -166,7 +168,8 @@ class ServerConfig:
     write_timeout: float | None = option(
         None,
         seconds(
-            "close a client that has not taken a byte of what it is owed for so many seconds",
+            "reset a client that has not taken a byte for so many seconds, once the kernel has no "
+            "room for more",
             optional=True,
         ),
     )
@@ -266,6 +269,8 @@ class ServerConfig:
                 "there is no address, no Unix socket and no descriptor to listen on",
             )
         rules_of(self.allow, self.deny)  # they agree with each other
+        if self.udp and (self.allow or self.deny):
+            raise OptionError("udp", "does not know --allow and --deny: it would answer anybody")
         if self.udp and not self.host:
             raise OptionError(
                 "udp", "a Unix socket takes no datagrams, and --fd no UDP: give a host or port"

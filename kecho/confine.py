@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from typing import Protocol
 
 from . import privileges, sandbox
@@ -65,5 +66,7 @@ def _let_go(fd: int) -> None:
 
 def _warn_of_file_left(path: str) -> None:
     directory = os.path.dirname(os.path.abspath(path))
-    if not os.access(directory, os.W_OK | os.X_OK):
+    facts = os.stat(directory)
+    is_sticky = facts.st_mode & stat.S_ISVTX and os.geteuid() != facts.st_uid
+    if is_sticky or not os.access(directory, os.W_OK | os.X_OK):
         log.warning("uds: %r will be left behind: the user may not write to its directory", path)

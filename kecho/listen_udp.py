@@ -74,7 +74,10 @@ def _open_udp(
         return opened
     try:
         for family, address in dict.fromkeys(
-            (one.socket.family, one.address) for one in listeners if not one.is_unix
+            # Not where a socket was inherited: UDP has one port, which is never answered.
+            (one.socket.family, one.address)
+            for one in listeners
+            if not (one.is_unix or one.inherited)
         ):
             _open_group(config, family, address, count, opened)
     except BaseException:

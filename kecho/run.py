@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "thread_count"]
 
+_LOG_BLOCKED_S = 5.0  # how long an end waits for a line that nobody reads
+
 log = logging.getLogger("kecho")
 
 # All but those that a fault raises, which have to be reported where it happens.
@@ -96,7 +98,8 @@ class Run:
             groups = steer(config, listeners, datagrams, self._cpus, attach_cpu_steering)
             shares = config.reuse_port or config.dispatch == "percpu"
             self._places = [
-                Place(one.socket.family, one.address, one.is_unix, shares) for one in listeners
+                Place(one.socket.family, one.address, one.is_unix, one.inherited, shares)
+                for one in listeners
             ]
             self._watch = Watch(config, self._places, groups, attach_cpu_steering)
             with _signals_wait():  # or a descriptor would have two owners, or none
@@ -190,13 +193,18 @@ class Run:
     def _look_after(self) -> None:
         """The watching thread's life."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _ASYNCHRONOUS_SIGNALS)
+        watch = self._watch
+        assert watch is not None
         while not self._ended.wait(INTERVAL_S):
+            # Not under the lock: what is logged may block, and a signal handler may want it.
+            engine = self._engine
             try:
-                with self._lock:
-                    if self._engine is not None and self._watch is not None:
-                        self._watch.look(self._engine)
+                if engine is not None:
+                    watch.look(engine)
             except Exception:
                 log.exception("looking after the server failed")
+            del engine
+        watch.close()
 
     def _end_worker(self) -> None:
         with self._lock:
@@ -206,7 +214,7 @@ class Run:
             try:
                 self._final = self._stats_now(self._accept_queues())
                 self._engine = self._udp = None  # and with them their descriptors and buffers
-                if self._watch is not None:
+                if self._watch is not None and self._watcher.ident is None:
                     self._watch.close()
                 for file in self._files:
                     file.remove()
@@ -256,9 +264,11 @@ class Run:
     def join(self, timeout: float | None) -> bool:
         if not self._ended.wait(timeout):
             return False
-        for thread in (*self._threads, self._watcher):
+        for thread in self._threads:
             if thread.ident is not None and thread is not threading.current_thread():
                 thread.join()
+        if self._watcher.ident is not None and self._watcher is not threading.current_thread():
+            self._watcher.join(_LOG_BLOCKED_S)
         return True
 
     def take_failure(self) -> BaseException | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +25,7 @@ _SAY_AGAIN_AFTER = 120  # looks without the trouble, until it is worth another l
 
 # The SYN queue was full: cookies were sent instead of keeping the SYN, or it was dropped.
 _SYN_QUEUE = ("TCPReqQFullDoCookies", "TCPReqQFullDrop")
+_LISTEN = ("ListenOverflows", "ListenDrops")  # the accept queue was full; SYNs dropped in all
 
 log = logging.getLogger("kecho")
 
@@ -45,6 +46,7 @@ class Place:
     family: int
     address: Address
     is_unix: bool
+    is_inherited: bool
     shares: bool
 
 
@@ -65,32 +67,46 @@ class Watch:
         self._places = places
         self._groups = groups
         self._somaxconn = tuning.somaxconn()
-        self._syn_queue = TcpCounters(_SYN_QUEUE)
-        self._syn_queue_before = self._syn_queue.read()
-        self._dropped_before = [0] * len(places)
+        self._network = TcpCounters((*_SYN_QUEUE, *_LISTEN))
+        self._network_before = self._network.read()
+        # What an inherited socket has dropped before is not this server's: see look().
+        self._dropped_before: list[int] = []
         self._errors_before: dict[str, int] = {}
         self._quiet_looks: dict[str, int] = {}  # since a trouble was last seen
         self._not_reopened: dict[int, str] = {}
         self._looks = 0
 
     def close(self) -> None:
-        self._syn_queue.close()
+        self._network.close()
 
     def look(self, engine: Engine) -> None:
         figures = engine.listener_figures()
+        if not self._dropped_before:
+            self._dropped_before = [
+                one[0] if place.is_inherited else 0
+                for one, place in zip(figures, self._places, strict=True)
+            ]
         dead = [number for number, one in enumerate(figures) if one[3]]
         if dead:
             self._reopen(engine, dead, figures)
         self._looks += 1
         if self._looks % _REPORT_EVERY == 0:
-            self._report_accept_queues(figures)
-            self._report_syn_queue()
+            network = self._network.read()
+            came = {name: now - self._network_before.get(name, 0) for name, now in network.items()}
+            self._network_before = network
+            self._report_accept_queues(figures, came)
+            self._report_syn_queue(came)
             self._report_errors(engine)
 
     # ---- what is said -----------------------------------------------------------------------
 
-    def _report_accept_queues(self, figures: list[Any]) -> None:
-        """For each address; its listeners, of which percpu has several, together."""
+    def _report_accept_queues(self, figures: list[Any], came: Mapping[str, int]) -> None:
+        """For each address; its listeners, of which percpu has several, together.
+
+        A socket counts all that it drops: also segments that no client sends (a port scan's), and
+        SYNs for which there was no room among the half-open. The network's counters tell them
+        apart.
+        """
         by_address: dict[Address, list[int]] = {}
         for number, place in enumerate(self._places):
             if not place.is_unix:
@@ -99,7 +115,9 @@ class Watch:
             dropped = sum(figures[number][0] - self._dropped_before[number] for number in numbers)
             for number in numbers:
                 self._dropped_before[number] = figures[number][0]
-            if dropped:
+            if dropped and not came.get("ListenOverflows", dropped):
+                self._warn_of_refusals(address, min(dropped, came.get("ListenDrops", 0)))
+            elif dropped:
                 longest = max((figures[number][1:3] for number in numbers), key=lambda one: one[0])
                 self._warn_of_drops(address, dropped, *longest)
 
@@ -121,12 +139,17 @@ class Watch:
             help_text,
         )
 
-    def _report_syn_queue(self) -> None:
-        now = self._syn_queue.read()
-        cookies, dropped = (
-            now.get(name, 0) - self._syn_queue_before.get(name, 0) for name in _SYN_QUEUE
-        )
-        self._syn_queue_before = now
+    def _warn_of_refusals(self, address: Address, dropped: int) -> None:
+        if dropped:
+            log.warning(
+                "%s: %d SYNs dropped in the last second, not for a full accept queue: too many "
+                "handshakes under way (net.ipv4.tcp_max_syn_backlog, tcp_syncookies), or no memory",
+                describe_addresses((address,)),
+                dropped,
+            )
+
+    def _report_syn_queue(self, came: Mapping[str, int]) -> None:
+        cookies, dropped = (came.get(name, 0) for name in _SYN_QUEUE)
         if cookies or dropped:
             log.warning(
                 "a SYN queue was full in the last second: %d SYN cookies sent, %d SYNs dropped (by "
@@ -166,8 +189,9 @@ class Watch:
                 if figures[number][4]:  # accept failed strangely; it does listen
                     engine.revive_listener(number, -1)
                     continue
-                if place.is_unix:
-                    raise OSError(errno.EINVAL, "a Unix socket is not made again")
+                if place.is_unix or place.is_inherited:
+                    # Its options are not known, and a new socket would be open to more, or fewer.
+                    raise OSError(errno.EINVAL, "a socket of this kind is not made again")
                 with listen_again(place.family, place.address, self._config, place.shares) as again:
                     engine.revive_listener(number, again.fileno())
             except OSError as error:
@@ -200,9 +224,12 @@ class Watch:
         if not group.replaced(replaced):
             log.warning("connections no longer go to the worker of the CPU that handles their SYN")
             return
-        self._attach_cpu_steering(
-            engine.listener_fd(group.order[0]), [group.cpus[number] for number in group.order]
-        )
+        fd = engine.listener_fd(group.order[0])
+        try:
+            self._attach_cpu_steering(fd, [group.cpus[number] for number in group.order])
+        except OSError as error:
+            if error.errno != errno.EBADF:  # the server has begun to stop
+                raise
 
 
 _TROUBLES = {

@@ -76,9 +76,9 @@ cdef inline void _begin(
         return
     connection = slab_take(&worker.queue.slab)
     if connection == NULL:
-        close_with_reset(fd)
         if peer != KECHO_NO_PEER:
             peer_leaves(&worker.control.access, peer)
+        close_with_reset(fd)
         count_error(worker, ERROR_MEMORY)
         _unadmit(worker)
         return

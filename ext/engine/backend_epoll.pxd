@@ -153,7 +153,7 @@ cdef inline bint _has_rested(
 
 cdef inline bint _is_to_be_looked_at(Worker* worker, Connection* connection) noexcept nogil:
     """By somebody who does not own it."""
-    if worker.control.write_timeout_ms != 0 and is_marked_waiting(connection):
+    if is_marked_waiting(connection):
         return True
     return _has_rested(worker, connection, worker.control.idle_timeout_ms)
 
@@ -161,7 +161,7 @@ cdef inline bint _is_to_be_looked_at(Worker* worker, Connection* connection) noe
 cdef inline int _why_overdue(Worker* worker, Connection* connection) noexcept nogil:
     """A kecho_close_reason, or -1: it may stay."""
     cdef Control* control = worker.control
-    if control.write_timeout_ms != 0 and connection.pending != NULL:
+    if connection.pending != NULL:
         if unread_bytes(connection) != connection.unread_bytes:
             note_progress(worker, connection)
         elif _has_rested(worker, connection, control.write_timeout_ms):

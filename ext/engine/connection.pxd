@@ -45,6 +45,7 @@ cdef enum Served:
 
 cdef enum:
     READS_PER_TURN = 4  # of up to 64 KiB, then the others get theirs
+    SPARED_MOST = 64    # readers, in one search for one that is not
     GREETING_MS = 500   # from accept to the first bytes, when the server is about to stop
 
 
@@ -82,12 +83,13 @@ cdef inline void connection_close(
         and (reason == CLOSE_EOF or reason == CLOSE_IDLE or reason == CLOSE_DRAINED))
     if connection.pending != NULL:
         _free_pending(worker, connection)
+    # Before it is closed: the client may connect again at once.
+    if connection.peer != KECHO_NO_PEER:
+        peer_leaves(&worker.control.access, connection.peer)
     if not is_whole:
         close_with_reset(fd)
     else:
         close(fd)
-    if connection.peer != KECHO_NO_PEER:
-        peer_leaves(&worker.control.access, connection.peer)
     count_closed(worker, connection.accepted_by, reason)
     slab_give_back(&worker.queue.slab, connection)
     listeners_resume(worker)
@@ -166,31 +168,48 @@ cdef inline int _keep_pending(
     memcpy(connection.pending, worker.buffer + begin, end - begin)
     connection.pending_begin = 0
     connection.pending_end = end - begin
-    if worker.control.write_timeout_ms != 0:
-        connection.unread_bytes = unread_bytes(connection)
+    connection.unread_bytes = unread_bytes(connection)
     waiting_begin(worker.queue, connection)
     count(&worker.counters.backpressure)
     return 0
-
-
-cdef inline bint _evict_slowest(Worker* worker) noexcept nogil:
-    """Closes the connections longest without progress until the queue's buffers are within their
-    bounds. False when those that are left are being served, by this worker or another."""
-    cdef Connection* slowest
-    while waiting_is_over(worker.queue, worker.control):
-        slowest = waiting_claim_slowest(worker.queue)
-        if slowest == NULL:
-            return False
-        connection_close(worker, slowest, CLOSE_EVICTED)
-    return True
 
 
 cdef inline void note_progress(Worker* worker, Connection* connection) noexcept nogil:
     """The client has taken some of what was pending."""
     atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
     waiting_progress(worker.queue, connection)
-    if worker.control.write_timeout_ms != 0:
-        connection.unread_bytes = unread_bytes(connection)
+    connection.unread_bytes = unread_bytes(connection)
+
+
+cdef inline void _spare(Worker* worker, Connection* connection) noexcept nogil:
+    """Lets go of a waiting connection that was claimed, and misses no event of it."""
+    cdef int result
+    while not ownership_release(connection):
+        result = connection_arm(worker, connection, True)  # reports anew what came meanwhile
+        if result < 0:
+            connection_fail(worker, connection, -result, ERROR_EPOLL)
+            return
+
+
+cdef inline bint _evict_slowest(Worker* worker) noexcept nogil:
+    """Closes the connections longest without progress until the queue's buffers are within their
+    bounds. False when those that are left are being served, by this worker or another.
+
+    A client that reads, but too little for epoll to report it, is spared, a number of times.
+    """
+    cdef Connection* slowest
+    cdef int spared = 0
+    while waiting_is_over(worker.queue, worker.control):
+        slowest = waiting_claim_slowest(worker.queue)
+        if slowest == NULL:
+            return False
+        if spared < SPARED_MOST and unread_bytes(slowest) != slowest.unread_bytes:
+            spared += 1
+            note_progress(worker, slowest)
+            _spare(worker, slowest)
+        else:
+            connection_close(worker, slowest, CLOSE_EVICTED)
+    return True
 
 
 cdef inline int _flush_pending(Worker* worker, Connection* connection) noexcept nogil:

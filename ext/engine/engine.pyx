@@ -117,7 +117,9 @@ cdef class Engine:
         control.max_connections = max_connections or UINT32_MAX
         control.idle_timeout_ms = idle_timeout_ms
         control.write_timeout_ms = write_timeout_ms
-        control.queue_buffer_bytes = buffer_bytes // (worker_count if percpu else 1)
+        # At least one buffer: whoever waits alone is nobody's slowest reader.
+        control.queue_buffer_bytes = max(
+            buffer_bytes // (worker_count if percpu else 1), <uint64_t>KECHO_BUFFER_BYTES)
         result = peers_init(&control.access)
         if result == 0:
             result = -pthread_mutex_init(&control.listeners_lock, NULL)

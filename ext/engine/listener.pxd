@@ -151,7 +151,7 @@ cdef struct Figures:
     uint32_t dropped      # SYNs, of this socket and those before it
     uint32_t length       # connections that wait to be accepted
     uint32_t length_most  # how many may
-    bint is_dead
+    bint is_dead          # accept has said so, or it listens no more; not: closed by us
     bint is_listening  # SO_ACCEPTCONN: so says the kernel
 
 
@@ -177,8 +177,10 @@ cdef inline void listener_figures(Listener* listener, Figures* figures) noexcept
     cdef socklen_t size = sizeof(info)
     figures.dropped = listener.dropped
     figures.length = figures.length_most = 0
-    figures.is_dead = listener_is_dead(listener)
-    figures.is_listening = _is_listening(listener.fd)
+    figures.is_listening = listener.fd >= 0 and _is_listening(listener.fd)
+    # One that is paused is not accepted from, and nobody has been told.
+    figures.is_dead = listener.fd >= 0 and (
+        listener_is_dead(listener) or not figures.is_listening)
     if listener.fd < 0 or listener.is_unix:
         return
     figures.dropped += _dropped(listener.fd)
@@ -216,8 +218,13 @@ cdef inline int listener_revive(Control* control, uint32_t number, int fd) noexc
         listener.dropped += _dropped(listener.fd)
         if dup3(fd, listener.fd, O_CLOEXEC) < 0:
             return -errno
+    # A worker may pause it, or be told that it is dead, at the same time.
+    while not atomic_u32_swap(
+            &listener.state, word, _with_state(word + LISTENER_STATES + 1, LISTENER_OPEN)):
+        word = atomic_u32_load(&listener.state)
+    if word & LISTENER_STATES == LISTENER_PAUSED:
+        atomic_u32_decrement(&control.paused)
     word += LISTENER_STATES + 1
-    atomic_u32_store(&listener.state, _with_state(word, LISTENER_OPEN))
     result = listener_arm_everywhere(control, number)
     if result < 0:
         atomic_u32_store(&listener.state, _with_state(word, LISTENER_DEAD))

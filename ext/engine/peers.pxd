@@ -18,6 +18,7 @@ from libc.stdlib cimport free, malloc, realloc
 cdef enum:
     FIRST_CAPACITY = 1024
     A_TOKEN_MILLI = 1000
+    CLOCKS_APART_MS = 60000
     PEER_UNKNOWN = -1  # there is no memory for it
 
 
@@ -148,8 +149,8 @@ cdef inline bint _take_token(Access* access, Peer* peer, uint32_t now_ms) noexce
     """A bucket of one second's worth of tokens, which is never more than full."""
     cdef uint64_t tokens_milli = peer.tokens_milli
     cdef uint32_t passed_ms = now_ms - peer.refilled_ms
-    # The clocks of two workers may be read in the other order.
-    if passed_ms < 0x80000000u:
+    # The clocks of two workers may be read in the other order; 49 days later it does not matter.
+    if passed_ms < 0xFFFFFFFFu - CLOCKS_APART_MS:
         tokens_milli += <uint64_t>passed_ms * access.rate_per_s
         peer.refilled_ms = now_ms
     peer.tokens_milli = <uint32_t>min(tokens_milli, <uint64_t>access.rate_per_s * A_TOKEN_MILLI)

@@ -130,6 +130,18 @@ def test_an_address_has_so_many_connections_at_once(
     assert stats.accepted == stats.closed.total == 5
 
 
+def test_a_client_that_comes_back_after_the_end_is_served(
+    start_server: StartServer, dispatch: str
+) -> None:
+    server = start_server(dispatch=dispatch, max_connections_per_ip=1)
+    for _ in range(500):
+        with client_from(server, "127.0.0.1") as client:
+            assert echo(client, b"x") == b"x"
+            client.shutdown(socket.SHUT_WR)
+            assert client.recv(1) == b""
+    assert server.stop().refused.total == 0
+
+
 def test_the_count_is_right_after_a_storm(start_server: StartServer, dispatch: str) -> None:
     server = start_server(dispatch=dispatch, max_connections_per_ip=4)
 

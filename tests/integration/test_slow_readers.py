@@ -114,6 +114,16 @@ def test_both_timeouts_hold_for_what_they_are_about(
         assert idle.recv(1) == b""
 
 
+def test_a_client_that_reads_slowly_is_not_idle(start_server: StartServer, dispatch: str) -> None:
+    server = start_server(dispatch=dispatch, idle_timeout=1.5)
+    with stuffed(server) as client:
+        end = time.monotonic() + 4
+        while time.monotonic() < end:
+            assert client.recv(8192)
+            time.sleep(0.1)
+        assert server.stats().closed.total == 0
+
+
 # ---- max_buffer_memory --------------------------------------------------------------------------
 
 
@@ -147,6 +157,36 @@ def test_who_reads_is_not_reset_beside_those_who_do_not(
         with connect(server) as reader:
             assert transfer(reader, data) == data
     assert server.stop(graceful_timeout=0).closed["eof"] == 1
+
+
+def test_a_client_that_reads_slowly_is_spared_for_those_who_do_not_read(
+    start_server: StartServer, dispatch: str
+) -> None:
+    """It has waited longest by what epoll reports, and is first in line."""
+    server = start_server(dispatch=dispatch, threads=1, max_buffer_memory=192 << 10)
+    ended = threading.Event()
+    with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(stuffed(server))
+
+        def read() -> None:
+            while not ended.is_set() and reader.recv(8192):
+                time.sleep(0.01)
+
+        reading = threading.Thread(target=read)
+        reading.start()
+        try:
+            while server.stats().closed["evicted"] < 2:
+                stack.enter_context(stuffed(server))
+            reader.send(b"still connected")
+        finally:
+            ended.set()
+            reading.join(DEADLINE_S)
+
+
+def test_who_waits_alone_is_within_its_share(start_server: StartServer, dispatch: str) -> None:
+    server = start_server(dispatch=dispatch, threads=4, max_buffer_memory=1 << 16)
+    with stuffed(server):
+        assert server.stats().closed["evicted"] == 0
 
 
 def test_a_crowd_of_clients_that_never_read_is_bounded(

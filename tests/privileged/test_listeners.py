@@ -273,3 +273,65 @@ def test_a_command_in_its_sandbox_listens_again(
             with connect(process.port) as client:
                 assert echo(client, b"after") == b"after"
         assert process.stop() == 0
+
+
+def test_a_listener_that_is_destroyed_while_it_is_paused_listens_again(
+    inside: Namespace, start_server: StartServer, dispatch: str
+) -> None:
+    server = start_server(dispatch=dispatch, max_connections=1)
+    with connect(server) as held, connect(server) as waiting:
+        assert echo(held, b"x") == b"x"
+        sockets = listening(server.port)
+        destroy_listeners(server.port)
+        wait_for(lambda: listening(server.port) == sockets, "it listens again")
+        with pytest.raises(ConnectionResetError):
+            waiting.recv(1)
+    with connect(server) as client:
+        assert echo(client, b"after") == b"after"
+
+
+def test_a_port_scan_is_no_full_queue(
+    inside: Namespace, start_server: StartServer, dispatch: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "kecho")
+    server = start_server(dispatch=dispatch)
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as raw:
+        ends = socket.inet_aton("127.0.0.1") * 2
+        for port in range(40000, 40009):  # a segment without any flag
+            header = port.to_bytes(2, "big") + server.port.to_bytes(2, "big") + bytes(8)
+            header += b"\x50\x00\xff\xff" + bytes(4)
+            total = sum(
+                int.from_bytes((ends + b"\0\x06\0\x14" + header)[i : i + 2], "big")
+                for i in range(0, 32, 2)
+            )
+            total = (total & 0xFFFF) + (total >> 16)
+            checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+            raw.sendto(header[:16] + checksum.to_bytes(2, "big") + header[18:], ("127.0.0.1", 0))
+    time.sleep(1.5)
+    assert not caplog.records
+
+
+def test_a_handler_of_logs_that_waits_for_the_server_does_not_stop_it(
+    inside: Namespace, start_server: StartServer, dispatch: str
+) -> None:
+    """The watching thread logs without the lock that stop() and stats() take."""
+    told, go_on = threading.Event(), threading.Event()
+
+    class Waits(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told.set()
+            go_on.wait(DEADLINE_S)
+
+    handler = Waits(logging.WARNING)
+    logging.getLogger("kecho").addHandler(handler)
+    try:
+        server = start_server(dispatch=dispatch)
+        destroy_listeners(server.port)
+        assert told.wait(DEADLINE_S)
+        assert server.stats().active == 0
+        server.request_stop()
+        wait_for(lambda: not server.is_running, "it has ended")
+    finally:
+        go_on.set()
+        logging.getLogger("kecho").removeHandler(handler)
+    server.wait()
