@@ -496,10 +496,13 @@ def test_a_forked_child_holds_no_socket_of_it(dispatch: str) -> None:
         server = kecho.Server(port=0, udp=True, threads=2, dispatch=sys.argv[1])
         server.start()
         read_fd, write_fd = os.pipe()
+        ready_fd, begun_fd = os.pipe()
         if (child := os.fork()) == 0:
             os.close(write_fd)
+            os.write(begun_fd, b"x")
             os.read(read_fd, 1)
             os._exit(0)
+        os.read(ready_fd, 1)  # it has closed its copies
         with socket.socket(type=socket.SOCK_DGRAM) as one:
             one.settimeout(30)
             one.connect(("127.0.0.1", server.port))
