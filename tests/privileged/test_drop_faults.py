@@ -26,6 +26,7 @@ from dropping import Ends, make_time_wait, run_drop
 from kecho import drop
 from kecho.drop import Result
 from namespaces import Namespace
+from processes import after
 
 pytestmark = pytest.mark.privileged
 
@@ -141,7 +142,7 @@ def test_filter_alone_drops_all_that_matches_where_no_pairs_can_come(
     ends: Ends, stack: ExitStack, kind: str
 ) -> None:
     client, _ = ends.connect()
-    wrapped = ["bash", "-c", 'exec "$@" <&-', "bash"] if kind == "closed" else []
+    wrapped = after("os.close(0)") if kind == "closed" else []
     controller, terminal = pty.openpty()
     stack.callback(os.close, controller)
     stack.callback(os.close, terminal)
@@ -157,7 +158,7 @@ def test_filter_alone_drops_all_that_matches_where_no_pairs_can_come(
 
 
 def test_pairs_from_a_closed_standard_input_are_a_usage_error() -> None:
-    wrapped = ["bash", "-c", 'exec "$@" <&-', "bash"]
+    wrapped = after("os.close(0)")
     finished = subprocess.run(
         [*wrapped, *COMMAND, "-"], capture_output=True, text=True, timeout=DEADLINE_S
     )
