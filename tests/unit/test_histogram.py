@@ -231,9 +231,10 @@ def test_mean_and_deviation_are_close_to_those_of_the_samples(values: list[int])
     histogram = Histogram.of(values)
     mean = sum(values) / len(values)
     deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
-    assert histogram.mean == pytest.approx(mean, rel=1 / 2048)
+    # Half of the widest bucket; a sample in the middle of two is off by all of that.
+    assert histogram.mean == pytest.approx(mean, rel=1.000001 / 2048)
     # Each sample is off by at most 1/2048 of itself, so the deviation by that of the largest.
-    assert histogram.stddev == pytest.approx(deviation, abs=max(values) / 2048 + 1e-6)
+    assert histogram.stddev == pytest.approx(deviation, abs=1.000001 * max(values) / 2048)
 
 
 @given(VALUES, st.integers(0, 2 * END))
