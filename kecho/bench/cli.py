@@ -20,22 +20,22 @@ from .._version import __version__
 from ..errors import OptionError, TuningError
 from ..options import Option, flag, integer, option_of, switch
 from ..tuned import restore_leftover
-from . import compare, condition, preflight, report, signals
-from .files import check_writable, write_whole
+from . import condition, preflight, report, signals
+from .files import check_writable, reason_of, write_whole
 from .preflight import tuning_for
-from .result import Result, dump, load
-from .runner import Progress, run
+from .progress import live_progress
+from .result import Result, dump
+from .runner import run
 from .search import Found, find_rate, least_rate
 from .spawn import SpawnError, spawned_server
+from .subcommands import COMMANDS, PROGRAM
 from .target import TargetError
 from .workload import Workload
 
 __all__ = ["main"]
 
-PROGRAM = "kecho.bench"
 _BY_SIGNAL = 128
 _FIRST_RATE = 1000.0  # that --find-rate begins with
-_EXIT_CONDITION = 3
 _FILES = ("json", "csv", "hgrm", "hlog", "txt")
 _WORKLOAD_OPTIONS = {one.name: option_of(one) for one in fields(Workload)}
 _DEFAULTS = {one.name: one.default for one in fields(Workload)}
@@ -109,8 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    if arguments and arguments[0] in _COMMANDS:
-        return _COMMANDS[arguments[0]](arguments[1:])
+    if arguments and arguments[0] in COMMANDS:
+        return COMMANDS[arguments[0]](arguments[1:])
     flags = vars(_parser().parse_args(arguments))
     if flags.pop("restore"):
         return _restore()
@@ -226,7 +226,7 @@ def _measure(workloads: list[Workload], extra: dict[str, Any], ending: signals.E
             try:
                 check_writable(extra[name])
             except (OSError, ValueError) as error:
-                raise OptionError(name, f"{extra[name]}: {_reason(error)}") from None
+                raise OptionError(name, f"{extra[name]}: {reason_of(error)}") from None
         _advise(largest, spawns=extra["spawn"] is not None)
         if extra["spawn"] is not None:
             try:
@@ -242,7 +242,7 @@ def _measure(workloads: list[Workload], extra: dict[str, Any], ending: signals.E
                 else replace(one, host=server.host, port=server.port)
                 for one in workloads
             ]
-        show = stack.enter_context(_progress())
+        show = stack.enter_context(live_progress())
 
         def measure(workload: Workload) -> Result:
             """All repeats; what there is when one fails or is interrupted is kept in `results`."""
@@ -362,10 +362,6 @@ def _tuned(workload: Workload) -> Iterator[None]:
                 print(f"{PROGRAM}: {one}", file=sys.stderr)
 
 
-def _reason(error: OSError | ValueError) -> str:
-    return (isinstance(error, OSError) and error.strerror) or str(error)
-
-
 def _save(results: list[Result], found: Found | None, extra: dict[str, Any]) -> bool:
     """Every file that was asked for, whole or not at all; says what went wrong. True: nothing."""
     writers: dict[str, Callable[[], str]] = {
@@ -387,157 +383,6 @@ def _save(results: list[Result], found: Found | None, extra: dict[str, Any]) -> 
             else:
                 write_whole(path, content)
         except (OSError, ValueError) as error:
-            command.say_error(PROGRAM, f"{flag(name)} {path}: {_reason(error)}")
+            command.say_error(PROGRAM, f"{flag(name)} {path}: {reason_of(error)}")
             saved = False
     return saved
-
-
-def _progress() -> Any:
-    """A context that gives a callback for run(); one that does nothing off a terminal."""
-    from contextlib import nullcontext
-
-    if sys.stderr is None or not sys.stderr.isatty():
-        return nullcontext()
-    try:
-        import rich.progress
-    except ImportError:
-        return nullcontext()
-    return _RichProgress(rich.progress)
-
-
-class _RichProgress:
-    """A bar with the current rate and p99, for a run that lasts."""
-
-    def __init__(self, library: Any) -> None:
-        from rich.console import Console
-
-        self._bar = library.Progress(
-            library.TextColumn("{task.description}"),
-            library.BarColumn(),
-            library.TextColumn("{task.fields[figures]}"),
-            library.TimeElapsedColumn(),
-            console=Console(stderr=True),
-            transient=True,
-            redirect_stdout=False,  # otherwise lines for a file are taken for the terminal's
-            redirect_stderr=False,
-        )
-        self._task = self._bar.add_task("", total=1.0, figures="")
-
-    def __enter__(self) -> Callable[[Progress], None]:
-        self._bar.start()
-        return self._show
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def _show(self, now: Progress) -> None:
-        parts = [f"{now.connections:,} open", f"{now.echoes:,} echoes"]
-        if now.rate_per_s is not None:
-            parts.append(f"{now.rate_per_s:,.0f}/s")
-        if now.p99_ns is not None:
-            parts.append(f"p99 {report.duration_text(now.p99_ns)}")
-        if now.errors:
-            parts.append(f"{now.errors:,} errors")
-        self._bar.update(
-            self._task, completed=now.done, description=now.phase, figures=", ".join(parts)
-        )
-
-
-# ---- what is made of results --------------------------------------------------------------------
-
-
-def _load_all(paths: Sequence[str]) -> list[Result]:
-    """Raises ValueError that names the file."""
-    results: list[Result] = []
-    for path in paths:
-        try:
-            with open(path) as file:
-                results += load(file.read())
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path}: {_reason(error)}") from None
-    return results
-
-
-def _draw(arguments: Sequence[str], name: str, suffixes: tuple[str, ...], help: str) -> int:
-    parser = command.Parser(prog=f"{PROGRAM} {name}", description=help)
-    parser.add_argument("results", nargs="+", metavar="RESULT", help="a file that --json wrote")
-    parser.add_argument(
-        "-o", "--output", required=True, metavar="FILE", help=f"FILE{' or FILE'.join(suffixes)}"
-    )
-    chosen = parser.parse_args(arguments)
-    if not chosen.output.endswith(suffixes):
-        parser.error(f"--output: {chosen.output!r} does not end in {' or '.join(suffixes)}")
-    try:
-        results = _load_all(chosen.results)
-        if name == "plot":
-            from .plot import plot
-
-            plot(results, chosen.output)
-        else:
-            from .page import to_html
-
-            content = to_html(results)
-            with open(chosen.output, "w") as out:
-                out.write(content)
-    except ImportError:
-        command.say_error(PROGRAM, "pictures need matplotlib: pip install 'kecho[plot]'")
-        return command.EXIT_FAILED
-    except ValueError as error:
-        command.say_error(PROGRAM, str(error))
-        return command.EXIT_FAILED
-    return 0
-
-
-def _plot(arguments: Sequence[str]) -> int:
-    return _draw(
-        arguments, "plot", (".png", ".svg"), "Draws results that --json wrote, as PNG or SVG."
-    )
-
-
-def _report(arguments: Sequence[str]) -> int:
-    return _draw(
-        arguments,
-        "report",
-        (".html",),
-        "Makes one self-contained page of results that --json wrote.",
-    )
-
-
-def _compare(arguments: Sequence[str]) -> int:
-    parser = command.Parser(
-        prog=f"{PROGRAM} compare",
-        description="Puts two results that --json wrote side by side: B / A, with bootstrap "
-        "confidence intervals over the repeats of each (--repeat).",
-        epilog="Exit status 3: a --fail-if came true.",
-    )
-    parser.add_argument("first", metavar="A", help="a file that --json wrote")
-    parser.add_argument("second", metavar="B", help="another one")
-    parser.add_argument(
-        "--fail-if",
-        action="append",
-        default=[],
-        metavar="CONDITION",
-        help="of B, such as p99>5ms, or beside A, such as rate<0.95x; may be given again",
-    )
-    chosen = parser.parse_args(arguments)
-    try:
-        conditions = [condition.parse(text) for text in chosen.fail_if]
-    except ValueError as error:
-        parser.error(f"--fail-if: {error}")
-    try:
-        pair = [_load_all([path]) for path in (chosen.first, chosen.second)]
-        for path, results in zip((chosen.first, chosen.second), pair, strict=True):
-            if len(results) != 1:
-                raise ValueError(f"{path}: a sweep of {len(results)} results, not one")
-        (first,), (second,) = pair
-        print(compare.text(first, second), end="")
-        failed = compare.failed_conditions(conditions, first, second)
-    except ValueError as error:
-        command.say_error(PROGRAM, str(error))
-        return command.EXIT_FAILED
-    for one in failed:
-        print(f"{PROGRAM}: failed: {one.text}", file=sys.stderr)
-    return _EXIT_CONDITION if failed else 0
-
-
-_COMMANDS = {"plot": _plot, "report": _report, "compare": _compare}

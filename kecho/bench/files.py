@@ -6,7 +6,7 @@ import errno
 import os
 from contextlib import suppress
 
-__all__ = ["check_writable", "write_whole"]
+__all__ = ["check_writable", "reason_of", "write_whole"]
 
 
 def check_writable(path: str | None) -> None:
@@ -47,3 +47,8 @@ def _is_special(path: str) -> bool:
 
 def _temporary(path: str) -> str:
     return f"{path}.{os.getpid()}.tmp"
+
+
+def reason_of(error: OSError | ValueError) -> str:
+    """Without the file's name, which whoever says it puts in front."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)

@@ -137,9 +137,11 @@ BENCH = {
     "bench.search": {"condition", "result", "verdict"},
     "bench.page": {"plot", "report", "result"},
     "bench.spawn": set(),
+    "bench.progress": {"report", "runner"},
+    "bench.subcommands": {"compare", "condition", "files", "page", "plot", "result"},
     "bench.cli": {
-        *{"compare", "condition", "page", "plot", "preflight", "report", "result", "runner"},
-        *{"files", "search", "signals", "spawn", "target", "workload"},
+        *{"condition", "files", "preflight", "progress", "report", "result", "runner", "search"},
+        *{"signals", "spawn", "subcommands", "target", "workload"},
     },
 }
 FOR_BENCH = {

@@ -1,0 +1,63 @@
+"""How far a run is, on a terminal: rich's bar, if that is installed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from . import report
+from .runner import Progress
+
+__all__ = ["live_progress"]
+
+
+def live_progress() -> Any:
+    """A context that gives a callback for run(); one that does nothing off a terminal."""
+    from contextlib import nullcontext
+
+    if sys.stderr is None or not sys.stderr.isatty():
+        return nullcontext()
+    try:
+        import rich.progress
+    except ImportError:
+        return nullcontext()
+    return _RichProgress(rich.progress)
+
+
+class _RichProgress:
+    """A bar with the current rate and p99, for a run that lasts."""
+
+    def __init__(self, library: Any) -> None:
+        from rich.console import Console
+
+        self._bar = library.Progress(
+            library.TextColumn("{task.description}"),
+            library.BarColumn(),
+            library.TextColumn("{task.fields[figures]}"),
+            library.TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            redirect_stdout=False,  # otherwise lines for a file are taken for the terminal's
+            redirect_stderr=False,
+        )
+        self._task = self._bar.add_task("", total=1.0, figures="")
+
+    def __enter__(self) -> Callable[[Progress], None]:
+        self._bar.start()
+        return self._show
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def _show(self, now: Progress) -> None:
+        parts = [f"{now.connections:,} open", f"{now.echoes:,} echoes"]
+        if now.rate_per_s is not None:
+            parts.append(f"{now.rate_per_s:,.0f}/s")
+        if now.p99_ns is not None:
+            parts.append(f"p99 {report.duration_text(now.p99_ns)}")
+        if now.errors:
+            parts.append(f"{now.errors:,} errors")
+        self._bar.update(
+            self._task, completed=now.done, description=now.phase, figures=", ".join(parts)
+        )

@@ -1,0 +1,113 @@
+"""What is made of results that --json wrote: plot, report, compare."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from .. import command
+from . import compare, condition
+from .files import reason_of
+from .result import Result, load
+
+__all__ = ["COMMANDS", "PROGRAM"]
+
+PROGRAM = "kecho.bench"
+_EXIT_CONDITION = 3
+
+
+def _load_all(paths: Sequence[str]) -> list[Result]:
+    """Raises ValueError that names the file."""
+    results: list[Result] = []
+    for path in paths:
+        try:
+            with open(path) as file:
+                results += load(file.read())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: {reason_of(error)}") from None
+    return results
+
+
+def _draw(arguments: Sequence[str], name: str, suffixes: tuple[str, ...], help: str) -> int:
+    parser = command.Parser(prog=f"{PROGRAM} {name}", description=help)
+    parser.add_argument("results", nargs="+", metavar="RESULT", help="a file that --json wrote")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help=f"FILE{' or FILE'.join(suffixes)}"
+    )
+    chosen = parser.parse_args(arguments)
+    if not chosen.output.endswith(suffixes):
+        parser.error(f"--output: {chosen.output!r} does not end in {' or '.join(suffixes)}")
+    try:
+        results = _load_all(chosen.results)
+        if name == "plot":
+            from .plot import plot
+
+            plot(results, chosen.output)
+        else:
+            from .page import to_html
+
+            content = to_html(results)
+            with open(chosen.output, "w") as out:
+                out.write(content)
+    except ImportError:
+        command.say_error(PROGRAM, "pictures need matplotlib: pip install 'kecho[plot]'")
+        return command.EXIT_FAILED
+    except ValueError as error:
+        command.say_error(PROGRAM, str(error))
+        return command.EXIT_FAILED
+    return 0
+
+
+def _plot(arguments: Sequence[str]) -> int:
+    return _draw(
+        arguments, "plot", (".png", ".svg"), "Draws results that --json wrote, as PNG or SVG."
+    )
+
+
+def _report(arguments: Sequence[str]) -> int:
+    return _draw(
+        arguments,
+        "report",
+        (".html",),
+        "Makes one self-contained page of results that --json wrote.",
+    )
+
+
+def _compare(arguments: Sequence[str]) -> int:
+    parser = command.Parser(
+        prog=f"{PROGRAM} compare",
+        description="Puts two results that --json wrote side by side: B / A, with bootstrap "
+        "confidence intervals over the repeats of each (--repeat).",
+        epilog="Exit status 3: a --fail-if came true.",
+    )
+    parser.add_argument("first", metavar="A", help="a file that --json wrote")
+    parser.add_argument("second", metavar="B", help="another one")
+    parser.add_argument(
+        "--fail-if",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help="of B, such as p99>5ms, or beside A, such as rate<0.95x; may be given again",
+    )
+    chosen = parser.parse_args(arguments)
+    try:
+        conditions = [condition.parse(text) for text in chosen.fail_if]
+    except ValueError as error:
+        parser.error(f"--fail-if: {error}")
+    try:
+        pair = [_load_all([path]) for path in (chosen.first, chosen.second)]
+        for path, results in zip((chosen.first, chosen.second), pair, strict=True):
+            if len(results) != 1:
+                raise ValueError(f"{path}: a sweep of {len(results)} results, not one")
+        (first,), (second,) = pair
+        print(compare.text(first, second), end="")
+        failed = compare.failed_conditions(conditions, first, second)
+    except ValueError as error:
+        command.say_error(PROGRAM, str(error))
+        return command.EXIT_FAILED
+    for one in failed:
+        print(f"{PROGRAM}: failed: {one.text}", file=sys.stderr)
+    return _EXIT_CONDITION if failed else 0
+
+
+COMMANDS = {"plot": _plot, "report": _report, "compare": _compare}
