@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from kecho import OptionError, ServerConfig
 from kecho.access import check_prefixes, parse_prefixes, rules_of
 
+pytestmark = pytest.mark.python_only
+
 
 @pytest.mark.parametrize(
     ("text", "canonical"),

@@ -11,6 +11,8 @@ import pytest
 from kecho.bench import Histogram, Result, Verdict, Workload, page, plot
 from kecho.bench.result import Interval
 
+pytestmark = pytest.mark.python_only
+
 pyplot = pytest.importorskip("matplotlib.pyplot", reason="matplotlib is not installed")
 
 

@@ -9,8 +9,12 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from clients import wait_for
 from kecho.bench.procfs import parent_of, usage_of
+
+pytestmark = pytest.mark.python_only
 
 
 @contextmanager

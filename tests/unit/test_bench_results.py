@@ -26,6 +26,8 @@ from kecho.bench.series import Series
 from kecho.bench.verdict import judge
 from kecho.bench.witness import Observation
 
+pytestmark = pytest.mark.python_only
+
 
 def result(times_ns: list[int] | None = None, **changes: Any) -> Result:
     times_ns = list(range(1000, 3000)) if times_ns is None else times_ns

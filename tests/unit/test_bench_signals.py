@@ -9,6 +9,8 @@ import pytest
 
 from kecho.bench import signals
 
+pytestmark = pytest.mark.python_only
+
 
 @pytest.mark.parametrize("number", signals.ENDINGS)
 def test_the_first_signal_interrupts_and_those_that_follow_at_once_do_not(

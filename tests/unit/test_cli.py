@@ -21,6 +21,8 @@ from kecho.cli import OPTIONS, CommandConfig
 from kecho.config import check_options, environment_variable
 from kecho.options import flag
 
+pytestmark = pytest.mark.python_only
+
 # Of every option: a text that is not its default, and the value it stands for.
 TEXTS: dict[str, tuple[str, object]] = {
     "bench": ("1", "percpu"),

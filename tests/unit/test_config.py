@@ -23,6 +23,8 @@ from kecho.config import (
 )
 from kecho.options import flag, options_of
 
+pytestmark = pytest.mark.python_only
+
 RANGES = {
     "port": (0, 65535),
     "backlog": (0, 2**31 - 1),

@@ -11,6 +11,8 @@ import pytest
 from kecho import cpus
 from kecho.cpus import cgroup_cpu_quota, usable_cpu_count, usable_cpus
 
+pytestmark = pytest.mark.python_only
+
 
 def escaped(path: str) -> str:
     for character in "\\ \t\n":

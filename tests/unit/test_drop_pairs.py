@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from kecho.drop import Endpoint, Pair, PairError, parse_pairs
 from kecho.drop.pairs import as_pair
 
+pytestmark = pytest.mark.python_only
+
 V4 = Pair(Endpoint("127.0.0.1", 36986), Endpoint("127.0.0.1", 12345))
 V6 = Pair(Endpoint("::1", 80), Endpoint("::1", 9))
 

@@ -30,6 +30,8 @@ from kecho.bench.histogram import (
     write_hlog,
 )
 
+pytestmark = pytest.mark.python_only
+
 END = 2**42  # the first value without a bucket
 LONG_MAX = 2**63 - 1
 # Of every magnitude alike: most of a plain range would be of the last two.

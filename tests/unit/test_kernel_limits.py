@@ -9,6 +9,8 @@ import pytest
 
 from kecho.limits import Limits, Needs, advice
 
+pytestmark = pytest.mark.python_only
+
 USUAL = Limits(
     somaxconn=4096,
     syn_backlog=2048,

@@ -11,6 +11,8 @@ import pytest
 
 from kecho import tuning
 
+pytestmark = pytest.mark.python_only
+
 TCPI_SACKED = 28  # of struct tcp_info; a listening socket has its backlog there
 
 

@@ -21,6 +21,8 @@ from kecho.tuned import Restored, Tuning, restore_leftover
 from kecho.tuning_state import Change, State, StateFile, start_time
 from kecho.uninterrupted import uninterrupted
 
+pytestmark = pytest.mark.python_only
+
 SOMAXCONN = "net.core.somaxconn"
 PORT_RANGE = "net.ipv4.ip_local_port_range"
 WANTED = {SOMAXCONN: "8192", PORT_RANGE: "1024 65535"}
