@@ -63,6 +63,7 @@ class Run:
         self._ended = threading.Event()
         self._callbacks: list[Callable[[], object]] = []
         self._failures: list[BaseException] = []
+        self._unaccepted = (0, 0)  # clients, errno
         # Daemons: at exit the interpreter would wait for other threads before it calls the
         # finalizer that ends these.
         self._threads = [
@@ -213,6 +214,8 @@ class Run:
                 return
             try:
                 self._final = self._stats_now(self._accept_queues())
+                assert self._engine is not None
+                self._unaccepted = self._engine.unaccepted()
                 self._engine = self._udp = None  # and with them their descriptors and buffers
                 if self._watch is not None and self._watcher.ident is None:
                     self._watch.close()
@@ -226,6 +229,21 @@ class Run:
             _call(callback)
 
     def _warn_of_resets(self) -> None:
+        count, error = self._unaccepted
+        if count:
+            why = "the server was told to stop at once"
+            if error in (errno.EMFILE, errno.ENFILE):
+                why = (
+                    "there was no descriptor for them until the graceful timeout "
+                    f"(RLIMIT_NOFILE {tuning.descriptor_limit()}, or fs.file-max)"
+                )
+            elif error:
+                why = f"until the graceful timeout, accept4: {os.strerror(error)}"
+            log.warning(
+                "%d clients that waited to be accepted when the server stopped are reset: %s",
+                count,
+                why,
+            )
         if not self._shares_ports:
             return
         migrates = tuning.migrates_requests()

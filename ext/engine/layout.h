@@ -166,6 +166,8 @@ struct kecho_control {
     uint32_t active;             /* atomic: open connections of all the queues */
     uint32_t paused;             /* atomic: listeners that are LISTENER_PAUSED */
     uint32_t workers_accepting;  /* atomic: workers that have not yet seen the stop */
+    uint32_t unaccepted;         /* clients whom the end found in an accept queue, and reset */
+    int32_t unaccepted_errno;    /* of the accept4 that left them there; 0: nobody tried */
     uint32_t max_connections;    /* UINT32_MAX: no limit of ours */
     uint32_t idle_timeout_ms;    /* 0: none */
     uint32_t write_timeout_ms;   /* 0: none */
@@ -240,6 +242,8 @@ struct kecho_worker {
     uint64_t greet_until_ms;       /* in a drain: how long new connections may begin to speak */
     uint32_t index;
     uint32_t is_draining;
+    uint32_t listeners_left; /* at the stop, of the one that closes them: whose queue is not empty */
+    int32_t accept_errno;    /* why one of them is not */
     int32_t fatal_errno; /* why the worker gave up; read after its thread was joined */
     const char *fatal_syscall;
     uint32_t active __attribute__((aligned(KECHO_CACHE_LINE))); /* atomic: written by all */

@@ -149,6 +149,8 @@ cdef extern from "engine/layout.h" nogil:
         uint32_t active
         uint32_t paused
         uint32_t workers_accepting
+        uint32_t unaccepted
+        int32_t unaccepted_errno
         uint32_t max_connections
         uint32_t idle_timeout_ms
         uint32_t write_timeout_ms
@@ -184,6 +186,8 @@ cdef extern from "engine/layout.h" nogil:
         uint64_t greet_until_ms
         uint32_t index
         uint32_t is_draining
+        uint32_t listeners_left
+        int32_t accept_errno
         int32_t fatal_errno
         const char* fatal_syscall
         uint32_t active
