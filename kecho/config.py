@@ -269,8 +269,6 @@ class ServerConfig:
                 "there is no address, no Unix socket and no descriptor to listen on",
             )
         rules_of(self.allow, self.deny)  # they agree with each other
-        if self.udp and (self.allow or self.deny):
-            raise OptionError("udp", "does not know --allow and --deny: it would answer anybody")
         if self.udp and not self.host:
             raise OptionError(
                 "udp", "a Unix socket takes no datagrams, and --fd no UDP: give a host or port"

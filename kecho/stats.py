@@ -128,7 +128,8 @@ class UdpCounters:
         wrong, or the server was stopping. They are in no other figure.
     refused: not answered, by reason: ``port`` (source port below udp_min_source_port),
         ``own_port`` (source port is the server's), ``address`` (broadcast, multicast, unspecified
-        or reserved on either side), ``rate`` (udp_rate), ``rate_total`` (udp_rate_total).
+        or reserved on either side), ``denied`` (allow, deny), ``rate`` (udp_rate), ``rate_total``
+        (udp_rate_total).
     errors: by kind: ``truncated`` (longer than 64 KiB), ``full`` (no room to send), ``memory``,
         ``unreachable``, ``denied`` (a firewall), ``send``, ``recv``.
     """

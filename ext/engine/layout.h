@@ -12,6 +12,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "common/rules.h"
+
 #define KECHO_CACHE_LINE 64
 
 /* ---- connection -------------------------------------------------------------------------- */
@@ -111,19 +113,6 @@ struct kecho_queue {
 
 /* ---- access: which clients are served --------------------------------------------------- */
 
-/* IPv6, or IPv4 in ::ffff:0:0/96; in the machine's byte order, so that they can be compared. */
-struct kecho_address {
-    uint64_t high;
-    uint64_t low;
-};
-
-struct kecho_rule {
-    struct kecho_address prefix;
-    uint32_t length;      /* bits of the prefix, of 128 */
-    uint32_t same_length; /* rules from this one on that have the same length */
-    uint32_t is_allowed;
-};
-
 /* One client address (IPv6: one /64) that has connections, or had some a short time ago. */
 struct kecho_peer {
     struct kecho_address address;
@@ -138,9 +127,7 @@ struct kecho_peer {
 #define KECHO_IDLE_PEERS_MOST 65536
 
 struct kecho_access {
-    struct kecho_rule *rules; /* the longest prefix first, then in the order of the addresses */
-    uint32_t rule_count;
-    uint32_t is_allowed_otherwise;
+    struct kecho_rules rules;
     uint32_t per_address; /* connections of one address at once; 0: any number */
     uint32_t rate_per_s;  /* connections that one address may open a second; 0: any number */
     pthread_mutex_t lock; /* guards what follows */
