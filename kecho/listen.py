@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from .config import ServerConfig
 from .errors import ListenError
-from .inherited import adopt
+from .inherited import Recipe, adopt, recipe_of
 
 __all__ = [
     "FREE_PORT_TRIES",
@@ -85,13 +85,14 @@ class Listener:
 
     queue: index of the worker that accepts from it, or EVERY_QUEUE.
     file: the file to remove in the end, of a Unix socket.
-    inherited: it was listening before, and others may have it, too.
+    inherited: it was listening before, and others may have it, too; recipe: what it is like.
     """
 
     socket: socket.socket
     queue: int
     file: SocketFile | None = None
     inherited: bool = False
+    recipe: Recipe | None = None
 
     @property
     def is_unix(self) -> bool:
@@ -138,16 +139,17 @@ def _adopt(fds: Sequence[int], worker_count: int, opened: list[Listener]) -> Non
     try:
         adopt(fds, adopted)
         addresses = [one.getsockname() for one in adopted]
+        recipes = [recipe_of(one) for one in adopted]
     except BaseException:
         for one in adopted:
             one.close()
         raise
     dealt: Counter[object] = Counter()
-    for one, address in zip(adopted, addresses, strict=True):
+    for one, address, recipe in zip(adopted, addresses, recipes, strict=True):
         enough = addresses.count(address) >= worker_count
         queue = dealt[address] % worker_count if enough else EVERY_QUEUE
         dealt[address] += 1
-        opened.append(Listener(one, queue, inherited=True))
+        opened.append(Listener(one, queue, inherited=True, recipe=recipe))
 
 
 # ---- TCP ------------------------------------------------------------------------------------
@@ -209,17 +211,21 @@ def _resolve(hosts: Sequence[str], port: int) -> dict[_Target, list[str]]:
 
 
 def listen_again(
-    family: int, address: Address, config: ServerConfig, shares: bool
+    family: int,
+    address: Address,
+    config: ServerConfig,
+    shares: bool,
+    recipe: Recipe | None = None,
 ) -> socket.socket:
     """A listener where one has been closed from outside. Raises OSError.
 
-    shares: others of its SO_REUSEPORT group may still listen there.
+    shares: others of its SO_REUSEPORT group may still listen there. recipe: of an inherited one.
     """
     assert not isinstance(address, str)
     sockets: list[socket.socket] = []
     try:
-        _bind_tcp(_Target(family, address), shares, sockets)
-        sockets[0].listen(config.backlog)
+        _bind_tcp(_Target(family, address), shares, sockets, recipe)
+        sockets[0].listen(config.backlog if recipe is None else recipe.backlog)
     except OSError:
         for one in sockets:
             one.close()
@@ -278,8 +284,14 @@ def _listen_tcp(
     opened.extend(Listener(one, queue) for queue, one in enumerate(sockets))
 
 
-def _bind_tcp(target: _Target, reuse_port: bool, sockets: list[socket.socket]) -> None:
-    one = socket.socket(target.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+def _bind_tcp(
+    target: _Target,
+    reuse_port: bool,
+    sockets: list[socket.socket],
+    recipe: Recipe | None = None,
+) -> None:
+    protocol = 0 if recipe is None else recipe.protocol
+    one = socket.socket(target.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, protocol)
     sockets.append(one)
     # Accepted sockets inherit the options below. TCP_NODELAY: an echo must not wait for the
     # acknowledgement of the one before. SO_OOBINLINE: an urgent byte is a byte of the stream.
@@ -291,6 +303,8 @@ def _bind_tcp(target: _Target, reuse_port: bool, sockets: list[socket.socket]) -
     if target.family == socket.AF_INET6:
         # So that 0.0.0.0 and :: can be served side by side: ipv6(7).
         one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    if recipe is not None:
+        recipe.apply(one)
     one.bind(target.sockaddr)
 
 

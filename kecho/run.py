@@ -99,7 +99,14 @@ class Run:
             groups = steer(config, listeners, datagrams, self._cpus, attach_cpu_steering)
             shares = config.reuse_port or config.dispatch == "percpu"
             self._places = [
-                Place(one.socket.family, one.address, one.is_unix, one.inherited, shares)
+                Place(
+                    one.socket.family,
+                    one.address,
+                    one.is_unix,
+                    one.inherited,
+                    shares if one.recipe is None else one.recipe.shares,
+                    one.recipe,
+                )
                 for one in listeners
             ]
             self._watch = Watch(config, self._places, groups, attach_cpu_steering)

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -273,6 +274,116 @@ def test_a_command_in_its_sandbox_listens_again(
             with connect(process.port) as client:
                 assert echo(client, b"after") == b"after"
         assert process.stop() == 0
+
+
+def backlog_of(one: socket.socket) -> int:
+    """tcpi_sacked of a listener: tcp(7)."""
+    info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    backlog: int = struct.unpack_from("=8x6I", info)[5]
+    return backlog
+
+
+@contextlib.contextmanager
+def handed_over(kind: str) -> Iterator[socket.socket]:
+    """A listener as somebody else might make it, with options that kecho does not use itself."""
+    family = socket.AF_INET if kind == "ipv4" else socket.AF_INET6
+    with socket.socket(family) as one:
+        if kind == "dual":
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        if kind == "device":
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+        one.bind(("127.0.0.1" if kind == "ipv4" else "::", 0))
+        one.listen(7)
+        yield one
+
+
+def sockets_at(port: int) -> list[socket.socket]:
+    """Duplicates of this process's listeners there."""
+    found = []
+    names = os.listdir("/proc/self/fd")
+    for name in [one for one in names if "socket:" in os.path.realpath(f"/proc/self/fd/{one}")]:
+        one = socket.socket(fileno=os.dup(int(name)))
+        is_ours = (
+            one.family != socket.AF_UNIX
+            and one.getsockname()[1] == port
+            and one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        )
+        if is_ours:
+            found.append(one)
+        else:
+            one.close()
+    return found
+
+
+@pytest.mark.parametrize("kind", ["ipv4", "dual", "device"])
+def test_an_inherited_listener_that_is_destroyed_is_made_anew_as_it_was(
+    inside: Namespace,
+    start_server: StartServer,
+    dispatch: str,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+) -> None:
+    with handed_over(kind) as given, contextlib.ExitStack() as stack:
+        port = given.getsockname()[1]
+        server = start_server(fd=given.fileno(), dispatch=dispatch)
+        hosts = {"ipv4": ["127.0.0.1"], "dual": ["127.0.0.1", "::1"], "device": ["::1"]}[kind]
+        old = stack.enter_context(socket.create_connection((hosts[0], port), DEADLINE_S))
+        assert echo(old, b"before") == b"before"
+        for _ in range(2):
+            destroy_listeners(port)
+            wait_for(lambda: listening(port) == 1, "it listens again")
+            wait_for(lambda: said(caplog, "listening again"), "it is in the old one's place")
+            caplog.clear()
+            (again,) = (stack.enter_context(one) for one in sockets_at(port))
+            assert again.getsockname() == given.getsockname()
+            assert backlog_of(again) == 7
+            if kind != "ipv4":
+                only_v6 = again.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+                assert only_v6 == (kind == "device")
+            device = again.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16)
+            assert device.rstrip(b"\0") == (b"lo" if kind == "device" else b"")
+            for host in hosts:
+                with socket.create_connection((host, port), DEADLINE_S) as new:
+                    assert echo(new, b"after") == b"after"
+            again.close()
+        assert echo(old, b"meanwhile") == b"meanwhile"
+        assert server.stop().errors["listener"] == 2
+
+
+@pytest.mark.parametrize("options", [[], ["--user", "nobody"]], ids=["root", "nobody"])
+def test_a_command_in_its_sandbox_makes_an_inherited_listener_anew(
+    inside: Namespace, dispatch: str, options: list[str]
+) -> None:
+    with handed_over("ipv4") as given:
+        arguments = ["--fd", str(given.fileno()), "--dispatch", dispatch, "--threads=2", *options]
+        with ServerProcess(arguments, pass_fds=[given.fileno()]) as process:
+            process.wait_until_listening()
+            destroy_listeners(process.port)
+            process.wait_until_said("listening again")
+            with connect(process.port) as client:
+                assert echo(client, b"after") == b"after"
+            assert process.stop() == 0
+
+
+def test_a_listener_whose_group_is_another_users_is_said_to_be_lost_and_why(
+    inside: Namespace,
+) -> None:
+    if len(usable_cpus()) < 2:
+        pytest.skip("needs two CPUs, or the connections go by hash to one that is left")
+    arguments = ["--dispatch=percpu", "--threads=2", "--user=nobody"]
+    with ServerProcess(arguments) as process:
+        process.wait_until_listening()
+        destroy_listeners(process.port, 1)
+        process.wait_until_said(
+            r"cannot be listened on again: Address already in use by sockets of uid 0, whose "
+            r"SO_REUSEPORT group the kernel does not let uid \d+ join; .* restart the server"
+        )
+        for _ in range(20):  # by the one that is left
+            with connect(process.port) as client:
+                assert echo(client, b"still served") == b"still served"
+        assert process.stop() == 0
+    assert process.stderr.count("cannot be listened on again") == 1
 
 
 def test_a_listener_that_is_destroyed_while_it_is_paused_listens_again(

@@ -29,7 +29,7 @@ ALLOWED = {
     "access": {"errors"},
     "netstat": set(),
     "steering": {"config", "cpus", "listen", "listen_udp"},
-    "watch": {"config", "listen", "netstat", "steering", "tuning"},
+    "watch": {"config", "inherited", "listen", "netstat", "steering", "tuning"},
     "config": {"access", "errors", "options"},
     "inherited": {"errors"},
     "listen": {"errors", "config", "inherited"},
