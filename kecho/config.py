@@ -168,8 +168,8 @@ class ServerConfig:
     write_timeout: float | None = option(
         None,
         seconds(
-            "reset a client that has not taken a byte for so many seconds, once the kernel has no "
-            "room for more",
+            "close a client that has not taken a byte of what it was sent for so many seconds; "
+            "what its own kernel has acknowledged counts as taken",
             optional=True,
         ),
     )

@@ -72,7 +72,7 @@ def recipe_of(one: socket.socket) -> Recipe | None:
     )
 
 
-def adopt(fds: Sequence[int], adopted: list[socket.socket]) -> None:
+def adopt(fds: Sequence[int], adopted: list[socket.socket], user_timeout_ms: int) -> None:
     """Appends a duplicate of each, which listens and does not block. Raises ListenError.
 
     The caller's descriptors stay the caller's: closing the duplicate ends nothing for whoever
@@ -95,6 +95,9 @@ def adopt(fds: Sequence[int], adopted: list[socket.socket]) -> None:
                 # A socket keeps its port when it is destroyed, as long as anybody has it, and so
                 # do its connections: another one can be bound there if all of them have this.
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                # 0 as well: the server before this one may have set another.
+                with suppress(OSError):  # MPTCP has no such option
+                    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout_ms)
         except OSError as error:
             if isinstance(error, ListenError):
                 raise

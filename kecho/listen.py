@@ -120,7 +120,7 @@ def open_listeners(config: ServerConfig, worker_count: int) -> list[Listener]:
     opened: list[Listener] = []
     try:
         if config.fd:  # before any of our own could get such a number
-            _adopt(config.fd, worker_count, opened)
+            _adopt(config, worker_count, opened)
         if config.uds is not None:
             opened.append(_listen_unix(config.uds, config.backlog))
         if config.host:
@@ -132,12 +132,12 @@ def open_listeners(config: ServerConfig, worker_count: int) -> list[Listener]:
     return opened
 
 
-def _adopt(fds: Sequence[int], worker_count: int, opened: list[Listener]) -> None:
+def _adopt(config: ServerConfig, worker_count: int, opened: list[Listener]) -> None:
     """Inherited sockets. Those of one address are dealt out if there is one for each worker, as
     in a SO_REUSEPORT group; otherwise every worker accepts from each."""
     adopted: list[socket.socket] = []
     try:
-        adopt(fds, adopted)
+        adopt(config.fd, adopted, _user_timeout_ms(config))
         addresses = [one.getsockname() for one in adopted]
         recipes = [recipe_of(one) for one in adopted]
     except BaseException:
@@ -224,7 +224,7 @@ def listen_again(
     assert not isinstance(address, str)
     sockets: list[socket.socket] = []
     try:
-        _bind_tcp(_Target(family, address), shares, sockets, recipe)
+        _bind_tcp(config, _Target(family, address), shares, sockets, recipe)
         sockets[0].listen(config.backlog if recipe is None else recipe.backlog)
     except OSError:
         for one in sockets:
@@ -265,15 +265,15 @@ def _listen_tcp(
     sockets: list[socket.socket] = []
     try:
         if config.dispatch == "shared":
-            _bind_tcp(target, config.reuse_port, sockets)
+            _bind_tcp(config, target, config.reuse_port, sockets)
         else:
             # The first one is bound without SO_REUSEPORT, so that a port which another server
             # holds is found to be in use instead of being shared with it.
-            _bind_tcp(target, config.reuse_port, sockets)
+            _bind_tcp(config, target, config.reuse_port, sockets)
             sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             bound = target.with_port(sockets[0].getsockname()[1])
             for _ in range(1, worker_count):
-                _bind_tcp(bound, True, sockets)
+                _bind_tcp(config, bound, True, sockets)
         for one in sockets:
             one.listen(config.backlog)
     except OSError as error:
@@ -284,7 +284,14 @@ def _listen_tcp(
     opened.extend(Listener(one, queue) for queue, one in enumerate(sockets))
 
 
+def _user_timeout_ms(config: ServerConfig) -> int:
+    """What the kernel knows of write_timeout: it ends a connection whose peer has not acknowledged
+    data, or kept its window shut, for so long: tcp(7). 0: not before it gives up by itself."""
+    return round((config.write_timeout or 0) * 1000)
+
+
 def _bind_tcp(
+    config: ServerConfig,
     target: _Target,
     reuse_port: bool,
     sockets: list[socket.socket],
@@ -298,6 +305,7 @@ def _bind_tcp(
     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     one.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _user_timeout_ms(config))
     if reuse_port:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     if target.family == socket.AF_INET6:
