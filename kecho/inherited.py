@@ -22,6 +22,8 @@ _PROTOCOLS = {
 }
 
 _IP_FREEBIND = 15  # <linux/in.h>
+_SO_MEMINFO = 55  # <asm-generic/socket.h>, Linux 4.12
+_SK_MEMINFO_DROPS, _SK_MEMINFO_VARS = 8, 9  # <linux/sock_diag.h>
 _INTERFACE_NAME_BYTES = 16  # IFNAMSIZ: socket(7), SO_BINDTODEVICE
 
 # What decides where a socket may be bound, and whom it is open to: level, name.
@@ -41,6 +43,7 @@ class Recipe:
     shares: bool  # SO_REUSEPORT
     switches: tuple[tuple[int, int, int], ...]  # level, name, value
     device: bytes  # SO_BINDTODEVICE; empty: none
+    dropped: int  # SYNs, until now
 
     def apply(self, one: socket.socket) -> None:
         """Raises OSError."""
@@ -60,6 +63,9 @@ def recipe_of(one: socket.socket) -> Recipe | None:
     info = b""
     with suppress(OSError):  # MPTCP, before it could be asked
         info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    memory = b""
+    with suppress(OSError):  # before Linux 4.12 there is none, and the engine counts no drops
+        memory = one.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 4 * _SK_MEMINFO_VARS)
     device = one.getsockopt(
         socket.SOL_SOCKET, socket.SO_BINDTODEVICE, _INTERFACE_NAME_BYTES
     ).rstrip(b"\0")
@@ -69,6 +75,9 @@ def recipe_of(one: socket.socket) -> Recipe | None:
         bool(one.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)),
         tuple((level, name, one.getsockopt(level, name)) for level, name in switches),
         device,
+        struct.unpack(f"={_SK_MEMINFO_VARS}I", memory)[_SK_MEMINFO_DROPS]
+        if len(memory) == 4 * _SK_MEMINFO_VARS
+        else 0,
     )
 
 

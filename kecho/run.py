@@ -106,6 +106,7 @@ class Run:
                     one.inherited,
                     shares if one.recipe is None else one.recipe.shares,
                     one.recipe,
+                    0 if one.recipe is None else one.recipe.dropped,
                 )
                 for one in listeners
             ]
@@ -315,7 +316,7 @@ class Run:
     def _accept_queues(self) -> tuple[AcceptQueue, ...]:
         assert self._engine is not None
         return tuple(
-            AcceptQueue(place.address, *figures[:3])
+            AcceptQueue(place.address, figures[0] - place.dropped_before, *figures[1:3])
             for place, figures in zip(self._places, self._engine.listener_figures(), strict=True)
         )
 

@@ -44,7 +44,7 @@ class Engine(Protocol):
 @dataclass(frozen=True)
 class Place:
     """Where a listener is; `shares`: it is one of a SO_REUSEPORT group, or may be; `recipe`: what
-    an inherited one is like."""
+    an inherited one is like; `dropped_before`: SYNs that it had dropped before the server began."""
 
     family: int
     address: Address
@@ -52,6 +52,7 @@ class Place:
     is_inherited: bool
     shares: bool
     recipe: Recipe | None = None
+    dropped_before: int = 0
 
 
 class Watch:
@@ -73,8 +74,8 @@ class Watch:
         self._somaxconn = tuning.somaxconn()
         self._network = TcpCounters((*_SYN_QUEUE, *_LISTEN))
         self._network_before = self._network.read()
-        # What an inherited socket has dropped before is not this server's: see look().
-        self._dropped_before: list[int] = []
+        # As the sockets count, which an inherited one did before it was this server's.
+        self._dropped_before = [place.dropped_before for place in places]
         self._errors_before: dict[str, int] = {}
         self._quiet_looks: dict[str, int] = {}  # since a trouble was last seen
         self._not_reopened: dict[int, str] = {}
@@ -86,11 +87,6 @@ class Watch:
 
     def look(self, engine: Engine) -> None:
         figures = engine.listener_figures()
-        if not self._dropped_before:
-            self._dropped_before = [
-                one[0] if place.is_inherited else 0
-                for one, place in zip(figures, self._places, strict=True)
-            ]
         dead = [number for number, one in enumerate(figures) if one[3]]
         if dead:
             self._reopen(engine, dead, figures)

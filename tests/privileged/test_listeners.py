@@ -86,6 +86,40 @@ def test_dropped_syns_are_warned_about_as_the_kernel_counts_them(
     assert server.stop().dropped_syns == dropped
 
 
+def dropped_by(one: socket.socket) -> int:
+    """SK_MEMINFO_DROPS of SO_MEMINFO, socket(7)."""
+    dropped: int = struct.unpack("=9I", one.getsockopt(socket.SOL_SOCKET, 55, 36))[8]
+    return dropped
+
+
+def test_what_an_inherited_socket_dropped_before_is_not_this_servers(
+    inside: Namespace,
+    start_server: StartServer,
+    dispatch: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING, "kecho")
+    with socket.create_server(("127.0.0.1", 0), backlog=1) as given:
+        with knocking(given.getsockname()[1], 20):
+            wait_for(lambda: dropped_by(given) >= 18, "SYNs are dropped")
+        before = dropped_by(given)
+        server = start_server(fd=given.fileno(), dispatch=dispatch, max_connections=1)
+        assert server.stats().dropped_syns == 0
+        wait_for(lambda: server.stats().active == 0, "those who had come have left")
+        with connect(server) as held:
+            assert echo(held, b"x") == b"x"
+            with knocking(server.port, 20):
+                wait_for(lambda: dropped_by(given) - before >= 18, "more are dropped")
+                wait_for(
+                    lambda: server.stats().dropped_syns == dropped_by(given) - before,
+                    "the new ones are counted",
+                )
+                wait_for(lambda: said(caplog, "SYNs dropped"), "they are warned about")
+        pattern = r"(\d+) SYNs dropped"
+        assert sum(int(one[1]) for one in said(caplog, pattern)) <= dropped_by(given) - before
+        assert server.stop().dropped_syns == dropped_by(given) - before
+
+
 def test_nothing_is_said_when_nothing_overflows(
     inside: Namespace, start_server: StartServer, dispatch: str, caplog: pytest.LogCaptureFixture
 ) -> None:
