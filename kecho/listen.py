@@ -25,6 +25,7 @@ __all__ = [
     "SocketFile",
     "describe_addresses",
     "listen_again",
+    "new_socket",
     "open_listeners",
     "why_refused",
 ]
@@ -216,15 +217,17 @@ def listen_again(
     config: ServerConfig,
     shares: bool,
     recipe: Recipe | None = None,
+    spare: socket.socket | None = None,
 ) -> socket.socket:
     """A listener where one has been closed from outside. Raises OSError.
 
     shares: others of its SO_REUSEPORT group may still listen there. recipe: of an inherited one.
+    spare: a new socket of this family, to make it of; closed when that fails.
     """
     assert not isinstance(address, str)
     sockets: list[socket.socket] = []
     try:
-        _bind_tcp(config, _Target(family, address), shares, sockets, recipe)
+        _bind_tcp(config, _Target(family, address), shares, sockets, recipe, spare)
         sockets[0].listen(config.backlog if recipe is None else recipe.backlog)
     except OSError:
         for one in sockets:
@@ -284,6 +287,12 @@ def _listen_tcp(
     opened.extend(Listener(one, queue) for queue, one in enumerate(sockets))
 
 
+def new_socket(family: int, recipe: Recipe | None) -> socket.socket:
+    """Neither bound nor with any option set."""
+    protocol = 0 if recipe is None else recipe.protocol
+    return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, protocol)
+
+
 def _user_timeout_ms(config: ServerConfig) -> int:
     """What the kernel knows of write_timeout: it ends a connection whose peer has not acknowledged
     data, or kept its window shut, for so long: tcp(7). 0: not before it gives up by itself."""
@@ -296,9 +305,10 @@ def _bind_tcp(
     reuse_port: bool,
     sockets: list[socket.socket],
     recipe: Recipe | None = None,
+    one: socket.socket | None = None,
 ) -> None:
-    protocol = 0 if recipe is None else recipe.protocol
-    one = socket.socket(target.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, protocol)
+    if one is None:
+        one = new_socket(target.family, recipe)
     sockets.append(one)
     # Accepted sockets inherit the options below. TCP_NODELAY: an echo must not wait for the
     # acknowledgement of the one before. SO_OOBINLINE: an urgent byte is a byte of the stream.

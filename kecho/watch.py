@@ -6,13 +6,15 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import tuning
 from .inherited import Recipe
-from .listen import Address, describe_addresses, listen_again
+from .listen import Address, describe_addresses, listen_again, new_socket
 from .netstat import TcpCounters
 from .steering import Group, steer_without_order
 
@@ -54,6 +56,10 @@ class Place:
     recipe: Recipe | None = None
     dropped_before: int = 0
 
+    @property
+    def kind(self) -> tuple[int, int]:
+        return self.family, 0 if self.recipe is None else self.recipe.protocol
+
 
 class Watch:
     """What one look has to know of the one before. Made where the listeners are: in their network
@@ -80,16 +86,28 @@ class Watch:
         self._quiet_looks: dict[str, int] = {}  # since a trouble was last seen
         self._not_reopened: dict[int, str] = {}
         self._has_said_by_hash = False
+        # A socket of each kind in reserve: when one is needed there may be no descriptor.
+        self._spares: dict[tuple[int, int], socket.socket] = {}
+        self._keep_spares()
         self._looks = 0
 
     def close(self) -> None:
         self._network.close()
+        while self._spares:
+            self._spares.popitem()[1].close()
+
+    def _keep_spares(self) -> None:
+        for place in self._places:
+            if not place.is_unix and place.kind not in self._spares:
+                with suppress(OSError):  # tried again with the next look
+                    self._spares[place.kind] = new_socket(place.family, place.recipe)
 
     def look(self, engine: Engine) -> None:
         figures = engine.listener_figures()
         dead = [number for number, one in enumerate(figures) if one[3]]
         if dead:
             self._reopen(engine, dead, figures)
+        self._keep_spares()
         self._looks += 1
         if self._looks % _REPORT_EVERY == 0:
             network = self._network.read()
@@ -209,10 +227,12 @@ class Watch:
     def _listen_again(self, engine: Engine, number: int, place: Place) -> None:
         if place.is_unix:
             raise OSError(errno.EINVAL, "a Unix socket is not made again")
+        spare = self._spares.pop(place.kind, None)
         with listen_again(
-            place.family, place.address, self._config, place.shares, place.recipe
+            place.family, place.address, self._config, place.shares, place.recipe, spare
         ) as again:
-            engine.revive_listener(number, again.fileno())
+            engine.revive_listener(number, again.fileno())  # by dup3, which takes no descriptor
+        self._keep_spares()
 
     def _say_not_reopened(self, engine: Engine, number: int, place: Place, error: OSError) -> None:
         if error.errno == errno.EBADF:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import resource
 import shutil
 import socket
 import struct
@@ -400,6 +401,34 @@ def test_a_command_in_its_sandbox_makes_an_inherited_listener_anew(
             assert process.stop() == 0
 
 
+def test_a_destroyed_listener_is_replaced_when_no_descriptor_is_left(
+    inside: Namespace, dispatch: str
+) -> None:
+    """One after the other under percpu: with what is in reserve."""
+    with ServerProcess(["--dispatch", dispatch, "--threads=2"]) as process:
+        process.wait_until_listening()
+        with connect(process.port) as held, contextlib.ExitStack() as stack:
+            assert echo(held, b"x") == b"x"
+            sockets = listening(process.port)
+            numbers = [int(name) for name in os.listdir(f"/proc/{process.pid}/fd")]
+            limit = max(numbers) + 1
+            _, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (limit, hard))
+            for _ in range(limit - len(numbers) + 1):  # one more than there are descriptors for
+                client = stack.enter_context(connect(process.port))
+            client.sendall(b"waits")
+            process.wait_until_said("no descriptor is left")
+            destroy_listeners(process.port, 1)
+            process.wait_until_said("listening again")
+            wait_for(lambda: listening(process.port) == sockets, "it listens again")
+            assert echo(held, b"y") == b"y"
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (hard, hard))
+            for _ in range(5):
+                with connect(process.port) as client:
+                    assert echo(client, b"after") == b"after"
+        assert process.stop() == 0
+
+
 def test_a_listener_whose_group_is_another_users_is_said_to_be_lost_and_why(
     inside: Namespace,
 ) -> None:
@@ -408,6 +437,10 @@ def test_a_listener_whose_group_is_another_users_is_said_to_be_lost_and_why(
     arguments = ["--dispatch=percpu", "--threads=2", "--user=nobody"]
     with ServerProcess(arguments) as process:
         process.wait_until_listening()
+        # The first is replaced by the socket in reserve, which was root's, too.
+        destroy_listeners(process.port, 1)
+        process.wait_until_said("listening again")
+        wait_for(lambda: listening(process.port) == 2, "both listen")
         destroy_listeners(process.port, 1)
         process.wait_until_said(
             r"cannot be listened on again: Address already in use by sockets of uid 0, whose "

@@ -26,6 +26,7 @@ ALLOWED = {
     "uninterrupted": set(),
     "options": {"errors"},
     "command": {"options"},
+    "logs": set(),
     "access": {"errors"},
     "netstat": set(),
     "steering": {"config", "cpus", "listen", "listen_udp"},
@@ -46,7 +47,7 @@ ALLOWED = {
     "confine": {"listen", "privileges", "sandbox"},
     "cli": {
         *{"errors", "options", "config", "command", "listen", "stats", "tuning"},
-        *{"confine", "privileges", "systemd"},
+        *{"confine", "logs", "privileges", "systemd"},
         *{"server", "foreground", "_version"},
     },
     "__main__": {"cli"},
