@@ -1,4 +1,5 @@
-/* Which clients are served, by prefix: --allow and --deny. Written once, before there are workers. */
+/* Which clients are served, by prefix: --allow and --deny. Written once, before there are workers.
+ */
 #ifndef KECHO_COMMON_RULES_H
 #define KECHO_COMMON_RULES_H
 

@@ -8,8 +8,8 @@ from common.atomics cimport (
 )
 from engine.access cimport ADMITTED, access_admit, access_is_restricted
 from engine.connection cimport (
-    READS_PER_TURN, SERVED_CLOSED, Served, close_with_reset, connection_arm, connection_fail, connection_serve,
-    connection_settle,
+    READS_PER_TURN, SERVED_CLOSED, Served, close_with_reset, connection_arm, connection_fail,
+    connection_serve, connection_settle,
 )
 from engine.counters cimport count, count_error, count_opened
 from engine.layout cimport (

@@ -12,7 +12,9 @@ cdef enum:
 
 
 cdef inline bint access_is_restricted(Access* access) noexcept nogil:
-    return access.rules.count != 0 or not access.rules.is_allowed_otherwise or peers_are_counted(access)
+    return (
+        access.rules.count != 0 or not access.rules.is_allowed_otherwise
+        or peers_are_counted(access))
 
 
 cdef inline int access_admit(

@@ -229,9 +229,10 @@ struct kecho_worker {
     uint64_t greet_until_ms;       /* in a drain: how long new connections may begin to speak */
     uint32_t index;
     uint32_t is_draining;
-    uint32_t listeners_left; /* at the stop, of the one that closes them: whose queue is not empty */
-    int32_t accept_errno;    /* why one of them is not */
-    int32_t fatal_errno; /* why the worker gave up; read after its thread was joined */
+    uint32_t
+        listeners_left;   /* at the stop, of the one that closes them: whose queue is not empty */
+    int32_t accept_errno; /* why one of them is not */
+    int32_t fatal_errno;  /* why the worker gave up; read after its thread was joined */
     const char *fatal_syscall;
     uint32_t active __attribute__((aligned(KECHO_CACHE_LINE))); /* atomic: written by all */
 };
