@@ -8,6 +8,7 @@ class Echo:
 
     sockets: (fd, worker) each; bound, with IP_PKTINFO or IPV6_RECVPKTINFO. They are taken over
     when this returns, and closed when their worker ends. A rate of 0 is no limit.
+    rules: as _engine.Engine's.
     """
 
     def __init__(
@@ -19,6 +20,8 @@ class Echo:
         source_port_least: int,
         rate_per_source: int,
         rate_total: int,
+        rules: list[tuple[int, int, bool]],
+        is_allowed_otherwise: bool,
     ) -> None: ...
     def run_worker(self, index: int) -> None:
         """The life of one worker: returns when the echo has been stopped. Raises OSError."""

@@ -27,6 +27,7 @@ from .config import BENCH, ServerConfig, check_options, environment_variable
 from .confine import confine
 from .errors import ListenError, OptionError
 from .listen import describe_addresses
+from .logs import stderr_handler
 from .options import Option, choice, flag, option, options_of, seconds, switch
 from .server import Server
 from .stats import Stats, UdpCounters
@@ -225,7 +226,7 @@ class _JsonFormatter(logging.Formatter):
 
 
 def _configure_logging(config: CommandConfig) -> None:
-    handler = logging.StreamHandler(sys.stderr)
+    handler = stderr_handler()
     handler.setFormatter(_JsonFormatter() if config.log_format == "json" else _TextFormatter())
     logging.raiseExceptions = False  # a reader of stderr that went away is no reason to stop
     log.handlers[:] = [handler]

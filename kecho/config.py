@@ -168,8 +168,8 @@ class ServerConfig:
     write_timeout: float | None = option(
         None,
         seconds(
-            "reset a client that has not taken a byte for so many seconds, once the kernel has no "
-            "room for more",
+            "close a client that has not taken a byte of what it was sent for so many seconds; "
+            "what its own kernel has acknowledged counts as taken",
             optional=True,
         ),
     )
@@ -269,8 +269,6 @@ class ServerConfig:
                 "there is no address, no Unix socket and no descriptor to listen on",
             )
         rules_of(self.allow, self.deny)  # they agree with each other
-        if self.udp and (self.allow or self.deny):
-            raise OptionError("udp", "does not know --allow and --deny: it would answer anybody")
         if self.udp and not self.host:
             raise OptionError(
                 "udp", "a Unix socket takes no datagrams, and --fd no UDP: give a host or port"

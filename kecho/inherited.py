@@ -6,11 +6,14 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 
 from .errors import ListenError
 
-__all__ = ["adopt"]
+__all__ = ["Recipe", "adopt", "recipe_of"]
 
 _PROTOCOLS = {
     socket.AF_INET: (socket.IPPROTO_TCP, socket.IPPROTO_MPTCP),
@@ -18,8 +21,67 @@ _PROTOCOLS = {
     socket.AF_UNIX: (0,),
 }
 
+_IP_FREEBIND = 15  # <linux/in.h>
+_SO_MEMINFO = 55  # <asm-generic/socket.h>, Linux 4.12
+_SK_MEMINFO_DROPS, _SK_MEMINFO_VARS = 8, 9  # <linux/sock_diag.h>
+_INTERFACE_NAME_BYTES = 16  # IFNAMSIZ: socket(7), SO_BINDTODEVICE
 
-def adopt(fds: Sequence[int], adopted: list[socket.socket]) -> None:
+# What decides where a socket may be bound, and whom it is open to: level, name.
+_SWITCHES = (
+    (socket.SOL_SOCKET, socket.SO_REUSEPORT),
+    (socket.IPPROTO_IP, _IP_FREEBIND),
+)
+_SWITCHES_V6 = ((socket.IPPROTO_IPV6, socket.IPV6_V6ONLY),)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a socket has to be given to listen where and as an inherited one did."""
+
+    protocol: int
+    backlog: int
+    shares: bool  # SO_REUSEPORT
+    switches: tuple[tuple[int, int, int], ...]  # level, name, value
+    device: bytes  # SO_BINDTODEVICE; empty: none
+    dropped: int  # SYNs, until now
+
+    def apply(self, one: socket.socket) -> None:
+        """Raises OSError."""
+        for level, name, value in self.switches:
+            one.setsockopt(level, name, value)
+        if self.device:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self.device)
+
+
+def recipe_of(one: socket.socket) -> Recipe | None:
+    """Read while it listens: afterwards the backlog is not told any more. None: of a Unix socket,
+    which nothing destroys from outside. Raises OSError."""
+    if one.family == socket.AF_UNIX:
+        return None
+    switches = _SWITCHES + (_SWITCHES_V6 if one.family == socket.AF_INET6 else ())
+    # For a listener tcpi_sacked stands for the backlog: tcp_get_info() in net/ipv4/tcp.c.
+    info = b""
+    with suppress(OSError):  # MPTCP, before it could be asked
+        info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    memory = b""
+    with suppress(OSError):  # before Linux 4.12 there is none, and the engine counts no drops
+        memory = one.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 4 * _SK_MEMINFO_VARS)
+    device = one.getsockopt(
+        socket.SOL_SOCKET, socket.SO_BINDTODEVICE, _INTERFACE_NAME_BYTES
+    ).rstrip(b"\0")
+    return Recipe(
+        one.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL),
+        struct.unpack_from("=8x6I", info)[5] if len(info) >= 32 else socket.SOMAXCONN,
+        bool(one.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)),
+        tuple((level, name, one.getsockopt(level, name)) for level, name in switches),
+        device,
+        struct.unpack(f"={_SK_MEMINFO_VARS}I", memory)[_SK_MEMINFO_DROPS]
+        if len(memory) == 4 * _SK_MEMINFO_VARS
+        else 0,
+    )
+
+
+def adopt(fds: Sequence[int], adopted: list[socket.socket], user_timeout_ms: int) -> None:
     """Appends a duplicate of each, which listens and does not block. Raises ListenError.
 
     The caller's descriptors stay the caller's: closing the duplicate ends nothing for whoever
@@ -39,6 +101,12 @@ def adopt(fds: Sequence[int], adopted: list[socket.socket]) -> None:
             if one.family != socket.AF_UNIX:
                 one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+                # A socket keeps its port when it is destroyed, as long as anybody has it, and so
+                # do its connections: another one can be bound there if all of them have this.
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                # 0 as well: the server before this one may have set another.
+                with suppress(OSError):  # MPTCP has no such option
+                    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout_ms)
         except OSError as error:
             if isinstance(error, ListenError):
                 raise

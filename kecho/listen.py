@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from .config import ServerConfig
 from .errors import ListenError
-from .inherited import adopt
+from .inherited import Recipe, adopt, recipe_of
 
 __all__ = [
     "FREE_PORT_TRIES",
@@ -25,6 +25,7 @@ __all__ = [
     "SocketFile",
     "describe_addresses",
     "listen_again",
+    "new_socket",
     "open_listeners",
     "why_refused",
 ]
@@ -85,13 +86,14 @@ class Listener:
 
     queue: index of the worker that accepts from it, or EVERY_QUEUE.
     file: the file to remove in the end, of a Unix socket.
-    inherited: it was listening before, and others may have it, too.
+    inherited: it was listening before, and others may have it, too; recipe: what it is like.
     """
 
     socket: socket.socket
     queue: int
     file: SocketFile | None = None
     inherited: bool = False
+    recipe: Recipe | None = None
 
     @property
     def is_unix(self) -> bool:
@@ -119,7 +121,7 @@ def open_listeners(config: ServerConfig, worker_count: int) -> list[Listener]:
     opened: list[Listener] = []
     try:
         if config.fd:  # before any of our own could get such a number
-            _adopt(config.fd, worker_count, opened)
+            _adopt(config, worker_count, opened)
         if config.uds is not None:
             opened.append(_listen_unix(config.uds, config.backlog))
         if config.host:
@@ -131,23 +133,24 @@ def open_listeners(config: ServerConfig, worker_count: int) -> list[Listener]:
     return opened
 
 
-def _adopt(fds: Sequence[int], worker_count: int, opened: list[Listener]) -> None:
+def _adopt(config: ServerConfig, worker_count: int, opened: list[Listener]) -> None:
     """Inherited sockets. Those of one address are dealt out if there is one for each worker, as
     in a SO_REUSEPORT group; otherwise every worker accepts from each."""
     adopted: list[socket.socket] = []
     try:
-        adopt(fds, adopted)
+        adopt(config.fd, adopted, _user_timeout_ms(config))
         addresses = [one.getsockname() for one in adopted]
+        recipes = [recipe_of(one) for one in adopted]
     except BaseException:
         for one in adopted:
             one.close()
         raise
     dealt: Counter[object] = Counter()
-    for one, address in zip(adopted, addresses, strict=True):
+    for one, address, recipe in zip(adopted, addresses, recipes, strict=True):
         enough = addresses.count(address) >= worker_count
         queue = dealt[address] % worker_count if enough else EVERY_QUEUE
         dealt[address] += 1
-        opened.append(Listener(one, queue, inherited=True))
+        opened.append(Listener(one, queue, inherited=True, recipe=recipe))
 
 
 # ---- TCP ------------------------------------------------------------------------------------
@@ -209,17 +212,23 @@ def _resolve(hosts: Sequence[str], port: int) -> dict[_Target, list[str]]:
 
 
 def listen_again(
-    family: int, address: Address, config: ServerConfig, shares: bool
+    family: int,
+    address: Address,
+    config: ServerConfig,
+    shares: bool,
+    recipe: Recipe | None = None,
+    spare: socket.socket | None = None,
 ) -> socket.socket:
     """A listener where one has been closed from outside. Raises OSError.
 
-    shares: others of its SO_REUSEPORT group may still listen there.
+    shares: others of its SO_REUSEPORT group may still listen there. recipe: of an inherited one.
+    spare: a new socket of this family, to make it of; closed when that fails.
     """
     assert not isinstance(address, str)
     sockets: list[socket.socket] = []
     try:
-        _bind_tcp(_Target(family, address), shares, sockets)
-        sockets[0].listen(config.backlog)
+        _bind_tcp(config, _Target(family, address), shares, sockets, recipe, spare)
+        sockets[0].listen(config.backlog if recipe is None else recipe.backlog)
     except OSError:
         for one in sockets:
             one.close()
@@ -259,15 +268,15 @@ def _listen_tcp(
     sockets: list[socket.socket] = []
     try:
         if config.dispatch == "shared":
-            _bind_tcp(target, config.reuse_port, sockets)
+            _bind_tcp(config, target, config.reuse_port, sockets)
         else:
             # The first one is bound without SO_REUSEPORT, so that a port which another server
             # holds is found to be in use instead of being shared with it.
-            _bind_tcp(target, config.reuse_port, sockets)
+            _bind_tcp(config, target, config.reuse_port, sockets)
             sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             bound = target.with_port(sockets[0].getsockname()[1])
             for _ in range(1, worker_count):
-                _bind_tcp(bound, True, sockets)
+                _bind_tcp(config, bound, True, sockets)
         for one in sockets:
             one.listen(config.backlog)
     except OSError as error:
@@ -278,19 +287,42 @@ def _listen_tcp(
     opened.extend(Listener(one, queue) for queue, one in enumerate(sockets))
 
 
-def _bind_tcp(target: _Target, reuse_port: bool, sockets: list[socket.socket]) -> None:
-    one = socket.socket(target.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+def new_socket(family: int, recipe: Recipe | None) -> socket.socket:
+    """Neither bound nor with any option set."""
+    protocol = 0 if recipe is None else recipe.protocol
+    return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, protocol)
+
+
+def _user_timeout_ms(config: ServerConfig) -> int:
+    """What the kernel knows of write_timeout: it ends a connection whose peer has not acknowledged
+    data, or kept its window shut, for so long: tcp(7). 0: not before it gives up by itself."""
+    return round((config.write_timeout or 0) * 1000)
+
+
+def _bind_tcp(
+    config: ServerConfig,
+    target: _Target,
+    reuse_port: bool,
+    sockets: list[socket.socket],
+    recipe: Recipe | None = None,
+    one: socket.socket | None = None,
+) -> None:
+    if one is None:
+        one = new_socket(target.family, recipe)
     sockets.append(one)
     # Accepted sockets inherit the options below. TCP_NODELAY: an echo must not wait for the
     # acknowledgement of the one before. SO_OOBINLINE: an urgent byte is a byte of the stream.
     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     one.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _user_timeout_ms(config))
     if reuse_port:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     if target.family == socket.AF_INET6:
         # So that 0.0.0.0 and :: can be served side by side: ipv6(7).
         one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    if recipe is not None:
+        recipe.apply(one)
     one.bind(target.sockaddr)
 
 

@@ -63,6 +63,7 @@ class Run:
         self._ended = threading.Event()
         self._callbacks: list[Callable[[], object]] = []
         self._failures: list[BaseException] = []
+        self._unaccepted = (0, 0)  # clients, errno
         # Daemons: at exit the interpreter would wait for other threads before it calls the
         # finalizer that ends these.
         self._threads = [
@@ -98,7 +99,15 @@ class Run:
             groups = steer(config, listeners, datagrams, self._cpus, attach_cpu_steering)
             shares = config.reuse_port or config.dispatch == "percpu"
             self._places = [
-                Place(one.socket.family, one.address, one.is_unix, one.inherited, shares)
+                Place(
+                    one.socket.family,
+                    one.address,
+                    one.is_unix,
+                    one.inherited,
+                    shares if one.recipe is None else one.recipe.shares,
+                    one.recipe,
+                    0 if one.recipe is None else one.recipe.dropped,
+                )
                 for one in listeners
             ]
             self._watch = Watch(config, self._places, groups, attach_cpu_steering)
@@ -213,6 +222,8 @@ class Run:
                 return
             try:
                 self._final = self._stats_now(self._accept_queues())
+                assert self._engine is not None
+                self._unaccepted = self._engine.unaccepted()
                 self._engine = self._udp = None  # and with them their descriptors and buffers
                 if self._watch is not None and self._watcher.ident is None:
                     self._watch.close()
@@ -226,6 +237,21 @@ class Run:
             _call(callback)
 
     def _warn_of_resets(self) -> None:
+        count, error = self._unaccepted
+        if count:
+            why = "the server was told to stop at once"
+            if error in (errno.EMFILE, errno.ENFILE):
+                why = (
+                    "there was no descriptor for them until the graceful timeout "
+                    f"(RLIMIT_NOFILE {tuning.descriptor_limit()}, or fs.file-max)"
+                )
+            elif error:
+                why = f"until the graceful timeout, accept4: {os.strerror(error)}"
+            log.warning(
+                "%d clients that waited to be accepted when the server stopped are reset: %s",
+                count,
+                why,
+            )
         if not self._shares_ports:
             return
         migrates = tuning.migrates_requests()
@@ -290,7 +316,7 @@ class Run:
     def _accept_queues(self) -> tuple[AcceptQueue, ...]:
         assert self._engine is not None
         return tuple(
-            AcceptQueue(place.address, *figures[:3])
+            AcceptQueue(place.address, figures[0] - place.dropped_before, *figures[1:3])
             for place, figures in zip(self._places, self._engine.listener_figures(), strict=True)
         )
 
@@ -380,6 +406,8 @@ def _udp_echo(
         source_port_least=config.udp_min_source_port,
         rate_per_source=config.udp_rate,
         rate_total=config.udp_rate_total,
+        rules=rules_of(config.allow, config.deny),
+        is_allowed_otherwise=not config.allow,
     )
     for one in datagrams:
         one.socket.detach()

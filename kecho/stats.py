@@ -103,10 +103,10 @@ def _arithmetic(left: Counters, right: Counters, sign: int) -> dict[str, Any]:
 class AcceptQueue:
     """A listener's accept queue.
 
-    address: as in Server.addresses. dropped: SYNs that found it full, by SO_MEMINFO; one that is
-    sent again counts again, so these are events, not clients. length: connections in it now;
-    length_most: the backlog in force, of which it holds one more. Of a Unix socket they are not
-    known, and 0.
+    address: as in Server.addresses. dropped: SYNs that found it full since the server started, by
+    SO_MEMINFO; one that is sent again counts again, so these are events, not clients. length:
+    connections in it now; length_most: the backlog in force, of which it holds one more. Of a Unix
+    socket they are not known, and 0.
     """
 
     address: Any
@@ -128,7 +128,8 @@ class UdpCounters:
         wrong, or the server was stopping. They are in no other figure.
     refused: not answered, by reason: ``port`` (source port below udp_min_source_port),
         ``own_port`` (source port is the server's), ``address`` (broadcast, multicast, unspecified
-        or reserved on either side), ``rate`` (udp_rate), ``rate_total`` (udp_rate_total).
+        or reserved on either side), ``denied`` (allow, deny), ``rate`` (udp_rate), ``rate_total``
+        (udp_rate_total).
     errors: by kind: ``truncated`` (longer than 64 KiB), ``full`` (no room to send), ``memory``,
         ``unreachable``, ``denied`` (a firewall), ``send``, ``recv``.
     """

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import os
+import re
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +18,13 @@ from .listen import Address, Listener
 if TYPE_CHECKING:
     from .listen_udp import Datagrams
 
-__all__ = ["Group", "cpus_of_workers", "steer"]
+__all__ = ["Group", "cpus_of_workers", "steer", "steer_without_order"]
+
+_SO_DETACH_REUSEPORT_BPF = 68  # <asm-generic/socket.h>, Linux 5.3
+# Before Linux 6.2 a group's choice does not look at SO_INCOMING_CPU. Asked now: in the sandbox
+# uname(2) is refused.
+_VERSION = [int(part) for part in re.findall(r"\d+", os.uname().release)[:2]]
+_CHOOSES_BY_INCOMING_CPU = _VERSION >= [6, 2]
 
 log = logging.getLogger("kecho")
 
@@ -29,31 +39,54 @@ def cpus_of_workers(config: ServerConfig, thread_count: int) -> list[int | None]
 
 @dataclass
 class Group:
-    """The sockets of one address that classic BPF chooses from, by the CPU of the SYN.
+    """The sockets of one address that the kernel chooses from, by the CPU of the SYN.
 
-    order: the listeners' numbers, as they stand in the kernel's group; cpus: of each listener, by
-    its number.
+    order: the listeners' numbers, as they stand in the kernel's group, which classic BPF's answer
+    is an index of; None: not known. cpus: of each listener, by its number.
     """
 
-    order: list[int]
+    order: list[int] | None
     cpus: dict[int, int]
 
-    def replaced(self, numbers: Sequence[int]) -> bool:
-        """These have died, and their replacements have joined in this order. False: where they
-        stand is not known.
+    def lost(self, numbers: Sequence[int]) -> bool:
+        """These have died, or had before; whether that has changed anything.
 
         The kernel puts the last socket in the place of one that leaves, and a new one at the end:
-        reuseport_detach_sock() in net/core/sock_reuseport.c, Linux 6.18.
+        reuseport_detach_sock() in net/core/sock_reuseport.c, Linux 6.18. In which order several
+        have left is not known, and so neither is where the others stand.
         """
-        if set(numbers) == set(self.order):
-            self.order = list(numbers)
-            return True
-        if len(numbers) != 1:
-            return False
-        place = self.order.index(numbers[0])
-        self.order[place] = self.order[-1]
-        self.order[-1] = numbers[0]
-        return True
+        if self.order is None:
+            return any(number in self.cpus for number in numbers)
+        gone = [number for number in numbers if number in self.order]
+        if len(gone) == len(self.order):
+            self.order = []
+        elif len(gone) > 1:
+            self.order = None
+        elif gone:
+            place = self.order.index(gone[0])
+            last = self.order.pop()
+            if last != gone[0]:
+                self.order[place] = last
+        return bool(gone)
+
+    def joined(self, number: int) -> None:
+        """Its replacement listens."""
+        if self.order is not None:
+            self.order.append(number)
+
+
+def steer_without_order(group: Group, fds: Mapping[int, int]) -> bool:
+    """Has the kernel look at each socket's own CPU instead of running a program, for which it has
+    to be Linux 6.2; False: it is older, and connections go by its hash. fds: by number."""
+    for number, fd in fds.items():
+        one = socket.socket(fileno=fd)  # the engine's
+        try:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_INCOMING_CPU, group.cpus[number])
+            with suppress(OSError):  # ENOENT: there is no program; ENOPROTOOPT: before Linux 5.3
+                one.setsockopt(socket.SOL_SOCKET, _SO_DETACH_REUSEPORT_BPF, 0)
+        finally:
+            one.detach()
+    return _CHOOSES_BY_INCOMING_CPU
 
 
 def steer(
@@ -84,9 +117,9 @@ def steer(
     for number, listener in enumerate(listeners):
         if not listener.is_unix and not listener.inherited:
             group = groups.setdefault(listener.address, Group([], {}))
-            group.order.append(number)
+            group.joined(number)
             group.cpus[number] = pinned[listener.queue]
-    first = [listeners[group.order[0]].socket for group in groups.values()]
+    first = [listeners[min(group.cpus)].socket for group in groups.values()]
     first += [one.socket for one in datagrams if one.worker == 0]
     for one in first:
         attach(one.fileno(), pinned)

@@ -5,14 +5,18 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import tuning
-from .listen import Address, describe_addresses, listen_again
+from .inherited import Recipe
+from .listen import Address, describe_addresses, listen_again, new_socket
 from .netstat import TcpCounters
-from .steering import Group
+from .steering import Group, steer_without_order
 
 if TYPE_CHECKING:
     from .config import ServerConfig
@@ -41,13 +45,20 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a listener is; `shares`: it is one of a SO_REUSEPORT group, or may be."""
+    """Where a listener is; `shares`: it is one of a SO_REUSEPORT group, or may be; `recipe`: what
+    an inherited one is like; `dropped_before`: SYNs that it had dropped before the server began."""
 
     family: int
     address: Address
     is_unix: bool
     is_inherited: bool
     shares: bool
+    recipe: Recipe | None = None
+    dropped_before: int = 0
+
+    @property
+    def kind(self) -> tuple[int, int]:
+        return self.family, 0 if self.recipe is None else self.recipe.protocol
 
 
 class Watch:
@@ -69,26 +80,34 @@ class Watch:
         self._somaxconn = tuning.somaxconn()
         self._network = TcpCounters((*_SYN_QUEUE, *_LISTEN))
         self._network_before = self._network.read()
-        # What an inherited socket has dropped before is not this server's: see look().
-        self._dropped_before: list[int] = []
+        # As the sockets count, which an inherited one did before it was this server's.
+        self._dropped_before = [place.dropped_before for place in places]
         self._errors_before: dict[str, int] = {}
         self._quiet_looks: dict[str, int] = {}  # since a trouble was last seen
         self._not_reopened: dict[int, str] = {}
+        self._has_said_by_hash = False
+        # A socket of each kind in reserve: when one is needed there may be no descriptor.
+        self._spares: dict[tuple[int, int], socket.socket] = {}
+        self._keep_spares()
         self._looks = 0
 
     def close(self) -> None:
         self._network.close()
+        while self._spares:
+            self._spares.popitem()[1].close()
+
+    def _keep_spares(self) -> None:
+        for place in self._places:
+            if not place.is_unix and place.kind not in self._spares:
+                with suppress(OSError):  # tried again with the next look
+                    self._spares[place.kind] = new_socket(place.family, place.recipe)
 
     def look(self, engine: Engine) -> None:
         figures = engine.listener_figures()
-        if not self._dropped_before:
-            self._dropped_before = [
-                one[0] if place.is_inherited else 0
-                for one, place in zip(figures, self._places, strict=True)
-            ]
         dead = [number for number, one in enumerate(figures) if one[3]]
         if dead:
             self._reopen(engine, dead, figures)
+        self._keep_spares()
         self._looks += 1
         if self._looks % _REPORT_EVERY == 0:
             network = self._network.read()
@@ -182,20 +201,17 @@ class Watch:
     # ---- listening again --------------------------------------------------------------------
 
     def _reopen(self, engine: Engine, dead: list[int], figures: list[Any]) -> None:
+        lost = [number for number in dead if not figures[number][4]]
         replaced = []
         for number in dead:
             place = self._places[number]
             try:
-                if figures[number][4]:  # accept failed strangely; it does listen
+                if number not in lost:  # accept failed strangely; it does listen
                     engine.revive_listener(number, -1)
                     continue
-                if place.is_unix or place.is_inherited:
-                    # Its options are not known, and a new socket would be open to more, or fewer.
-                    raise OSError(errno.EINVAL, "a socket of this kind is not made again")
-                with listen_again(place.family, place.address, self._config, place.shares) as again:
-                    engine.revive_listener(number, again.fileno())
+                self._listen_again(engine, number, place)
             except OSError as error:
-                self._say_not_reopened(number, place, error)
+                self._say_not_reopened(engine, number, place, error)
                 continue
             self._not_reopened.pop(number, None)
             replaced.append(number)
@@ -205,13 +221,25 @@ class Watch:
             )
         for group in self._groups:
             mine = [number for number in replaced if number in group.cpus]
-            if mine:
-                self._steer(engine, group, mine)
+            if group.lost(lost) or mine:
+                self._steer(engine, group, lost, mine)
 
-    def _say_not_reopened(self, number: int, place: Place, error: OSError) -> None:
+    def _listen_again(self, engine: Engine, number: int, place: Place) -> None:
+        if place.is_unix:
+            raise OSError(errno.EINVAL, "a Unix socket is not made again")
+        spare = self._spares.pop(place.kind, None)
+        with listen_again(
+            place.family, place.address, self._config, place.shares, place.recipe, spare
+        ) as again:
+            engine.revive_listener(number, again.fileno())  # by dup3, which takes no descriptor
+        self._keep_spares()
+
+    def _say_not_reopened(self, engine: Engine, number: int, place: Place, error: OSError) -> None:
         if error.errno == errno.EBADF:
             return  # the server has begun to stop
         reason = error.strerror or str(error)
+        if error.errno == errno.EADDRINUSE:
+            reason += self._why_in_use(engine.listener_fd(number), place)
         if self._not_reopened.get(number) != reason:
             self._not_reopened[number] = reason
             log.error(
@@ -220,16 +248,47 @@ class Watch:
                 reason,
             )
 
-    def _steer(self, engine: Engine, group: Group, replaced: list[int]) -> None:
-        if not group.replaced(replaced):
-            log.warning("connections no longer go to the worker of the CPU that handles their SYN")
-            return
-        fd = engine.listener_fd(group.order[0])
+    def _why_in_use(self, fd: int, place: Place) -> str:
+        """inet_csk_bind_conflict(): a SO_REUSEPORT group is open to its first socket's user."""
         try:
-            self._attach_cpu_steering(fd, [group.cpus[number] for number in group.order])
+            owner = os.fstat(fd).st_uid
+        except OSError:
+            return ""
+        if place.shares and owner != os.geteuid():
+            return (
+                f" by sockets of uid {owner}, whose SO_REUSEPORT group the kernel does not let uid "
+                f"{os.geteuid()} join; the others of them serve on; restart the server (under "
+                "--dispatch shared there is no group, and --user can listen again)"
+            )
+        return ""
+
+    def _steer(self, engine: Engine, group: Group, lost: list[int], replaced: list[int]) -> None:
+        for number in replaced:
+            group.joined(number)
+        if any(
+            one[3] and number in group.cpus and (number not in lost or number in replaced)
+            for number, one in enumerate(engine.listener_figures())
+        ):
+            group.order = None  # one more has died; before or after those joined is not known
+        try:
+            if group.order:
+                cpus = [group.cpus[number] for number in group.order]
+                self._attach_cpu_steering(engine.listener_fd(group.order[0]), cpus)
+            elif group.order is None:
+                self._steer_without_order(engine, group)
         except OSError as error:
             if error.errno != errno.EBADF:  # the server has begun to stop
                 raise
+
+    def _steer_without_order(self, engine: Engine, group: Group) -> None:
+        fds = {number: engine.listener_fd(number) for number in group.cpus}
+        open_fds = {number: fd for number, fd in fds.items() if fd >= 0}
+        if not steer_without_order(group, open_fds) and not self._has_said_by_hash:
+            self._has_said_by_hash = True
+            log.warning(
+                "connections no longer go to the worker of the CPU that handles their SYN, but by "
+                "hash: several listeners were closed at once (Linux 6.2 could; or restart)"
+            )
 
 
 _TROUBLES = {

@@ -8,8 +8,8 @@ from common.atomics cimport (
 )
 from engine.access cimport ADMITTED, access_admit, access_is_restricted
 from engine.connection cimport (
-    SERVED_CLOSED, Served, close_with_reset, connection_arm, connection_fail, connection_serve,
-    connection_settle,
+    READS_PER_TURN, SERVED_CLOSED, Served, close_with_reset, connection_arm, connection_fail,
+    connection_serve, connection_settle,
 )
 from engine.counters cimport count, count_error, count_opened
 from engine.layout cimport (
@@ -18,7 +18,8 @@ from engine.layout cimport (
     Control, Listener, Worker,
 )
 from engine.listener cimport (
-    listener_arm, listener_give_up, listener_is_open, listener_pause, listeners_resume,
+    listener_arm, listener_give_up, listener_is_dead, listener_is_open, listener_pause,
+    listeners_resume,
 )
 from engine.peers cimport peer_leaves
 from engine.slab cimport slab_take
@@ -35,13 +36,13 @@ from libc.stdint cimport uint32_t
 
 cdef enum:
     ACCEPTS_PER_TURN = 64
-    ACCEPTS_BEFORE_CLOSING = 65536  # a listener's last turn: more than any backlog in use
 
 
 cdef inline bint _admit(Worker* worker, Listener* listener) noexcept nogil:
-    """Counts a connection in before it is accepted; False when the server is full."""
+    """Counts a connection in before it is accepted; False when the server is full. In a drain it
+    never is: those who wait in the queues are no more than the backlogs, and leave at once."""
     cdef Control* control = worker.control
-    if atomic_u32_increment(&control.active) <= control.max_connections:
+    if atomic_u32_increment(&control.active) <= control.max_connections or worker.is_draining:
         return True
     atomic_u32_decrement(&control.active)
     listener_pause(worker, listener)
@@ -91,7 +92,8 @@ cdef inline void _begin(
     connection.accepted_by = <unsigned short>worker.index
     atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
     count_opened(worker)
-    served = connection_serve(worker, connection, 1)
+    # In a drain to the end, so that it does not keep a descriptor from whoever waits behind it.
+    served = connection_serve(worker, connection, READS_PER_TURN if worker.is_draining else 1)
     if served == SERVED_CLOSED:
         return
     if not connection.flags & CONNECTION_REGISTERED:
@@ -144,37 +146,58 @@ cdef inline bint _accept_failed(
     return True
 
 
+cdef inline int accept_one(Worker* worker, Listener* listener) noexcept nogil:
+    """Accepts a client that _admit() has counted in. Returns 0 or -errno of accept4."""
+    cdef bint is_restricted = access_is_restricted(&worker.control.access)
+    cdef sockaddr_storage client
+    cdef socklen_t size = sizeof(client)
+    cdef uint32_t peer = KECHO_NO_PEER
+    cdef int error, fd = accept4(
+        listener.fd, <sockaddr*>&client if is_restricted else NULL,
+        &size if is_restricted else NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
+    if fd < 0:
+        error = errno
+        _unadmit(worker)
+        return -error
+    if not is_restricted or not _is_refused(worker, fd, <sockaddr*>&client, &peer):
+        _begin(worker, listener, fd, peer)
+    return 0
+
+
 cdef inline void accept_turn(Worker* worker, uint32_t number, int limit) noexcept nogil:
     """Accepts what waits at a listener, up to `limit` connections."""
-    cdef Control* control = worker.control
-    cdef Listener* listener = &control.listeners[number]
-    cdef bint is_restricted = access_is_restricted(&control.access)
+    cdef Listener* listener = &worker.control.listeners[number]
     cdef bint accepted = False
-    cdef sockaddr_storage client
-    cdef socklen_t size = 0
-    cdef uint32_t life, peer = KECHO_NO_PEER
-    cdef int fd
+    cdef uint32_t life
+    cdef int result
     if not listener_is_open(listener, &life):
         return
     while limit > 0:
         limit -= 1
         if not _admit(worker, listener):
             return
-        size = sizeof(client)
-        fd = accept4(
-            listener.fd, <sockaddr*>&client if is_restricted else NULL,
-            &size if is_restricted else NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
-        if fd < 0:
-            _unadmit(worker)
-            if not _accept_failed(worker, listener, life, errno):
-                return
-            continue
-        accepted = True
-        if not is_restricted or not _is_refused(worker, fd, <sockaddr*>&client, &peer):
-            _begin(worker, listener, fd, peer)
-    if worker.is_draining:
-        return
+        result = accept_one(worker, listener)
+        if result == 0:
+            accepted = True
+        elif not _accept_failed(worker, listener, life, -result):
+            return
     # A turn of nothing but errors: if they do not take anybody out of the queue, whatever
     # accept(2) says, the next turn would be another, without end.
     if not accepted or listener_arm(worker.control, worker.queue, number) < 0:
         listener_pause(worker, listener)
+
+
+cdef inline int accept_last(Worker* worker, uint32_t number, int limit) noexcept nogil:
+    """In a drain: empties the queue of a listener that is about to be closed, whether it was paused
+    or not. Returns 0, or -errno: of accept4 when somebody may be left, or -EAGAIN at `limit`."""
+    cdef Listener* listener = &worker.control.listeners[number]
+    cdef uint32_t life
+    cdef int result
+    listener_is_open(listener, &life)
+    while limit > 0:
+        limit -= 1
+        _admit(worker, listener)
+        result = accept_one(worker, listener)
+        if result < 0 and not _accept_failed(worker, listener, life, -result):
+            return 0 if result == -EAGAIN or listener_is_dead(listener) else result
+    return -EAGAIN

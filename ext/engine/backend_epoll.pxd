@@ -3,7 +3,8 @@ from common.atomics cimport (
     atomic_u32_decrement, atomic_u32_load, atomic_u32_load_relaxed, atomic_u32_store,
     atomic_u64_load_relaxed, atomic_u64_swap_acquire,
 )
-from engine.accept cimport ACCEPTS_BEFORE_CLOSING, ACCEPTS_PER_TURN, accept_turn
+from engine.accept cimport ACCEPTS_PER_TURN, accept_turn
+from engine.closing cimport close_listeners_at_last, empty_listeners
 from engine.connection cimport (
     GREETING_MS, READS_PER_TURN, connection_close, connection_serve, connection_settle,
     note_progress,
@@ -12,9 +13,7 @@ from engine.layout cimport (
     CLOSE_ABORTED, CLOSE_IDLE, CLOSE_STALLED, OWNERSHIP_FREE, PHASE_DRAINING, PHASE_RUNNING,
     PHASE_STOPPING, Connection, Control, Queue, Worker,
 )
-from engine.listener cimport (
-    TOKEN_LISTENERS, TOKEN_WAKE, listener_close, listener_disarm, listeners_resume,
-)
+from engine.listener cimport TOKEN_LISTENERS, TOKEN_WAKE, listeners_resume
 from engine.slab cimport (
     CLAIM_WON, ownership_claim, ownership_release, ownership_try, slab_get, slab_high_water,
     slab_in_use,
@@ -25,7 +24,6 @@ from kernel.epoll cimport (
     EPOLLERR, EPOLLHUP, EPOLLPRI, EPOLLRDHUP, epoll_event, epoll_wait,
 )
 from kernel.eventfd cimport eventfd_write
-from kernel.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -204,22 +202,6 @@ cdef inline void _run_timers(Worker* worker) noexcept nogil:
 
 # ---- drain ------------------------------------------------------------------------------------
 
-cdef inline void _close_listeners(Worker* worker) noexcept nogil:
-    """By the last worker to see the stop. In a drain the accept queues are emptied first:
-    closing a listener resets the clients that wait in it."""
-    cdef Control* control = worker.control
-    cdef uint32_t number
-    for number in range(control.listener_count):
-        if control.listeners[number].is_inherited:
-            # Whoever waits there waits for the other holders, too: closing resets nobody.
-            listener_disarm(control, number)
-        elif atomic_u32_load(&control.phase) == PHASE_DRAINING:
-            accept_turn(worker, number, ACCEPTS_BEFORE_CLOSING)
-        pthread_mutex_lock(&control.listeners_lock)
-        listener_close(&control.listeners[number])
-        pthread_mutex_unlock(&control.listeners_lock)
-
-
 cdef inline void _serve_everybody(Worker* worker) noexcept nogil:
     """Echoes what every connection has received; connection_settle() then closes those that are
     done. Those that another worker has are settled by that worker, when it comes here."""
@@ -245,8 +227,8 @@ cdef inline void _abort_everybody(Worker* worker) noexcept nogil:
 
 
 cdef inline int _drain(Worker* worker) noexcept nogil:
-    """Stops accepting, echoes what was received, and closes, until nothing is left or the
-    deadline has come. Returns 0 or -errno of epoll_wait."""
+    """Echoes what was received, and closes, until nothing is left, in the accept queues either, or
+    the deadline has come. Returns 0 or -errno of epoll_wait."""
     cdef Control* control = worker.control
     cdef uint64_t deadline_ms
     cdef bint greeting = True
@@ -256,7 +238,11 @@ cdef inline int _drain(Worker* worker) noexcept nogil:
         _serve_everybody(worker)
         if worker.held != NULL:
             _serve_held(worker)
-    while atomic_u32_load(&control.phase) == PHASE_DRAINING and slab_in_use(&worker.queue.slab):
+    while atomic_u32_load(&control.phase) == PHASE_DRAINING:
+        if worker.listeners_left != 0:
+            empty_listeners(worker)
+        if worker.listeners_left == 0 and slab_in_use(&worker.queue.slab) == 0:
+            break
         if greeting and worker.now_ms >= worker.greet_until_ms:
             greeting = False
             _serve_everybody(worker)
@@ -276,6 +262,7 @@ cdef inline void worker_run(Worker* worker) noexcept nogil:
     worker.fatal_errno and worker.fatal_syscall; every connection of the queue is closed by then,
     if this is the queue's last worker."""
     cdef Control* control = worker.control
+    cdef bint closes_listeners
     cdef int result = 0
     worker.now_ms = clock_now_ms()
     while result == 0 and atomic_u32_load(&control.phase) == PHASE_RUNNING:
@@ -288,12 +275,15 @@ cdef inline void worker_run(Worker* worker) noexcept nogil:
     worker.greet_until_ms = min(
         worker.now_ms + GREETING_MS, atomic_u64_load_relaxed(&control.deadline_ms))
     worker.is_draining = True
-    if atomic_u32_decrement(&control.workers_accepting) == 0:
-        _close_listeners(worker)
+    closes_listeners = atomic_u32_decrement(&control.workers_accepting) == 0
+    if closes_listeners:
+        empty_listeners(worker)
     if result == 0:
         result = _drain(worker)
         if result < 0:
             _give_up(worker, -result, "epoll_wait")
+    if closes_listeners:
+        close_listeners_at_last(worker)
     wake(worker.queue)
     if atomic_u32_decrement(&worker.queue.workers_running) == 0:
         _abort_everybody(worker)

@@ -8,7 +8,7 @@ is there.
 from common.atomics cimport atomic_u32_load_relaxed, atomic_u32_store_relaxed
 from engine.counters cimport count, count_by, count_closed, count_error
 from engine.layout cimport (
-    CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_EVICTED, CLOSE_IDLE, CLOSE_RESET,
+    CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_EVICTED, CLOSE_IDLE, CLOSE_RESET, CLOSE_STALLED,
     CLOSE_TIMED_OUT, CONNECTION_ARMED_WRITE, CONNECTION_READ_TO_END, CONNECTION_REGISTERED,
     CONNECTION_SILENT, ERROR_EPOLL, ERROR_MEMORY, ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES,
     KECHO_NO_PEER, Connection, Worker,
@@ -104,7 +104,8 @@ cdef inline Served connection_fail(
     if error == ECONNRESET or error == EPIPE or error == ECONNABORTED:
         reason = CLOSE_RESET
     elif error == ETIMEDOUT:
-        reason = CLOSE_TIMED_OUT
+        # The listener's TCP_USER_TIMEOUT, which is write_timeout, comes before the kernel's own.
+        reason = CLOSE_TIMED_OUT if worker.control.write_timeout_ms == 0 else CLOSE_STALLED
     elif error == ENOMEM or error == ENOBUFS:
         count_error(worker, ERROR_MEMORY)
     else:

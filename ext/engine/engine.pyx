@@ -7,6 +7,7 @@ from common.atomics cimport (
     atomic_u32_load, atomic_u32_load_relaxed, atomic_u32_store, atomic_u64_load_relaxed,
     atomic_u64_store_relaxed,
 )
+from common.rules cimport Rule, rules_add, rules_are_complete
 from engine.backend_epoll cimport wake_everybody, worker_run
 from engine.dispatch cimport (
     STEER_BY_CPU_MOST, close_listeners, dispatch_percpu, dispatch_shared, queue_close,
@@ -17,7 +18,7 @@ from engine.layout cimport (
     CLOSE_STALLED, CLOSE_TIMED_OUT, ERROR_ACCEPT, ERROR_DESCRIPTORS, ERROR_EPOLL, ERROR_LISTENER,
     ERROR_MEMORY, ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES, KECHO_CACHE_LINE,
     KECHO_LISTENERS_MOST, PHASE_DRAINING, PHASE_RUNNING, PHASE_STOPPING, REFUSED_DENIED,
-    REFUSED_PER_ADDRESS, REFUSED_RATE, Access, Control, Counters, Listener, Queue, Rule, Worker,
+    REFUSED_PER_ADDRESS, REFUSED_RATE, Access, Control, Counters, Listener, Queue, Worker,
 )
 from engine.listener cimport Figures, listener_figures, listener_revive
 from engine.peers cimport peers_destroy, peers_init
@@ -155,23 +156,14 @@ cdef class Engine:
         self, list rules, bint is_allowed_otherwise, uint32_t per_address, uint32_t rate_per_s,
     ) except -1:
         cdef Access* access = &self._control.access
-        cdef Rule* rule
-        cdef uint32_t i
-        access.is_allowed_otherwise = is_allowed_otherwise
         access.per_address = per_address
         access.rate_per_s = rate_per_s
-        access.rules = <Rule*>_zeroed(len(rules) * sizeof(Rule))
+        access.rules.is_allowed_otherwise = is_allowed_otherwise
+        access.rules.all = <Rule*>_zeroed(len(rules) * sizeof(Rule))
         for prefix, length, is_allowed in rules:
-            rule = &access.rules[access.rule_count]
-            rule.prefix.high, rule.prefix.low = prefix >> 64, prefix & 0xFFFFFFFFFFFFFFFF
-            rule.length = length
-            rule.is_allowed = is_allowed
-            access.rule_count += 1
-        for i in reversed(range(access.rule_count)):
-            rule = &access.rules[i]
-            rule.same_length = 1
-            if i + 1 < access.rule_count and rule[1].length == rule.length:
-                rule.same_length += rule[1].same_length
+            rules_add(
+                &access.rules, prefix >> 64, prefix & 0xFFFFFFFFFFFFFFFF, length, is_allowed)
+        rules_are_complete(&access.rules)
         return 0
 
     def __dealloc__(self):
@@ -186,7 +178,7 @@ cdef class Engine:
         free(control.queues)
         free(control.workers)
         free(control.listeners)
-        free(control.access.rules)
+        free(control.access.rules.all)
         peers_destroy(&control.access)
         pthread_mutex_destroy(&control.listeners_lock)
 
@@ -267,6 +259,11 @@ cdef class Engine:
         pthread_mutex_unlock(&control.listeners_lock)
         if result < 0:
             raise _system_error(-result, "dup3 or epoll_ctl")
+
+    def unaccepted(self):
+        """Once every worker has ended: how many clients were left in accept queues and reset, and
+        the errno of the accept4 that left them there; 0: there was no time to try."""
+        return self._control.unaccepted, self._control.unaccepted_errno
 
     def counters(self):
         """What each worker has counted so far: a list of dict, at any time, from any thread."""

@@ -12,6 +12,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "common/rules.h"
+
 #define KECHO_CACHE_LINE 64
 
 /* ---- connection -------------------------------------------------------------------------- */
@@ -111,19 +113,6 @@ struct kecho_queue {
 
 /* ---- access: which clients are served --------------------------------------------------- */
 
-/* IPv6, or IPv4 in ::ffff:0:0/96; in the machine's byte order, so that they can be compared. */
-struct kecho_address {
-    uint64_t high;
-    uint64_t low;
-};
-
-struct kecho_rule {
-    struct kecho_address prefix;
-    uint32_t length;      /* bits of the prefix, of 128 */
-    uint32_t same_length; /* rules from this one on that have the same length */
-    uint32_t is_allowed;
-};
-
 /* One client address (IPv6: one /64) that has connections, or had some a short time ago. */
 struct kecho_peer {
     struct kecho_address address;
@@ -138,9 +127,7 @@ struct kecho_peer {
 #define KECHO_IDLE_PEERS_MOST 65536
 
 struct kecho_access {
-    struct kecho_rule *rules; /* the longest prefix first, then in the order of the addresses */
-    uint32_t rule_count;
-    uint32_t is_allowed_otherwise;
+    struct kecho_rules rules;
     uint32_t per_address; /* connections of one address at once; 0: any number */
     uint32_t rate_per_s;  /* connections that one address may open a second; 0: any number */
     pthread_mutex_t lock; /* guards what follows */
@@ -166,6 +153,8 @@ struct kecho_control {
     uint32_t active;             /* atomic: open connections of all the queues */
     uint32_t paused;             /* atomic: listeners that are LISTENER_PAUSED */
     uint32_t workers_accepting;  /* atomic: workers that have not yet seen the stop */
+    uint32_t unaccepted;         /* clients whom the end found in an accept queue, and reset */
+    int32_t unaccepted_errno;    /* of the accept4 that left them there; 0: nobody tried */
     uint32_t max_connections;    /* UINT32_MAX: no limit of ours */
     uint32_t idle_timeout_ms;    /* 0: none */
     uint32_t write_timeout_ms;   /* 0: none */
@@ -240,7 +229,10 @@ struct kecho_worker {
     uint64_t greet_until_ms;       /* in a drain: how long new connections may begin to speak */
     uint32_t index;
     uint32_t is_draining;
-    int32_t fatal_errno; /* why the worker gave up; read after its thread was joined */
+    uint32_t
+        listeners_left;   /* at the stop, of the one that closes them: whose queue is not empty */
+    int32_t accept_errno; /* why one of them is not */
+    int32_t fatal_errno;  /* why the worker gave up; read after its thread was joined */
     const char *fatal_syscall;
     uint32_t active __attribute__((aligned(KECHO_CACHE_LINE))); /* atomic: written by all */
 };

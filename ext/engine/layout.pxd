@@ -1,4 +1,5 @@
 """The engine's records, declared to Cython; layout.h says what each field means."""
+from common.rules cimport Address, Rules
 from kernel.pthread cimport pthread_mutex_t
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -108,16 +109,6 @@ cdef extern from "engine/layout.h" nogil:
         uint32_t waiting_tail
         uint64_t waiting_bytes
 
-    ctypedef struct Address "struct kecho_address":
-        uint64_t high
-        uint64_t low
-
-    ctypedef struct Rule "struct kecho_rule":
-        Address prefix
-        uint32_t length
-        uint32_t same_length
-        uint32_t is_allowed
-
     ctypedef struct Peer "struct kecho_peer":
         Address address
         uint32_t connections
@@ -128,9 +119,7 @@ cdef extern from "engine/layout.h" nogil:
         uint32_t idle_prev
 
     ctypedef struct Access "struct kecho_access":
-        Rule* rules
-        uint32_t rule_count
-        uint32_t is_allowed_otherwise
+        Rules rules
         uint32_t per_address
         uint32_t rate_per_s
         pthread_mutex_t lock
@@ -149,6 +138,8 @@ cdef extern from "engine/layout.h" nogil:
         uint32_t active
         uint32_t paused
         uint32_t workers_accepting
+        uint32_t unaccepted
+        int32_t unaccepted_errno
         uint32_t max_connections
         uint32_t idle_timeout_ms
         uint32_t write_timeout_ms
@@ -184,6 +175,8 @@ cdef extern from "engine/layout.h" nogil:
         uint64_t greet_until_ms
         uint32_t index
         uint32_t is_draining
+        uint32_t listeners_left
+        int32_t accept_errno
         int32_t fatal_errno
         const char* fatal_syscall
         uint32_t active

@@ -12,15 +12,16 @@ from common.atomics cimport (
 )
 from engine.counters cimport count
 from engine.layout cimport (
-    KECHO_EVERY_QUEUE, LISTENER_DEAD, LISTENER_OPEN, LISTENER_PAUSED, LISTENER_STATES, Control,
-    Listener, Queue, Worker,
+    KECHO_EVERY_QUEUE, LISTENER_DEAD, LISTENER_OPEN, LISTENER_PAUSED, LISTENER_STATES,
+    PHASE_RUNNING, Control, Listener, Queue, Worker,
 )
 from kernel.epoll cimport (
     EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLET, EPOLLEXCLUSIVE, EPOLLIN, epoll_ctl, epoll_event,
 )
 from kernel.fcntl cimport O_CLOEXEC, dup3
+from kernel.poll cimport POLLIN, poll, pollfd
 from kernel.socket cimport (
-    SK_MEMINFO_DROPS, SK_MEMINFO_VARS, SO_ACCEPTCONN, SO_MEMINFO, SOL_SOCKET, getsockopt,
+    SK_MEMINFO_DROPS, SK_MEMINFO_VARS, SO_ACCEPTCONN, SO_MEMINFO, SOL_SOCKET, getsockopt, listen,
     socklen_t,
 )
 from kernel.tcp cimport IPPROTO_TCP, TCP_INFO, tcp_info
@@ -190,6 +191,30 @@ cdef inline void listener_figures(Listener* listener, Figures* figures) noexcept
         figures.length_most = info.tcpi_sacked
 
 
+cdef inline uint32_t listener_queued(Listener* listener) noexcept nogil:
+    """Clients that wait to be accepted. Of a Unix socket's queue, whose length is told nobody, one
+    is counted: poll(2)."""
+    cdef tcp_info info
+    cdef socklen_t size = sizeof(info)
+    cdef pollfd ready
+    if listener.fd < 0 or not _is_listening(listener.fd):
+        return 0
+    if not listener.is_unix and getsockopt(
+            listener.fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0:
+        return info.tcpi_unacked
+    ready.fd = listener.fd
+    ready.events = POLLIN
+    ready.revents = 0
+    return poll(&ready, 1, 0) == 1 and ready.revents & POLLIN != 0
+
+
+cdef inline void listener_take_no_more(Listener* listener) noexcept nogil:
+    """Keeps the queue from growing: a second listen(2) changes the backlog and nothing else. (Not
+    on a socket that has ceased to listen, to which it would give a port of its own.)"""
+    if _is_listening(listener.fd):
+        listen(listener.fd, 0)
+
+
 cdef inline void listener_close(Listener* listener) noexcept nogil:
     """Keeps what it has dropped."""
     if listener.fd < 0:
@@ -209,7 +234,7 @@ cdef inline int listener_revive(Control* control, uint32_t number, int fd) noexc
     cdef Listener* listener = &control.listeners[number]
     cdef uint32_t word = atomic_u32_load(&listener.state)
     cdef int result
-    if listener.fd < 0:
+    if listener.fd < 0 or atomic_u32_load(&control.phase) != PHASE_RUNNING:
         return -EBADF
     if fd >= 0:
         if listener.is_inherited:

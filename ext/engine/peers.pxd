@@ -4,9 +4,9 @@ A hash table that a lock guards; each step is O(1). It holds every address with 
 those without, the 65,536 that left last: a client cannot make it grow beyond what its connections
 cost anyway. IPv6 counts by /64, the least that one subscriber has.
 """
+from common.rules cimport Address
 from engine.layout cimport (
-    KECHO_IDLE_PEERS_MOST, KECHO_NO_PEER, REFUSED_PER_ADDRESS, REFUSED_RATE, Access, Address,
-    Peer,
+    KECHO_IDLE_PEERS_MOST, KECHO_NO_PEER, REFUSED_PER_ADDRESS, REFUSED_RATE, Access, Peer,
 )
 from kernel.pthread cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,

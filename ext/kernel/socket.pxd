@@ -34,6 +34,7 @@ cdef extern from "<sys/socket.h>" nogil:
 
     int socket(int family, int kind, int protocol)
     int bind(int fd, const sockaddr* address, socklen_t length)
+    int listen(int fd, int backlog)
     int connect(int fd, const sockaddr* address, socklen_t length)
     int accept4(int fd, sockaddr* address, socklen_t* length, int flags)
     ssize_t recv(int fd, void* buffer, size_t length_bytes, int flags)

@@ -1,16 +1,18 @@
-"""Who is answered: nobody through whom an echo could come back for ever.
+"""Who is answered: nobody through whom an echo could come back for ever, and who is allowed.
 
 One spoofed datagram from the server's own address and port, or from another echo's (port 7,
 chargen's 19, ...), would run in circles until somebody stops it. The own port is refused from
 every address, so that two servers on the same port of two hosts are no such circle, either.
 """
+from common.rules cimport Address as ClientAddress, address_of, rules_allow
 from kernel.inet cimport (
     IN6_IS_ADDR_MULTICAST, IN6_IS_ADDR_UNSPECIFIED, kecho_prefix_of, ntohl, ntohs,
 )
-from kernel.socket cimport AF_INET
+from kernel.socket cimport AF_INET, sockaddr
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from udp.layout cimport (
-    REFUSALS, REFUSED_ADDRESS, REFUSED_OWN_PORT, REFUSED_PORT, Address, Control, Request,
+    REFUSALS, REFUSED_ADDRESS, REFUSED_DENIED, REFUSED_OWN_PORT, REFUSED_PORT, Address, Control,
+    Request,
 )
 
 
@@ -36,6 +38,7 @@ cdef inline bint _is_addressed_to_one(const Request* request) noexcept nogil:
 
 cdef inline int guard_refusal(const Control* control, const Request* request) noexcept nogil:
     """Why it must not be answered, or REFUSALS."""
+    cdef ClientAddress client
     cdef uint16_t port
     if request.source.any.sa_family == AF_INET:
         port = ntohs(request.source.v4.sin_port)
@@ -47,6 +50,9 @@ cdef inline int guard_refusal(const Control* control, const Request* request) no
         return REFUSED_OWN_PORT
     if not request.has_asked or not _is_addressed_to_one(request):
         return REFUSED_ADDRESS
+    client = address_of(<const sockaddr*>request.source)
+    if not rules_allow(&control.rules, &client):
+        return REFUSED_DENIED
     return REFUSALS
 
 

@@ -14,6 +14,8 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 
+#include "common/rules.h"
+
 #define KECHO_UDP_CACHE_LINE 64
 
 /* ---- what is taken and given at once ----------------------------------------------------- */
@@ -74,6 +76,7 @@ enum kecho_udp_refusal {
     REFUSED_PORT = 0, /* source port 0 or below the lowest that is answered */
     REFUSED_OWN_PORT, /* source port is the server's own */
     REFUSED_ADDRESS,  /* broadcast, multicast, unspecified or reserved, on either side */
+    REFUSED_DENIED,   /* allow, deny */
     REFUSED_RATE,     /* its source sends too many */
     REFUSED_TOTAL,    /* all sources together do */
     REFUSALS
@@ -170,6 +173,7 @@ struct kecho_udp_control {
     struct kecho_udp_worker *workers;
     struct kecho_udp_socket *sockets; /* in the order of their workers */
     struct kecho_udp_limiter limiter;
+    struct kecho_rules rules;
 };
 
 #endif

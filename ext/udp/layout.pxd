@@ -1,4 +1,5 @@
 """The UDP side's records, declared to Cython; layout.h says what each field means."""
+from common.rules cimport Rules
 from kernel.datagram cimport iovec, mmsghdr
 from kernel.inet cimport in6_pktinfo, in_pktinfo, sockaddr_in, sockaddr_in6
 from kernel.poll cimport pollfd
@@ -20,6 +21,7 @@ cdef extern from "udp/layout.h" nogil:
         REFUSED_PORT
         REFUSED_OWN_PORT
         REFUSED_ADDRESS
+        REFUSED_DENIED
         REFUSED_RATE
         REFUSED_TOTAL
         REFUSALS
@@ -128,3 +130,4 @@ cdef extern from "udp/layout.h" nogil:
         Worker* workers
         Socket* sockets
         Limiter limiter
+        Rules rules

@@ -6,6 +6,7 @@ GIL once, and comes back when the echo stops.
 from common.atomics cimport (
     atomic_u32_load, atomic_u32_store, atomic_u64_load_relaxed, atomic_u64_store_relaxed,
 )
+from common.rules cimport Rule, rules_add, rules_are_complete
 from kernel.clock cimport clock_now_ms
 from kernel.eventfd cimport EFD_CLOEXEC, EFD_NONBLOCK, eventfd
 from kernel.poll cimport pollfd
@@ -17,7 +18,7 @@ from posix.unistd cimport close
 from udp.inbox cimport inbox_init
 from udp.layout cimport (
     KECHO_UDP_BATCH, KECHO_UDP_BUFFER_BYTES, KECHO_UDP_CACHE_LINE, KECHO_UDP_SETS,
-    REFUSED_ADDRESS, REFUSED_OWN_PORT, REFUSED_PORT, REFUSED_RATE, REFUSED_TOTAL,
+    REFUSED_ADDRESS, REFUSED_DENIED, REFUSED_OWN_PORT, REFUSED_PORT, REFUSED_RATE, REFUSED_TOTAL,
     UDP_DRAINING, UDP_ERROR_DENIED, UDP_ERROR_FULL, UDP_ERROR_MEMORY, UDP_ERROR_RECV,
     UDP_ERROR_SEND, UDP_ERROR_TRUNCATED, UDP_ERROR_UNREACHABLE, UDP_RUNNING, UDP_STOPPING,
     BucketSet, Control, Counters, Inbox, Outbox, Socket, Worker,
@@ -34,6 +35,7 @@ REFUSALS = {
     "port": REFUSED_PORT,
     "own_port": REFUSED_OWN_PORT,
     "address": REFUSED_ADDRESS,
+    "denied": REFUSED_DENIED,
     "rate": REFUSED_RATE,
     "rate_total": REFUSED_TOTAL,
 }
@@ -69,7 +71,7 @@ cdef class Echo:
     """The UDP workers of one run of a server, and their sockets.
 
     sockets: (fd, worker) each; bound, with IP_PKTINFO or IPV6_RECVPKTINFO. They are taken over
-    when this returns, and closed when their worker ends.
+    when this returns, and closed when their worker ends. rules: as the engine's.
     """
 
     cdef Control _control
@@ -85,6 +87,8 @@ cdef class Echo:
         uint16_t source_port_least,
         uint32_t rate_per_source,
         uint32_t rate_total,
+        list rules not None,
+        bint is_allowed_otherwise,
     ):
         cdef Control* control = &self._control
         cdef uint32_t i
@@ -94,6 +98,12 @@ cdef class Echo:
                 raise ValueError(f"sockets: there is no worker {worker}")
         control.own_port = own_port
         control.source_port_least = source_port_least
+        control.rules.is_allowed_otherwise = is_allowed_otherwise
+        control.rules.all = <Rule*>_room(len(rules) * sizeof(Rule))
+        for prefix, length, is_allowed in rules:
+            rules_add(
+                &control.rules, prefix >> 64, prefix & 0xFFFFFFFFFFFFFFFF, length, is_allowed)
+        rules_are_complete(&control.rules)
         control.limiter.sets = <BucketSet*>_room(KECHO_UDP_SETS * sizeof(BucketSet))
         result = limiter_init(
             &control.limiter, rate_per_source, rate_total, int.from_bytes(os.urandom(8), "little"))
@@ -148,6 +158,7 @@ cdef class Echo:
         free(control.workers)
         free(control.sockets)
         free(control.limiter.sets)
+        free(control.rules.all)
         if self._has_limiter:
             limiter_destroy(&control.limiter)
 

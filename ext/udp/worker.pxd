@@ -33,13 +33,24 @@ cdef inline void _count(uint64_t* counter, uint32_t amount) noexcept nogil:
     atomic_u64_add_single_writer(counter, amount)
 
 
-cdef inline uint32_t _granted(Worker* worker, Request* request, uint64_t now) noexcept nogil:
-    """How many of the request's datagrams are answered, under the limiter's lock."""
-    cdef uint32_t granted, over_own_rate
-    cdef int refusal = guard_refusal(worker.control, request)
+cdef inline uint32_t _allowed(Worker* worker, uint32_t number, Request* request) noexcept nogil:
+    """How many datagrams of a message may be answered, whatever the rates."""
+    cdef int refusal
+    _count(&worker.counters.received, request.datagrams)
+    _count(&worker.counters.bytes_received, request.bytes)
+    if worker.inbox.headers[number].msg_hdr.msg_flags & MSG_TRUNC:
+        _count(&worker.counters.errors[<int>UDP_ERROR_TRUNCATED], request.datagrams)
+        return 0
+    refusal = guard_refusal(worker.control, request)
     if refusal != REFUSALS:
         _count(&worker.counters.refused[refusal], request.datagrams)
         return 0
+    return request.datagrams
+
+
+cdef inline uint32_t _granted(Worker* worker, Request* request, uint64_t now) noexcept nogil:
+    """How many of the request's datagrams are answered, under the limiter's lock."""
+    cdef uint32_t granted, over_own_rate
     granted = limiter_take(
         &worker.control.limiter, guard_source(request.source), request.datagrams, now,
         &over_own_rate)
@@ -61,16 +72,13 @@ cdef inline int _batch(Worker* worker, int fd) noexcept nogil:
     cdef uint64_t now
     if received <= 0:
         return received
+    for i in range(received):  # before the lock: thousands of rules take their time
+        inbox_read(worker.inbox, i, &requests[i])
+        granted[i] = _allowed(worker, i, &requests[i])
     now = limiter_now()
     limiter_lock(limiter)
     for i in range(received):
-        inbox_read(worker.inbox, i, &requests[i])
-        _count(&worker.counters.received, requests[i].datagrams)
-        _count(&worker.counters.bytes_received, requests[i].bytes)
-        granted[i] = 0
-        if worker.inbox.headers[i].msg_hdr.msg_flags & MSG_TRUNC:
-            _count(&worker.counters.errors[<int>UDP_ERROR_TRUNCATED], requests[i].datagrams)
-        else:
+        if granted[i] > 0:
             granted[i] = _granted(worker, &requests[i], now)
     limiter_unlock(limiter)
     for i in range(received):

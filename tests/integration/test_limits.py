@@ -159,18 +159,53 @@ def test_max_connections_counts_all_listeners_together(
     assert server.stop().accepted == 6
 
 
-def test_stop_ends_those_who_still_wait_for_room(start_server: StartServer, dispatch: str) -> None:
-    server = start_server(dispatch=dispatch, max_connections=1)
-    with connect(server) as inside:
+@pytest.mark.parametrize("grace_s", [0, DEADLINE_S])
+def test_stop_serves_those_who_still_wait_for_room(
+    start_server: StartServer,
+    dispatch: str,
+    grace_s: float,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Beyond max_connections: the queues are no longer than the backlogs."""
+    hosts = ("127.0.0.1", "127.0.0.2")
+    server = start_server(
+        dispatch=dispatch, max_connections=1, host=hosts, uds=tmp_path / "s", backlog=20
+    )
+    with connect(server) as inside, contextlib.ExitStack() as stack:
         assert echo(inside, b"inside") == b"inside"
-        with connected(server, 5) as waiting:
-            stats = server.stop(graceful_timeout=DEADLINE_S)
-            assert inside.recv(1) == b""
-            for client in waiting:
-                with contextlib.suppress(ConnectionResetError):
-                    assert client.recv(1) == b""
-    assert stats.accepted == stats.closed.total
+        waiting = [
+            stack.enter_context(connect(address))  # type: ignore[arg-type]
+            for address in server.addresses
+            for _ in range(5)
+        ]
+        for number, client in enumerate(waiting):
+            client.sendall(b"%d" % number)
+        wait_until_delivered(*(one for one in waiting if one.family != socket.AF_UNIX))
+        stats = server.stop(graceful_timeout=grace_s)
+        assert inside.recv(1) == b""
+        answers = [receive_until_end(client) for client in waiting]
+    assert answers == [b"%d" % number for number in range(15)]
+    assert stats.accepted == stats.closed["drained"] == 16
     assert stats.active == 0
+    assert not caplog.records
+
+
+def test_an_abort_says_how_many_waited_to_be_accepted(
+    start_server: StartServer, dispatch: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = start_server(dispatch=dispatch, max_connections=1)
+    with connect(server) as inside, connected(server, 7) as waiting:
+        assert echo(inside, b"inside") == b"inside"
+        server.abort()
+        assert server.wait(DEADLINE_S)
+        for client in (inside, *waiting):
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+    assert [one.getMessage() for one in caplog.records] == [
+        "7 clients that waited to be accepted when the server stopped are reset: the server was "
+        "told to stop at once"
+    ]
 
 
 # ---- idle_timeout ---------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from clients import (
     connect,
     echo,
     plenty,
+    receive_exactly,
     receive_until_reset,
     send_until_blocked,
     transfer,
@@ -78,6 +79,61 @@ def test_a_client_that_reads_a_little_now_and_then_is_not_closed(
         receive_until_reset(client)
     assert process.stop() == 0
     assert "closed stalled=1" in process.stderr
+
+
+def test_a_client_that_takes_nothing_of_what_the_kernel_holds_is_closed(
+    start_server: StartServer, dispatch: str
+) -> None:
+    """The server has handed over every byte and waits for nothing: the client's window is shut."""
+    server = start_server(dispatch=dispatch, write_timeout=1.0)
+    with connect(server, **SMALL) as client, connect(server) as idle:
+        assert echo(idle, b"x") == b"x"
+        for _ in range(30):
+            client.sendall(bytes(1000))
+        wait_for(lambda: server.stats().bytes_sent == 30_001, "the kernel has all of it")
+        begun = time.monotonic()
+        wait_for(lambda: server.stats().closed["stalled"] == 1, "it is closed")
+        assert time.monotonic() - begun < 2.0 + 1  # a loaded machine is late, too
+        assert server.stats().backpressure == 0
+        receive_until_reset(client)
+        assert echo(idle, b"an idle client is not meant") == b"an idle client is not meant"
+    stats = server.stop()
+    assert (stats.closed["stalled"], stats.closed["timed_out"], stats.errors.total) == (1, 0, 0)
+
+
+def test_without_a_write_timeout_the_kernel_keeps_a_client_that_takes_nothing(
+    start_server: StartServer, dispatch: str
+) -> None:
+    server = start_server(dispatch=dispatch)
+    with connect(server, **SMALL) as client:
+        for _ in range(30):
+            client.sendall(bytes(1000))
+        time.sleep(2.5)
+        assert receive_exactly(client, 30_000) == bytes(30_000)
+
+
+def test_what_the_clients_kernel_has_taken_does_not_count_as_unread(
+    start_server: StartServer, dispatch: str
+) -> None:
+    """Nobody but the client's host could tell."""
+    server = start_server(dispatch=dispatch, write_timeout=0.5)
+    with connect(server) as client:
+        client.sendall(b"hello")
+        time.sleep(2)
+        assert receive_exactly(client, 5) == b"hello"
+        assert echo(client, b"again") == b"again"
+
+
+@pytest.mark.parametrize("before_ms", [0, 700])
+def test_an_inherited_socket_has_the_write_timeout_of_its_present_server(
+    start_server: StartServer, dispatch: str, before_ms: int
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as given:
+        given.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, before_ms)
+        for write_timeout, expected_ms in ((1.5, 1500), (None, 0)):
+            server = start_server(fd=given.fileno(), dispatch=dispatch, write_timeout=write_timeout)
+            assert given.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == expected_ms
+            server.stop()
 
 
 def test_a_client_that_comes_back_in_time_gets_every_byte(

@@ -290,6 +290,84 @@ def test_broadcast_and_multicast_are_not_answered(server: kecho.Server, asked: s
         assert udp.refused["address"] == (1 if server.config.dispatch == "shared" else 2)
 
 
+# ---- allow and deny -------------------------------------------------------------------------
+
+SOURCES = ["127.0.0.1", "127.0.0.2", "127.0.1.1", "127.1.0.1", "127.1.2.3", "127.255.255.254"]
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny", "expected"),
+    [
+        (["127.0.0.0/8"], [], SOURCES),
+        (["127.0.0.1"], [], ["127.0.0.1"]),
+        ([], ["127.0.0.1"], SOURCES[1:]),
+        (["::/0"], [], []),
+        (["0.0.0.0/0"], ["::/0"], SOURCES),
+        (["127.1.0.0/16"], ["127.1.2.0/24"], ["127.1.0.1"]),
+        (["127.1.2.3/32"], ["127.0.0.0/8"], ["127.1.2.3"]),
+        (["::ffff:127.0.0.0/120"], ["::1"], ["127.0.0.1", "127.0.0.2"]),
+    ],
+    ids=str,
+)
+def test_datagrams_are_answered_to_those_who_are_allowed(
+    start_server: StartServer, dispatch: str, allow: list[str], deny: list[str], expected: list[str]
+) -> None:
+    server = start_server(dispatch=dispatch, udp=True, allow=allow, deny=deny)
+    answered = []
+    for source in SOURCES:
+        with client(source=source) as one:
+            send_segments(one, b"?" * 30, 10, (LOOPBACK, server.port))
+            refused = SOURCES.index(source) + 1 - len(answered)
+            wait_for(
+                lambda refused=refused: (
+                    counted(server).sent == 3 * len(answered) + 3
+                    or counted(server).refused["denied"] == 3 * refused
+                ),
+                "it is answered or refused",
+            )
+            if counted(server).sent > 3 * len(answered):
+                assert receive_all(one, 3) == [b"?" * 10] * 3
+                answered.append(source)
+    assert answered == expected
+    udp = counted(server)
+    assert udp.refused["denied"] == udp.refused.total == 3 * (len(SOURCES) - len(expected))
+
+
+def test_datagrams_over_ipv6_have_rules_of_their_own(
+    start_server: StartServer, dispatch: str
+) -> None:
+    try:
+        with client(socket.AF_INET6, "::1"):
+            pass
+    except OSError:
+        pytest.skip("this host has no ::1")
+    for allowed, family, address in (
+        ("::1", socket.AF_INET6, "::1"),
+        ("127.0.0.1", socket.AF_INET, LOOPBACK),
+    ):
+        server = start_server(dispatch=dispatch, udp=True, host=(LOOPBACK, "::1"), allow=[allowed])
+        with client(socket.AF_INET6) as six, client() as four:
+            six.sendto(b"six", ("::1", server.port))
+            four.sendto(b"four", (LOOPBACK, server.port))
+            one = six if family == socket.AF_INET6 else four
+            assert one.recvfrom(10)[1][0] == address
+            wait_for(
+                lambda server=server: counted(server).refused["denied"] == 1, "the other is refused"
+            )
+
+
+def test_who_is_denied_takes_nothing_from_the_rates(
+    start_server: StartServer, dispatch: str
+) -> None:
+    server = start_server(dispatch=dispatch, udp=True, deny="127.0.0.2", udp_rate_total=1)
+    with client(source="127.0.0.2") as denied, client(source="127.0.0.3") as one:
+        for _ in range(300):  # more than the burst
+            denied.sendto(b"no", (LOOPBACK, server.port))
+        wait_for(lambda: counted(server).refused["denied"] == 300, "they are refused")
+        one.sendto(b"yes", (LOOPBACK, server.port))
+        assert one.recv(10) == b"yes"
+
+
 # ---- how many are answered --------------------------------------------------------------------
 
 
@@ -470,6 +548,8 @@ def test_a_full_receive_queue_is_counted(start_server: StartServer) -> None:
         source_port_least=1024,
         rate_per_source=0,
         rate_total=0,
+        rules=[],
+        is_allowed_otherwise=True,
     )
     datagrams.socket.detach()
     with client() as sender:

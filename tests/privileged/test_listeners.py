@@ -6,8 +6,10 @@ import contextlib
 import logging
 import os
 import re
+import resource
 import shutil
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -92,6 +94,40 @@ def test_dropped_syns_are_warned_about_as_the_kernel_counts_them(
         time.sleep(2.5)
         assert len(caplog.records) == warnings  # nothing overflows any more
     assert server.stop().dropped_syns == dropped
+
+
+def dropped_by(one: socket.socket) -> int:
+    """SK_MEMINFO_DROPS of SO_MEMINFO, socket(7)."""
+    dropped: int = struct.unpack("=9I", one.getsockopt(socket.SOL_SOCKET, 55, 36))[8]
+    return dropped
+
+
+def test_what_an_inherited_socket_dropped_before_is_not_this_servers(
+    inside: Namespace,
+    start_server: StartServer,
+    dispatch: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING, "kecho")
+    with socket.create_server(("127.0.0.1", 0), backlog=1) as given:
+        with knocking(given.getsockname()[1], 20):
+            wait_for(lambda: dropped_by(given) >= 18, "SYNs are dropped")
+        before = dropped_by(given)
+        server = start_server(fd=given.fileno(), dispatch=dispatch, max_connections=1)
+        assert server.stats().dropped_syns == 0
+        wait_for(lambda: server.stats().active == 0, "those who had come have left")
+        with connect(server) as held:
+            assert echo(held, b"x") == b"x"
+            with knocking(server.port, 20):
+                wait_for(lambda: dropped_by(given) - before >= 18, "more are dropped")
+                wait_for(
+                    lambda: server.stats().dropped_syns == dropped_by(given) - before,
+                    "the new ones are counted",
+                )
+                wait_for(lambda: said(caplog, "SYNs dropped"), "they are warned about")
+        pattern = r"(\d+) SYNs dropped"
+        assert sum(int(one[1]) for one in said(caplog, pattern)) <= dropped_by(given) - before
+        assert server.stop().dropped_syns == dropped_by(given) - before
 
 
 def test_nothing_is_said_when_nothing_overflows(
@@ -282,6 +318,148 @@ def test_a_command_in_its_sandbox_listens_again(
             with connect(process.port) as client:
                 assert echo(client, b"after") == b"after"
         assert process.stop() == 0
+
+
+def backlog_of(one: socket.socket) -> int:
+    """tcpi_sacked of a listener: tcp(7)."""
+    info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    backlog: int = struct.unpack_from("=8x6I", info)[5]
+    return backlog
+
+
+@contextlib.contextmanager
+def handed_over(kind: str) -> Iterator[socket.socket]:
+    """A listener as somebody else might make it, with options that kecho does not use itself."""
+    family = socket.AF_INET if kind == "ipv4" else socket.AF_INET6
+    with socket.socket(family) as one:
+        if kind == "dual":
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        if kind == "device":
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+        one.bind(("127.0.0.1" if kind == "ipv4" else "::", 0))
+        one.listen(7)
+        yield one
+
+
+def sockets_at(port: int) -> list[socket.socket]:
+    """Duplicates of this process's listeners there."""
+    found = []
+    names = os.listdir("/proc/self/fd")
+    for name in [one for one in names if "socket:" in os.path.realpath(f"/proc/self/fd/{one}")]:
+        one = socket.socket(fileno=os.dup(int(name)))
+        is_ours = (
+            one.family != socket.AF_UNIX
+            and one.getsockname()[1] == port
+            and one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        )
+        if is_ours:
+            found.append(one)
+        else:
+            one.close()
+    return found
+
+
+@pytest.mark.parametrize("kind", ["ipv4", "dual", "device"])
+def test_an_inherited_listener_that_is_destroyed_is_made_anew_as_it_was(
+    inside: Namespace,
+    start_server: StartServer,
+    dispatch: str,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+) -> None:
+    with handed_over(kind) as given, contextlib.ExitStack() as stack:
+        port = given.getsockname()[1]
+        server = start_server(fd=given.fileno(), dispatch=dispatch)
+        hosts = {"ipv4": ["127.0.0.1"], "dual": ["127.0.0.1", "::1"], "device": ["::1"]}[kind]
+        old = stack.enter_context(socket.create_connection((hosts[0], port), DEADLINE_S))
+        assert echo(old, b"before") == b"before"
+        for _ in range(2):
+            destroy_listeners(port)
+            wait_for(lambda: listening(port) == 1, "it listens again")
+            wait_for(lambda: said(caplog, "listening again"), "it is in the old one's place")
+            caplog.clear()
+            (again,) = (stack.enter_context(one) for one in sockets_at(port))
+            assert again.getsockname() == given.getsockname()
+            assert backlog_of(again) == 7
+            if kind != "ipv4":
+                only_v6 = again.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+                assert only_v6 == (kind == "device")
+            device = again.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16)
+            assert device.rstrip(b"\0") == (b"lo" if kind == "device" else b"")
+            for host in hosts:
+                with socket.create_connection((host, port), DEADLINE_S) as new:
+                    assert echo(new, b"after") == b"after"
+            again.close()
+        assert echo(old, b"meanwhile") == b"meanwhile"
+        assert server.stop().errors["listener"] == 2
+
+
+@pytest.mark.parametrize("options", [[], ["--user", "nobody"]], ids=["root", "nobody"])
+def test_a_command_in_its_sandbox_makes_an_inherited_listener_anew(
+    inside: Namespace, dispatch: str, options: list[str]
+) -> None:
+    with handed_over("ipv4") as given:
+        arguments = ["--fd", str(given.fileno()), "--dispatch", dispatch, "--threads=2", *options]
+        with ServerProcess(arguments, pass_fds=[given.fileno()]) as process:
+            process.wait_until_listening()
+            destroy_listeners(process.port)
+            process.wait_until_said("listening again")
+            with connect(process.port) as client:
+                assert echo(client, b"after") == b"after"
+            assert process.stop() == 0
+
+
+def test_a_destroyed_listener_is_replaced_when_no_descriptor_is_left(
+    inside: Namespace, dispatch: str
+) -> None:
+    """One after the other under percpu: with what is in reserve."""
+    with ServerProcess(["--dispatch", dispatch, "--threads=2"]) as process:
+        process.wait_until_listening()
+        with connect(process.port) as held, contextlib.ExitStack() as stack:
+            assert echo(held, b"x") == b"x"
+            sockets = listening(process.port)
+            numbers = [int(name) for name in os.listdir(f"/proc/{process.pid}/fd")]
+            limit = max(numbers) + 1
+            _, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (limit, hard))
+            for _ in range(limit - len(numbers) + 1):  # one more than there are descriptors for
+                client = stack.enter_context(connect(process.port))
+            client.sendall(b"waits")
+            process.wait_until_said("no descriptor is left")
+            destroy_listeners(process.port, 1)
+            process.wait_until_said("listening again")
+            wait_for(lambda: listening(process.port) == sockets, "it listens again")
+            assert echo(held, b"y") == b"y"
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (hard, hard))
+            for _ in range(5):
+                with connect(process.port) as client:
+                    assert echo(client, b"after") == b"after"
+        assert process.stop() == 0
+
+
+def test_a_listener_whose_group_is_another_users_is_said_to_be_lost_and_why(
+    inside: Namespace,
+) -> None:
+    if len(usable_cpus()) < 2:
+        pytest.skip("needs two CPUs, or the connections go by hash to one that is left")
+    arguments = ["--dispatch=percpu", "--threads=2", "--user=nobody"]
+    with ServerProcess(arguments) as process:
+        process.wait_until_listening()
+        # The first is replaced by the socket in reserve, which was root's, too.
+        destroy_listeners(process.port, 1)
+        process.wait_until_said("listening again")
+        wait_for(lambda: listening(process.port) == 2, "both listen")
+        destroy_listeners(process.port, 1)
+        process.wait_until_said(
+            r"cannot be listened on again: Address already in use by sockets of uid 0, whose "
+            r"SO_REUSEPORT group the kernel does not let uid \d+ join; .* restart the server"
+        )
+        for _ in range(20):  # by the one that is left
+            with connect(process.port) as client:
+                assert echo(client, b"still served") == b"still served"
+        assert process.stop() == 0
+    assert process.stderr.count("cannot be listened on again") == 1
 
 
 def test_a_listener_that_is_destroyed_while_it_is_paused_listens_again(

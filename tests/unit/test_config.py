@@ -421,12 +421,6 @@ def test_flag_and_variable_follow_from_the_name(name: str, its_flag: str, variab
     assert environment_variable(name) == variable
 
 
-@pytest.mark.parametrize("option", ["allow", "deny"])
-def test_udp_does_not_answer_those_whom_it_cannot_tell(option: str) -> None:
-    with pytest.raises(OptionError, match=r"^udp: does not know --allow"):
-        ServerConfig(udp=True, **{option: "10.0.0.0/8"})
-
-
 def test_many_descriptors_are_checked_at_once() -> None:
     assert len(ServerConfig(fd=range(3, 60_000)).fd) == 59_997
     with pytest.raises(OptionError, match="5 is given twice"):

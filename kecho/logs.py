@@ -1,0 +1,74 @@
+"""Lines on stderr that do not wait for ever for somebody to read them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import select
+import sys
+import time
+from typing import TextIO
+
+__all__ = ["PATIENCE_S", "stderr_handler"]
+
+PATIENCE_S = 5.0  # for a reader who takes nothing; what comes before it takes something is lost
+_CHUNK_BYTES = 4096  # PIPE_BUF: where there is room at all, as much does not block: pipe(7)
+
+
+class PatientHandler(logging.Handler):
+    """Writes each line at once. A reader that has stopped (a pipe that is full, a terminal after
+    Ctrl-S) delays the process by PATIENCE_S once, and not its end any more."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._poll = select.poll()
+        self._poll.register(stream, select.POLLOUT)
+        self._lost = 0  # lines, since it stopped reading
+        self._is_cut = False  # the last line has no end
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Under the lock, so that no other thread waits beside this one."""
+        try:
+            patience_s = PATIENCE_S
+            if self._lost:
+                text = f"{self._lost} lines were lost: nobody read them"
+                lost = logging.makeLogRecord({"msg": text, **_WARNING})
+                if not self._write(self.format(lost), 0.0):
+                    self._lost += 1
+                    return
+                self._lost, patience_s = 0, 0.0
+            if not self._write(self.format(record), patience_s):
+                self._lost += 1
+        except Exception:
+            self.handleError(record)  # it has gone away, say: no reason to stop
+
+    def _write(self, line: str, patience_s: float) -> bool:
+        """Whether all of it was taken."""
+        text = ("\n" if self._is_cut else "") + line + "\n"
+        rest = text.encode(self._stream.encoding or "utf-8", "backslashreplace")
+        end = time.monotonic() + patience_s
+        while rest:
+            left_s = max(0.0, end - time.monotonic())
+            if not self._poll.poll(math.ceil(left_s * 1000)):
+                return False
+            try:
+                rest = rest[os.write(self._stream.fileno(), rest[:_CHUNK_BYTES]) :]
+            except BlockingIOError:  # somebody made it non-blocking, and it has less room
+                if not left_s:
+                    return False
+                time.sleep(min(left_s, 0.01))
+                continue
+            self._is_cut = bool(rest)
+        return True
+
+
+def stderr_handler() -> logging.Handler:
+    try:
+        return PatientHandler(sys.stderr)
+    except (AttributeError, OSError, TypeError, ValueError):  # None, or it has no descriptor
+        return logging.StreamHandler(sys.stderr)
+
+
+_WARNING = {"levelno": logging.WARNING, "levelname": "WARNING", "name": "kecho"}

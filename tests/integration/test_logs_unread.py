@@ -1,0 +1,68 @@
+"""Log lines that nobody reads: they cost a moment, and not the clients or the end."""
+
+from __future__ import annotations
+
+import fcntl
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+
+from clients import connect, echo
+from kecho.logs import PATIENCE_S
+from processes import ServerProcess
+
+pytestmark = pytest.mark.e2e
+
+StartProcess = Callable[..., ServerProcess]
+F_SETPIPE_SZ = 1031  # fcntl(2)
+
+
+def stuff(process: ServerProcess) -> None:
+    """More lines than the pipe holds."""
+    for _ in range(100):
+        process.send(signal.SIGUSR1)
+        time.sleep(0.01)
+
+
+def with_a_small_pipe(start_process: StartProcess, *arguments: str) -> ServerProcess:
+    process = start_process(*arguments)
+    assert process.process.stderr is not None
+    fcntl.fcntl(process.process.stderr, F_SETPIPE_SZ, 4096)
+    return process
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_command_whose_lines_nobody_reads_serves_and_ends(
+    start_process: StartProcess, dispatch: str, log_format: str
+) -> None:
+    process = with_a_small_pipe(
+        start_process, "--dispatch", dispatch, "--threads=2", "--log-format", log_format
+    )
+    stuff(process)
+    with connect(process.port) as client:
+        assert echo(client, b"hello") == b"hello"
+        begun = time.monotonic()
+        process.send(signal.SIGTERM)
+        assert process.process.wait(60) == 0  # without reading anything meanwhile
+        assert time.monotonic() - begun < PATIENCE_S + 5
+        assert client.recv(1) == b""
+
+
+def test_a_reader_who_comes_back_is_told_how_many_lines_it_missed(
+    start_process: StartProcess, dispatch: str
+) -> None:
+    process = with_a_small_pipe(start_process, "--dispatch", dispatch, "--threads=2")
+    stuff(process)
+    time.sleep(PATIENCE_S + 1)
+    process.stderr = ""
+    process.send(signal.SIGUSR1)  # goes nowhere: the pipe is full
+    process.wait_until_said("echoes/s")
+    process.send(signal.SIGUSR1)
+    found = process.wait_until_said(r"\nkecho: warning: (\d+) lines were lost: nobody read them")
+    assert int(found[1]) >= 1
+    process.stderr = ""
+    assert process.stop() == 0
+    assert "draining" in process.stderr
+    assert "stopped after" in process.stderr
