@@ -1,10 +1,11 @@
-"""Is each thing that the engine does for speed worth it? The engine as it is, beside one without it.
+"""Is what the engine does for speed worth it? The engine as it is, beside one without it.
 
     python benchmarks/gains.py [VARIANT ...] [--rounds 7] [--seconds 1.5] [--pin]
 
 A variant is a copy of the sources in build/gains/ with a few words replaced (VARIANTS), so that the
 engine itself needs no switches. Prints JSON: for each workload the median ratio of rate and p50 to
-the engine as it is, paired and interleaved, and the system calls and context switches per message.
+the engine as it is (least, median, most), paired and interleaved, and so of the server's CPU time,
+sleeps and the network's TCP segments per message.
 """
 
 from __future__ import annotations
@@ -45,9 +46,7 @@ class Variant:
 
 
 def _buffer(size_bytes: int) -> Variant:
-    changes = (
-        ("ext/engine/layout.h", "BUFFER_BYTES 65536", f"BUFFER_BYTES {size_bytes}"),
-    )
+    changes = (("ext/engine/layout.h", "BUFFER_BYTES 65536", f"BUFFER_BYTES {size_bytes}"),)
     return Variant(changes, _ONE, (_STREAM, _FIFTY))
 
 
@@ -147,7 +146,7 @@ def built(name: str, changes: Changes) -> Path:
     tree = harness.ROOT / "build" / "gains" / re.sub(r"\W+", "-", name)
     shutil.rmtree(tree, ignore_errors=True)
     tree.mkdir(parents=True)
-    for part in ("setup.py", "pyproject.toml", "README.md"):
+    for part in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(harness.ROOT / part, tree)
     for part in ("ext", "kecho"):
         shutil.copytree(harness.ROOT / part, tree / part)
@@ -167,6 +166,12 @@ def switches(pid: int) -> int:
         int(re.findall(r"^voluntary_ctxt_switches:\s+(\d+)", status.read_text(), re.M)[0])
         for status in Path(f"/proc/{pid}/task").glob("*/status")
     )
+
+
+def cpu_us(pid: int) -> float:
+    """What it has used of CPUs: proc_pid_stat(5)."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) * 1e6 / os.sysconf("SC_CLK_TCK")
 
 
 def segments() -> int:
@@ -195,7 +200,7 @@ def measured(
         server = stack.enter_context(harness.server("--backlog", "1024", *options))
         if chosen.pin:
             os.sched_setaffinity(0, cpus[1:])
-        before = switches(server.pid), segments()
+        before = switches(server.pid), segments(), cpu_us(server.pid)
         result = bench.run(
             bench.Workload(
                 port=server.port, duration=chosen.seconds, threads=1, warmup=0.2, **workload
@@ -204,10 +209,11 @@ def measured(
         )
         if result.errors:
             raise RuntimeError(str(result.first_error))
-        after = switches(server.pid), segments()
+        after = switches(server.pid), segments(), cpu_us(server.pid)
     figures = {"rate": result.rate_per_s}
     messages = result.rate_per_s * (chosen.seconds + 0.2)
     figures["sleeps_per_message"] = (after[0] - before[0]) / messages
+    figures["server_cpu_us_per_message"] = (after[2] - before[2]) / messages
     figures["segments_per_message"] = (after[1] - before[1]) / messages
     for kind in ("service", "response"):
         if kind in result.latency:

@@ -27,7 +27,9 @@ def busy_poll_of(config: ServerConfig, thread_count: int) -> tuple[int, bool]:
             return 0, False
         return AUTO_NS, True
     if thread_count > cpus:
-        log.warning("busy-poll: threads that poll keep others waiting: %s", _why(thread_count, cpus))
+        log.warning(
+            "busy-poll: threads that poll keep others waiting: %s", _why(thread_count, cpus)
+        )
     return FOREVER_NS if config.busy_poll == "forever" else config.busy_poll * 1000, False
 
 

@@ -22,8 +22,8 @@ cdef extern from "<sched.h>" nogil:
 
 
 cdef enum:
-    GAPS_AVERAGED = 8       # by weight: each new gap counts for one of so many
-    GAP_MOST = 4            # a gap counts as this many times busy_poll_ns at most
+    GAPS_AVERAGED = 8  # by weight: each new gap counts for one of so many
+    GAP_MOST = 4  # a gap counts as this many times busy_poll_ns at most
     STOOD_STILL_NS = 200000  # between two looks: others have work for this CPU
     REST_NS = 20000000  # before it is tried whether they still have
     POLL_DEVICE_US = 1

@@ -316,9 +316,7 @@ def test_count_is_the_lesser_of_affinity_and_quota_rounded_up(
     assert usable_cpu_count() == expected
 
 
-@pytest.mark.parametrize(
-    ("quota", "expected"), [(None, 4), (4.5, 4), (2.0, 2), (1.9, 1), (0.5, 0)]
-)
+@pytest.mark.parametrize(("quota", "expected"), [(None, 4), (4.5, 4), (2.0, 2), (1.9, 1), (0.5, 0)])
 def test_whole_cpus_are_the_lesser_of_affinity_and_quota_rounded_down(
     monkeypatch: pytest.MonkeyPatch,
     allowed_cpus: Callable[[set[int]], None],
