@@ -18,6 +18,8 @@ class Engine:
     equal share. rules: (prefix as an integer of 128 bits, its length, whether it is allowed), the
     longest first and then in ascending order; is_allowed_otherwise: clients that none of them is
     about. per_address, rate_per_s: connections of one client address at once, and a second.
+    busy_poll_ns: how long a worker polls after its last event before it sleeps; 2**64 - 1: for
+    ever. busy_poll_by_gaps: only while events are on average that close together.
     """
 
     def __init__(
@@ -34,6 +36,8 @@ class Engine:
         is_allowed_otherwise: bool,
         per_address: int,
         rate_per_s: int,
+        busy_poll_ns: int,
+        busy_poll_by_gaps: bool,
     ) -> None: ...
     def run_worker(self, index: int) -> None:
         """The life of one worker: returns when the engine has been stopped. Raises OSError."""

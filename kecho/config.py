@@ -32,8 +32,10 @@ __all__ = ["ServerConfig", "check_options", "check_timeout", "environment_variab
 ENVIRONMENT_PREFIX = "KECHO_"
 MOST_THREADS = 1024
 MOST_DATAGRAMS_PER_S = 100_000_000
+LONGEST_BUSY_POLL_US = 1_000_000
 
 Dispatch = Literal["shared", "percpu"]
+BusyPoll = int | Literal["auto", "forever"]
 
 
 def environment_variable(name: str) -> str:
@@ -76,6 +78,23 @@ def _check_fds(value: object) -> tuple[int, ...]:
 
 
 _FD = integer("a descriptor", 0, 2**31 - 1)
+
+
+_MICROSECONDS = integer("how long", 0, LONGEST_BUSY_POLL_US)
+_BUSY_POLL_WORDS = ("auto", "forever")
+
+
+def _parse_busy_poll(text: str) -> int | str:
+    if text in _BUSY_POLL_WORDS:
+        return text
+    try:
+        return int(_MICROSECONDS.parse(text))
+    except ValueError as error:
+        raise ValueError(f"{error}, nor {' or '.join(_BUSY_POLL_WORDS)}") from None
+
+
+def _check_busy_poll(value: object) -> object:
+    return value if value in _BUSY_POLL_WORDS else _MICROSECONDS.check(value)
 
 
 # ---- the options ----------------------------------------------------------------------------
@@ -147,6 +166,17 @@ class ServerConfig:
             1,
             MOST_THREADS,
             optional=True,
+        ),
+    )
+    busy_poll: BusyPoll = option(
+        0,
+        Option(
+            "microseconds for which a thread goes on looking for events after its last one before "
+            "it sleeps; auto: while events come in quick succession, and with a CPU for each "
+            "thread; forever: a whole CPU for each thread; 0: it sleeps at once",
+            _parse_busy_poll,
+            _check_busy_poll,
+            "MICROSECONDS|auto|forever",
         ),
     )
     reuse_port: bool = option(

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["usable_cpu_count", "usable_cpus"]
+__all__ = ["usable_cpu_count", "usable_cpus", "whole_cpu_count"]
 
 
 def usable_cpus() -> list[int]:
@@ -23,6 +23,13 @@ def usable_cpu_count() -> int:
     if quota is None:
         return allowed
     return max(1, min(allowed, math.ceil(quota)))
+
+
+def whole_cpu_count() -> int:
+    """How many threads can run all the time: the affinity, or the whole CPUs of the quota."""
+    allowed = len(usable_cpus())
+    quota = cgroup_cpu_quota(Path("/proc/self"))
+    return allowed if quota is None else min(allowed, math.floor(quota))
 
 
 def cgroup_cpu_quota(proc_self: Path) -> float | None:

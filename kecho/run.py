@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from . import tuning
 from ._engine import Engine, attach_cpu_steering
 from .access import rules_of
+from .busy_poll import busy_poll_of
 from .config import ServerConfig
 from .cpus import usable_cpu_count
 from .listen import Address, SocketFile
@@ -86,6 +87,7 @@ class Run:
         # Where nothing can be opened any more (kecho.sandbox), what it is now has to do.
         self._migrates = tuning.migrates_requests() if self._shares_ports else None
         _warn_of_truncation(config.backlog)
+        self._busy_poll = busy_poll_of(config, self.thread_count)
         self._open(config)
         _runs.add(self)
 
@@ -127,6 +129,8 @@ class Run:
                     is_allowed_otherwise=not config.allow,
                     per_address=config.max_connections_per_ip or 0,
                     rate_per_s=config.rate_limit or 0,
+                    busy_poll_ns=self._busy_poll[0],
+                    busy_poll_by_gaps=self._busy_poll[1],
                 )
                 for listener in listeners:
                     listener.socket.detach()

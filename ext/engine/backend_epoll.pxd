@@ -4,6 +4,7 @@ from common.atomics cimport (
     atomic_u64_load_relaxed, atomic_u64_swap_acquire,
 )
 from engine.accept cimport ACCEPTS_PER_TURN, accept_turn
+from engine.busy_poll cimport busy_poll_wait
 from engine.closing cimport close_listeners_at_last, empty_listeners
 from engine.connection cimport (
     GREETING_MS, READS_PER_TURN, connection_close, connection_serve, connection_settle,
@@ -20,9 +21,7 @@ from engine.slab cimport (
 )
 from engine.waiting cimport is_marked_waiting, unread_bytes
 from kernel.clock cimport clock_now_ms
-from kernel.epoll cimport (
-    EPOLLERR, EPOLLHUP, EPOLLPRI, EPOLLRDHUP, epoll_event, epoll_wait,
-)
+from kernel.epoll cimport EPOLLERR, EPOLLHUP, EPOLLPRI, EPOLLRDHUP, epoll_event
 from kernel.eventfd cimport eventfd_write
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport uint32_t, uint64_t
@@ -100,7 +99,7 @@ cdef inline int _round(Worker* worker, int timeout_ms) noexcept nogil:
     cdef int ready, i
     if worker.held != NULL:
         timeout_ms = 0
-    ready = epoll_wait(worker.queue.epoll_fd, events, EVENTS_PER_WAIT, timeout_ms)
+    ready = busy_poll_wait(worker, events, EVENTS_PER_WAIT, timeout_ms)
     if ready < 0 and errno != EINTR:
         return -errno
     worker.now_ms = clock_now_ms()

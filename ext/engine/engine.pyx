@@ -9,6 +9,7 @@ from common.atomics cimport (
 )
 from common.rules cimport Rule, rules_add, rules_are_complete
 from engine.backend_epoll cimport wake_everybody, worker_run
+from engine.busy_poll cimport busy_poll_init, busy_poll_listener
 from engine.dispatch cimport (
     STEER_BY_CPU_MOST, close_listeners, dispatch_percpu, dispatch_shared, queue_close,
     queue_forget, queue_open, steer_by_cpu,
@@ -89,6 +90,8 @@ cdef class Engine:
     equal share. rules: (prefix as an integer of 128 bits, its length, whether it is allowed), the
     longest first and then in ascending order; is_allowed_otherwise: clients that none of them is
     about. per_address, rate_per_s: connections of one client address at once, and a second.
+    busy_poll_ns: how long a worker polls after its last event before it sleeps; 2**64 - 1: for
+    ever. busy_poll_by_gaps: only while events are on average that close together.
     """
 
     cdef Control _control
@@ -108,6 +111,8 @@ cdef class Engine:
         bint is_allowed_otherwise,
         uint32_t per_address,
         uint32_t rate_per_s,
+        uint64_t busy_poll_ns,
+        bint busy_poll_by_gaps,
     ):
         cdef Control* control = &self._control
         cdef const char* call = NULL
@@ -147,6 +152,7 @@ cdef class Engine:
             result = queue_open(&control.queues[i], &call)
             if result < 0:
                 raise _system_error(-result, call.decode())
+        busy_poll_init(control, busy_poll_ns, busy_poll_by_gaps)
         result = dispatch_percpu(control) if percpu else dispatch_shared(control)
         if result < 0:
             raise _system_error(-result, "epoll_ctl")
@@ -256,6 +262,8 @@ cdef class Engine:
             raise IndexError(f"listener {number} of {control.listener_count}")
         pthread_mutex_lock(&control.listeners_lock)
         result = listener_revive(control, number, fd)
+        if result == 0 and fd >= 0:
+            busy_poll_listener(&control.listeners[number], control)
         pthread_mutex_unlock(&control.listeners_lock)
         if result < 0:
             raise _system_error(-result, "dup3 or epoll_ctl")

@@ -159,6 +159,8 @@ struct kecho_control {
     uint32_t idle_timeout_ms;    /* 0: none */
     uint32_t write_timeout_ms;   /* 0: none */
     uint64_t queue_buffer_bytes; /* all `pending` of a queue together, at most */
+    uint64_t busy_poll_ns;       /* after its last event a worker polls for so long; 0: never */
+    uint32_t busy_poll_by_gaps;  /* only while events are that close together */
     uint32_t queue_count;
     uint32_t worker_count;
     uint32_t listener_count;
@@ -227,6 +229,10 @@ struct kecho_worker {
     uint64_t now_ms;               /* when the last wait returned */
     uint64_t resume_at_ms;         /* when to try a paused listener again; 0: none is paused */
     uint64_t greet_until_ms;       /* in a drain: how long new connections may begin to speak */
+    uint64_t idle_since_ns;        /* busy polling: when its last event had been served */
+    uint64_t mean_gap_ns;          /* from then to the next event, on average, lately */
+    uint64_t rest_until_ns;        /* others want this CPU, until then it does not yield to them */
+    uint32_t has_served;           /* the last wait brought events */
     uint32_t index;
     uint32_t is_draining;
     uint32_t

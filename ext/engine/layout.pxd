@@ -144,6 +144,8 @@ cdef extern from "engine/layout.h" nogil:
         uint32_t idle_timeout_ms
         uint32_t write_timeout_ms
         uint64_t queue_buffer_bytes
+        uint64_t busy_poll_ns
+        uint32_t busy_poll_by_gaps
         uint32_t queue_count
         uint32_t worker_count
         uint32_t listener_count
@@ -173,6 +175,10 @@ cdef extern from "engine/layout.h" nogil:
         uint64_t now_ms
         uint64_t resume_at_ms
         uint64_t greet_until_ms
+        uint64_t idle_since_ns
+        uint64_t mean_gap_ns
+        uint64_t rest_until_ns
+        uint32_t has_served
         uint32_t index
         uint32_t is_draining
         uint32_t listeners_left

@@ -13,6 +13,12 @@ cdef extern from "<time.h>" nogil:
     int clock_gettime(int clock_id, timespec* now)
 
 
+cdef inline uint64_t clock_now_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <uint64_t>now.tv_sec * 1000000000 + <uint64_t>now.tv_nsec
+
+
 cdef inline uint64_t clock_now_ms() noexcept nogil:
     """CLOCK_MONOTONIC_COARSE in ms: steps of one timer tick (1 to 10 ms), a few ns to read."""
     cdef timespec now

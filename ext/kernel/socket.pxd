@@ -17,11 +17,13 @@ cdef extern from "<sys/socket.h>" nogil:
         SOCK_NONBLOCK
         SOCK_RAW
         SOL_SOCKET
+        SO_BUSY_POLL
         SO_LINGER
         SO_OOBINLINE
 
         SO_ACCEPTCONN
         SO_MEMINFO
+        SO_PREFER_BUSY_POLL
 
     ctypedef unsigned int socklen_t
 

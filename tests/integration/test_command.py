@@ -41,6 +41,7 @@ SAMPLES: dict[str, tuple[str, object, str, object, str]] = {
     "backlog": ("7", 7, "0", 0, "2147483648"),
     "dispatch": ("percpu", "percpu", "shared", "shared", "Shared"),
     "threads": ("3", 3, "1024", 1024, "1025"),
+    "busy_poll": ("auto", "auto", "200", 200, "-1"),
     "reuse_port": ("1", True, "no", False, "maybe"),
     "max_connections": ("5", 5, "1", 1, "0"),
     "idle_timeout": ("2.5", 2.5, "1e3", 1000.0, "0"),

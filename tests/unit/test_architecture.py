@@ -29,6 +29,7 @@ ALLOWED = {
     "logs": set(),
     "access": {"errors"},
     "netstat": set(),
+    "busy_poll": {"config", "cpus"},
     "steering": {"config", "cpus", "listen", "listen_udp"},
     "watch": {"config", "inherited", "listen", "netstat", "steering", "tuning"},
     "config": {"access", "errors", "options"},
@@ -37,7 +38,7 @@ ALLOWED = {
     "listen_udp": {"errors", "config", "listen"},
     "run": {
         *{"access", "errors", "config", "listen", "listen_udp", "stats", "cpus", "steering"},
-        *{"tuning", "watch", "_engine", "_udp"},
+        *{"busy_poll", "tuning", "watch", "_engine", "_udp"},
     },
     "server": {"errors", "config", "listen", "stats", "run"},
     "foreground": {"errors", "config", "stats", "server"},

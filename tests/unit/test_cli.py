@@ -33,6 +33,7 @@ TEXTS: dict[str, tuple[str, object]] = {
     "backlog": ("7", 7),
     "dispatch": ("percpu", "percpu"),
     "threads": ("3", 3),
+    "busy_poll": ("forever", "forever"),
     "reuse_port": ("yes", True),
     "max_connections": ("9", 9),
     "idle_timeout": ("1.5", 1.5),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kecho import cpus
-from kecho.cpus import cgroup_cpu_quota, usable_cpu_count, usable_cpus
+from kecho.cpus import cgroup_cpu_quota, usable_cpu_count, usable_cpus, whole_cpu_count
 
 pytestmark = pytest.mark.python_only
 
@@ -316,6 +316,18 @@ def test_count_is_the_lesser_of_affinity_and_quota_rounded_up(
     allowed_cpus(allowed)
     monkeypatch.setattr(cpus, "cgroup_cpu_quota", lambda proc_self: quota)
     assert usable_cpu_count() == expected
+
+
+@pytest.mark.parametrize(("quota", "expected"), [(None, 4), (4.5, 4), (2.0, 2), (1.9, 1), (0.5, 0)])
+def test_whole_cpus_are_the_lesser_of_affinity_and_quota_rounded_down(
+    monkeypatch: pytest.MonkeyPatch,
+    allowed_cpus: Callable[[set[int]], None],
+    quota: float | None,
+    expected: int,
+) -> None:
+    allowed_cpus({0, 1, 2, 3})
+    monkeypatch.setattr(cpus, "cgroup_cpu_quota", lambda proc_self: quota)
+    assert whole_cpu_count() == expected
 
 
 def test_cpus_are_in_ascending_order(allowed_cpus: Callable[[set[int]], None]) -> None:

@@ -43,6 +43,8 @@ OPTIONS: dict[str, Any] = {
     "is_allowed_otherwise": True,
     "per_address": 0,
     "rate_per_s": 0,
+    "busy_poll_ns": 0,
+    "busy_poll_by_gaps": False,
 }
 CLIENTS_PER_CPU = 20
 

@@ -1,0 +1,135 @@
+"""Busy polling: after its last event a worker goes on looking for a while before it sleeps.
+
+To wake a thread whose CPU idles takes some 50 us, several times as long as the echo. A look,
+epoll_wait(0), takes less than 1 us when nothing is ready: it then takes no lock. Where a network
+card's driver can be polled, the look does that, too (ep_busy_loop() in fs/eventpoll.c).
+
+shared: each worker polls by itself. One event is then seen by all that poll; they queue for the
+set's mutex, and those who come later find nothing. If only one of them polled, each event would
+wake one that sleeps, besides, as the kernel cannot know that it is not needed.
+"""
+from engine.layout cimport Control, Listener, Worker
+from kernel.clock cimport clock_now_ns
+from kernel.epoll cimport EPIOCSPARAMS, epoll_event, epoll_params, epoll_wait
+from kernel.ioctl cimport ioctl
+from kernel.socket cimport SOL_SOCKET, SO_BUSY_POLL, SO_PREFER_BUSY_POLL, setsockopt
+from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
+from libc.string cimport memset
+
+
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
+
+cdef enum:
+    GAPS_AVERAGED = 8  # by weight: each new gap counts for one of so many
+    GAP_MOST = 4  # a gap counts as this many times busy_poll_ns at most
+    STOOD_STILL_NS = 200000  # between two looks: others have work for this CPU
+    REST_NS = 20000000  # before it is tried whether they still have
+    POLL_DEVICE_US = 1
+    POLL_DEVICE_PACKETS = 64  # at a look, by NAPI's weight; more takes CAP_NET_ADMIN
+
+
+cdef inline void _poll_devices(Control* control) noexcept nogil:
+    """Has epoll_wait poll the network card from which packets come. For 1 us: with a timeout of 0
+    it looks once, whatever the time, and how long to go on is decided here.
+
+    Interrupts are left to be put off (prefer_busy_poll, where the device is set up for it) only by
+    workers that never sleep: to one that sleeps, they matter. Needs no privilege. Older than Linux
+    6.9, or without CONFIG_NET_RX_BUSY_POLL: EINVAL or ENOTTY, and the card interrupts as ever.
+    """
+    cdef epoll_params params
+    cdef uint32_t queue
+    memset(&params, 0, sizeof(params))
+    params.busy_poll_usecs = POLL_DEVICE_US
+    params.busy_poll_budget = POLL_DEVICE_PACKETS
+    params.prefer_busy_poll = control.busy_poll_ns == UINT64_MAX
+    for queue in range(control.queue_count):
+        ioctl(control.queues[queue].epoll_fd, EPIOCSPARAMS, &params)
+
+
+cdef inline void busy_poll_listener(Listener* listener, Control* control) noexcept nogil:
+    """So that recv on an accepted socket, which inherits it, looks into the card as well when
+    there is nothing: socket(7). Takes CAP_NET_ADMIN; without it epoll_wait's look has to do."""
+    cdef int on = POLL_DEVICE_US
+    if control.busy_poll_ns == 0 or listener.is_unix or listener.is_inherited:
+        return
+    if setsockopt(listener.fd, SOL_SOCKET, SO_BUSY_POLL, &on, sizeof(on)) == 0 and (
+            control.busy_poll_ns == UINT64_MAX):
+        setsockopt(listener.fd, SOL_SOCKET, SO_PREFER_BUSY_POLL, &on, sizeof(on))
+
+
+cdef inline void busy_poll_init(
+    Control* control, uint64_t busy_poll_ns, bint by_gaps,
+) noexcept nogil:
+    cdef uint32_t i
+    control.busy_poll_ns = busy_poll_ns
+    control.busy_poll_by_gaps = by_gaps
+    if busy_poll_ns == 0:
+        return
+    for i in range(control.worker_count):
+        control.workers[i].mean_gap_ns = UINT64_MAX
+    _poll_devices(control)
+    for i in range(control.listener_count):
+        busy_poll_listener(&control.listeners[i], control)
+
+
+cdef inline uint64_t _until_ns(Worker* worker, uint64_t now_ns) noexcept nogil:
+    """When to give up looking and sleep."""
+    cdef Control* control = worker.control
+    if control.busy_poll_ns == UINT64_MAX:
+        return UINT64_MAX
+    if now_ns < worker.rest_until_ns:
+        return 0
+    if control.busy_poll_by_gaps and worker.mean_gap_ns > control.busy_poll_ns:
+        return 0
+    return worker.idle_since_ns + control.busy_poll_ns
+
+
+cdef inline void _note_gap(Worker* worker, uint64_t gap_ns) noexcept nogil:
+    cdef uint64_t most_ns = GAP_MOST * worker.control.busy_poll_ns
+    worker.mean_gap_ns = min(worker.mean_gap_ns, most_ns)
+    worker.mean_gap_ns -= worker.mean_gap_ns // GAPS_AVERAGED
+    worker.mean_gap_ns += min(gap_ns, most_ns) // GAPS_AVERAGED
+
+
+cdef inline int busy_poll_wait(
+    Worker* worker, epoll_event* events, int most, int timeout_ms,
+) noexcept nogil:
+    """epoll_wait, after polling for as long as is set. Returns what that does."""
+    cdef Control* control = worker.control
+    cdef int epoll_fd = worker.queue.epoll_fd
+    cdef int ready = 0
+    cdef uint64_t now_ns, looked_ns, until_ns, timer_ns = UINT64_MAX
+    if control.busy_poll_ns == 0 or timeout_ms == 0 or worker.is_draining:
+        return epoll_wait(epoll_fd, events, most, timeout_ms)
+    now_ns = clock_now_ns()
+    if worker.has_served:
+        worker.has_served = False
+        worker.idle_since_ns = now_ns
+    until_ns = _until_ns(worker, now_ns)
+    if timeout_ms > 0:
+        timer_ns = now_ns + <uint64_t>timeout_ms * 1000000
+    while now_ns < until_ns:
+        if now_ns >= timer_ns:
+            return 0
+        ready = epoll_wait(epoll_fd, events, most, 0)
+        if ready != 0:
+            break
+        if now_ns >= worker.rest_until_ns:
+            sched_yield()
+        looked_ns = now_ns
+        now_ns = clock_now_ns()
+        if now_ns - looked_ns > STOOD_STILL_NS:
+            worker.rest_until_ns = now_ns + REST_NS
+            if until_ns != UINT64_MAX:
+                break
+    if ready == 0:
+        if timeout_ms > 0:
+            timeout_ms = <int>((timer_ns - now_ns) // 1000000) + 1 if now_ns < timer_ns else 0
+        ready = epoll_wait(epoll_fd, events, most, timeout_ms)
+    if ready > 0:
+        worker.has_served = True
+        if control.busy_poll_by_gaps:
+            _note_gap(worker, clock_now_ns() - worker.idle_since_ns)
+    return ready
