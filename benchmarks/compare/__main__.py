@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import random
 import sys
 from collections.abc import Sequence
@@ -83,39 +82,33 @@ def _peers(text: str) -> tuple[str, ...]:
 def main(arguments: Sequence[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
     about = _about(chosen)
-    cpus = usable_cpus()
     try:
-        placement = Placement.of(cpus)
+        placement = Placement.of(usable_cpus())
         chosen.results.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         print(f"compare: {error}", file=sys.stderr)
         return 1
     tuning.raise_descriptor_limit()  # the servers inherit it
     every: list[Measured] = []
-    # This thread only looks on; it shall not do so on the server's CPU.
-    os.sched_setaffinity(0, placement.client)
+    names = chosen.only or SCENARIOS
     try:
-        for name in chosen.only or SCENARIOS:
-            # Of a scenario on both CPUs the client's threads, which inherit it, go to each.
-            every.append(_measure_one(name, chosen, placement, cpus, about["seed"]))
+        for name in names:
+            every.append(_measure_one(name, chosen, placement, about["seed"]))
             if every[-1].interrupted:
                 break
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # while a peer was built
         pass
-    finally:
-        os.sched_setaffinity(0, cpus)
-    is_whole = len(every) == len(chosen.only or SCENARIOS) and not every[-1].interrupted
-    about["partial"] = not is_whole
+    about["partial"] = len(every) < len(names) or every[-1].interrupted
     try:
         _write(every, about, chosen)
     except (OSError, ValueError) as error:
         print(f"compare: {error}", file=sys.stderr)
         return 1
-    return 0 if is_whole else _INTERRUPTED
+    return _INTERRUPTED if about["partial"] else 0
 
 
 def _measure_one(
-    name: str, chosen: argparse.Namespace, placement: Placement, cpus: Sequence[int], seed: int
+    name: str, chosen: argparse.Namespace, placement: Placement, seed: int
 ) -> Measured:
     measured = measure(
         SCENARIOS[name],

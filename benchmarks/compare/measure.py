@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,39 +94,63 @@ def measure(
     commands: dict[str, list[str]] = {}
     runs: list[Run] = []
     interrupted = False
-    draw = random.Random(f"{seed} {scenario.name}")
     server_cpus = placement.shared if scenario.shares_cpus else placement.server
     with ExitStack() as stack:
+        stack.enter_context(_on(_client_cpus(scenario, placement)))
         servers: list[tuple[Contestant, Serving]] = []
-        for one in found:
-            commands[one.name] = one.command_line(scenario.backlog, len(server_cpus))
-            try:
-                server = stack.enter_context(serving(commands[one.name], server_cpus))
-            except (StartError, OSError) as error:
-                absent[one.name] = f"it did not start: {error}"
-            else:
-                servers.append((one, server))
-        for one, server in servers:
-            _warm_up(scenario, one, server, placement)
-        for number in range(min(rounds, scenario.most_rounds or rounds)):
-            order = list(servers)
-            draw.shuffle(order)
-            for turn, (one, server) in enumerate(order):
+        try:
+            for one in found:
+                commands[one.name] = one.command_line(scenario.backlog, len(server_cpus))
+                try:
+                    server = stack.enter_context(serving(commands[one.name], server_cpus))
+                except (StartError, OSError) as error:
+                    absent[one.name] = f"it did not start: {error}"
+                else:
+                    servers.append((one, server))
+                    _warm_up(scenario, one, server, placement)
+            for number, turn, one, server in _turns(scenario, servers, rounds, seed):
                 say(f"{scenario.name}: round {number + 1}, {one.name}")
                 run = _visit(scenario, one, server, placement, seconds, number, turn)
                 runs.append(run)
-                interrupted = bool(run.result and run.result.observed.get("interrupted"))
-                if interrupted:
+                if run.result is not None and run.result.observed.get("interrupted"):
+                    interrupted = True
                     break
-            if interrupted:
-                break
+        except KeyboardInterrupt:  # between two runs
+            interrupted = True
     return Measured(scenario, tuple(runs), absent, commands, interrupted)
+
+
+def _turns(
+    scenario: Scenario, servers: Sequence[tuple[Contestant, Serving]], rounds: int, seed: int
+) -> Iterator[tuple[int, int, Contestant, Serving]]:
+    """Everybody once a round, in an order of its own: nobody always follows the same one."""
+    draw = random.Random(f"{seed} {scenario.name}")
+    for number in range(min(rounds, scenario.most_rounds or rounds)):
+        order = list(servers)
+        draw.shuffle(order)
+        for turn, (one, server) in enumerate(order):
+            yield number, turn, one, server
+
+
+def _client_cpus(scenario: Scenario, placement: Placement) -> tuple[int, ...]:
+    return placement.shared if scenario.shares_cpus else placement.client
+
+
+@contextmanager
+def _on(cpus: Sequence[int]) -> Iterator[None]:
+    """This thread, which only looks on, shall not do so on the server's CPU."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def _workload(
     scenario: Scenario, one: Contestant, server: Serving, placement: Placement, **changes: Any
 ) -> bench.Workload:
-    cpus = placement.shared if scenario.shares_cpus else placement.client
+    cpus = _client_cpus(scenario, placement)
     options = {**scenario.bench, **one.bench, **changes}
     return bench.Workload(port=server.port, threads=len(cpus), cpus=cpus, **options)
 
@@ -205,7 +229,7 @@ def _visit(
             cpus=os.cpu_count() or 1,
             server_ns=whole_ns + whole_kernel_ns,
             kernel_ns=whole_kernel_ns if one.in_kernel else None,
-            client_cpus=len(placement.shared if scenario.shares_cpus else placement.client),
+            client_cpus=len(_client_cpus(scenario, placement)),
             shares_cpus=scenario.shares_cpus,
             overflows=scenario.overflows,
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from kecho.bench.plot import set_log
 
@@ -21,7 +21,7 @@ _TIME = (1e-3, "µs")
 _LOG_FROM = 8  # times the smallest: then the axis is logarithmic
 
 
-def draw(measured: Measured, path: str | Path, footer: str) -> None:
+def draw(measured: Measured, path: str | Path | BinaryIO, footer: str) -> None:
     """PNG or SVG by the file's name. ValueError if nothing was measured, ImportError without
     matplotlib."""
     names = [
