@@ -167,9 +167,9 @@ def _write(every: Sequence[Measured], about: dict[str, Any], chosen: argparse.Na
             print("compare: no pictures without matplotlib: make .venv/.plot", file=sys.stderr)
             break
     print(f"compare: written to {directory}", file=sys.stderr)
-    if chosen.write_readme:
-        if about["partial"]:
-            raise ValueError("README.md is left as it was: the comparison was not finished")
+    if chosen.write_readme and about["partial"]:
+        print("compare: not finished, README.md is left as it was", file=sys.stderr)
+    elif chosen.write_readme:
         table.write_readme(ROOT / "README.md", every, about)
 
 

@@ -10,6 +10,7 @@ from kecho.bench.compare import REPEATS_LEAST, Comparison, compare_samples
 from kecho.bench.condition import metric_of
 
 from .measure import Measured, Run
+from .validity import in_short
 from .workloads import Goal
 
 __all__ = ["Figure", "Outcome", "Ratio", "figure", "goals", "ratio"]
@@ -33,10 +34,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Ratio:
-    """comparison: None if either side is not valid; why not, then, in one line."""
+    """comparison: None if either side is not valid; why not, then, in one line, and in a few words
+    for a table."""
 
     comparison: Comparison | None
     why_not: str | None = None
+    in_short: str | None = None
 
     @property
     def value(self) -> float | None:
@@ -102,13 +105,13 @@ def ratio(measured: Measured, subject: str, reference: str, metric: str) -> Rati
     """Of the subject's figure to the reference's."""
     for name in (subject, reference):
         if name in measured.absent:
-            return Ratio(None, f"{name} is absent: {measured.absent[name]}")
+            return Ratio(None, f"{name} is absent: {measured.absent[name]}", "absent")
         one = figure(measured, name, metric)
         if not one.runs:
             return Ratio(None, f"{name} was not measured")
         if not one.is_valid:
             why = one.reasons[0] if one.reasons else f"{name} has no {metric}"
-            return Ratio(None, f"invalid ({name}: {why})")
+            return Ratio(None, f"invalid ({name}: {why})", f"invalid ({name}: {in_short(why)})")
     first, _ = _samples(measured, reference, metric)
     second, _ = _samples(measured, subject, metric)
     return Ratio(compare_samples(metric, first, second))

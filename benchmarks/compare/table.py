@@ -10,14 +10,16 @@ from typing import Any
 from kecho.bench.report import duration_text
 
 from .measure import Measured, Run
-from .summary import Outcome, Ratio, figure, goals, ratio
+from .summary import Figure, Outcome, Ratio, figure, goals, ratio
 from .workloads import METRICS, Scenario
 
 __all__ = ["BEGIN", "END", "SCHEMA", "markdown", "replace_between", "summary", "to_dict"]
 
 SCHEMA = "kecho.compare/1"
 # In a verdict's reasons: what is measured, and what follows from it.
-_AMOUNT = re.compile(r"(?<![p\d.,])\d[\d.,]*(?= ?(?:%|ms\b|errors\b|of \d))")
+_AMOUNT = re.compile(
+    r"(?<![p\d.,])\d[\d.,]*(?= ?(?:%|ms\b|errors\b|outstanding|of \d))| \(ListenOverflows[^)]*\)"
+)
 _EXPLANATION = re.compile(r": (?:the client is part|its own queueing|raise the server).*|; try .*")
 BEGIN, END = "<!-- compare: begin -->", "<!-- compare: end -->"
 
@@ -31,13 +33,19 @@ def value_text(metric: str, value: float | None) -> str:
     return f"{value:,.0f}" if metric == "rate" else duration_text(value)
 
 
+def figure_text(metric: str, one: Figure) -> str:
+    """What is no basis of a ratio is shown, but not without a word."""
+    shown = value_text(metric, one.mean)
+    if one.mean is None or one.valid == one.runs:
+        return shown
+    return f"{shown} ({one.valid} of {one.runs} runs)" if one.is_valid else f"{shown} (invalid)"
+
+
 def ratio_text(found: Ratio) -> str:
     one = found.comparison
     if one is None:
-        why = found.why_not or "-"
-        if why.startswith("invalid ("):  # the whole reason is below the table, and in the JSON
-            return f"invalid ({_without_figures(why[len('invalid (') : -1])})"
-        return "absent" if " is absent" in why else why
+        # The whole reason is below the table, and in the JSON.
+        return found.in_short or found.why_not or "-"
     if one.ratio is None:
         return "-"
     if one.low is None or one.high is None:
@@ -91,9 +99,7 @@ def _contestants(measured: Measured) -> list[str]:
         cells = [name]
         for metric in scenario.metrics:
             one = figure(measured, name, metric)
-            # What is no basis of a ratio is shown, but not without a word.
-            mark = "" if one.is_valid else " (invalid)"
-            cells.append(f"{value_text(metric, one.mean)}{mark}")
+            cells.append(figure_text(metric, one))
         for metric in scenario.metrics[:2]:
             is_reference = name == scenario.reference
             found = Ratio(None, "1") if is_reference else ratio(
@@ -164,7 +170,7 @@ def _latency_rows(every: Sequence[Measured]) -> list[str]:
                     measured.scenario.title,
                     f"{goal.subject} / {goal.reference}",
                     *(
-                        value_text(goal.metric, figure(measured, name, goal.metric).mean)
+                        figure_text(goal.metric, figure(measured, name, goal.metric))
                         for name in (goal.subject, goal.reference)
                     ),
                     ratio_text(one.ratio),
@@ -193,7 +199,7 @@ def _throughput_rows(every: Sequence[Measured]) -> list[str]:
             rows.append(
                 [
                     f"{measured.scenario.title}: {METRICS[metric][0]}",
-                    value_text(metric, one.mean) + ("" if one.is_valid else " (invalid)"),
+                    figure_text(metric, one),
                     *(_short(outcomes.get((peer, metric))) for peer in peers),
                 ]
             )
@@ -225,7 +231,7 @@ def _burst_rows(every: Sequence[Measured]) -> list[str]:
                 [
                     f"{scenario.title}: {name}",
                     *(
-                        value_text(metric, one.mean) + ("" if one.is_valid else " (invalid)")
+                        figure_text(metric, one)
                         for metric, one in zip(("mean", "p50", "max"), figures, strict=True)
                     ),
                     "1" if name == scenario.reference else ratio_text(

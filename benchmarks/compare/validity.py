@@ -8,7 +8,8 @@ about every figure. Pure functions.
 - Where kernel threads echo, their CPU time is the server's and not that "of others", and the client
   waits for its CPU while they have it. The same holds for a server that shares the client's CPUs by
   intention. Both are set aside only as far as the CPU time measured explains them.
-- A burst larger than the backlog is there to overflow it: its full queue is what is measured.
+- A burst larger than the backlog is there to overflow it: its full queue is what is measured. In a
+  closed loop, connects that met one were over when the measurement began.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 
 from kecho.bench import Result
 
-__all__ = ["Explained", "explained", "invalid_because"]
+__all__ = ["Explained", "explained", "in_short", "invalid_because"]
 
 _CLIENTS_OWN = (
     "a client thread ",
@@ -30,6 +31,7 @@ _TOO_FEW = re.compile(r"samples are too few for p([0-9.]+)")
 _OTHERS = re.compile(r"other processes took (\d+)% of the CPU time")
 _NO_CPU = re.compile(r"a client thread had something to do and no CPU (\d+)% of the time")
 _FULL_QUEUE = "connects met a full queue"
+_OPENED_BEFORE = ("closed", "stream")  # modes that connect once
 _OTHERS_MOST = 0.10  # what the verdict allows, of all CPUs
 _QUEUED_BEYOND = 0.05  # of the time, that the client may wait for more than the server
 
@@ -108,7 +110,27 @@ def explained(
                 found.append(Explained(reason, why))
         elif overflows and reason.startswith(_FULL_QUEUE):
             found.append(Explained(reason, "the backlog is shorter than the burst by intention"))
+        elif reason.startswith(_FULL_QUEUE) and result.workload["mode"] in _OPENED_BEFORE:
+            found.append(Explained(reason, "that was before the measurement began"))
     return tuple(found)
+
+
+_IN_SHORT = (
+    ("other processes took", "others took CPU"),
+    ("the hypervisor took", "the hypervisor took CPU"),
+    ("a client thread had something to do and no CPU", "the client waited for a CPU"),
+    ("a client thread was busy", "the client was busy"),
+    ("a client thread did not look at its sockets", "the client was away"),
+    ("the client needed", "the client was late to connect"),
+    ("throughput x mean service time", "Little's law"),
+    (_FULL_QUEUE, "full accept queue"),
+    ("the run ended before its time", "interrupted"),
+)
+
+
+def in_short(reason: str) -> str:
+    """For a table's cell; the whole of it stands elsewhere."""
+    return next((short for begin, short in _IN_SHORT if reason.startswith(begin)), reason)
 
 
 def _kernel_text(share: float) -> str:

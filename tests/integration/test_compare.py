@@ -190,7 +190,7 @@ SMALL = Scenario(
 
 
 def measure_small(**changes: object) -> Measured:
-    options = {"rounds": 2, "seconds": 0.25, "seed": 1, **changes}
+    options = {"rounds": 2, "seconds": 0.2, "seed": 1, **changes}
     placement = Placement.of(sorted(os.sched_getaffinity(0)))
     return measure(SMALL, placement, **options)  # type: ignore[arg-type]
 
@@ -211,8 +211,6 @@ def test_contestants_are_measured_in_turn_and_each_in_every_round() -> None:
         assert run.server_ns > 0
         # Of the measured time, or a little more or less.
         assert 0 < run.echoes <= 2 * run.result.echoes
-    again = [run.contestant for run in measure_small(peers=["epoll_echo"]).runs]
-    assert again == [run.contestant for run in found.runs]  # the seed's order
     assert json.loads(json.dumps(to_dict([found], {})))["workloads"][0]["runs"]
 
 
@@ -281,15 +279,16 @@ def test_an_interrupted_command_writes_what_it_has(tmp_path: Path) -> None:
     with compare(*arguments, results=tmp_path) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if line.startswith("two: round 2"):
+            if line.startswith("two: round 1"):
                 break
         time.sleep(0.2)  # somewhere within a run
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=DEADLINE_S)
-    assert process.returncode in (1, 130), err
+    assert process.returncode == 130, err
+    assert "README.md is left as it was" in err
     data = json.loads((tmp_path / "compare.json").read_text())
     assert data["partial"]
-    assert 1 <= len(data["workloads"][0]["runs"]) <= 6
+    assert len(data["workloads"][0]["runs"]) <= 4
     assert (ROOT / "README.md").read_text() == readme
 
 

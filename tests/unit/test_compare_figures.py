@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.compare import contestants, pictures, summary, table, validity
 from benchmarks.compare.contestants import Contestant
-from benchmarks.compare.measure import Measured, Placement, Run
+from benchmarks.compare.measure import Measured, Placement, Run, _turns
 from benchmarks.compare.workloads import METRICS, SCENARIOS, Goal, Scenario
 from kecho.bench import Histogram, Result, Verdict, Workload
 from kecho.bench.verdict import judge
@@ -115,6 +115,7 @@ def test_a_client_that_could_not_keep_up_spoils_all_but_the_servers_cpu_time(
         {"observation": replace(QUIET, stolen_share=0.2)},
         {"observation": replace(QUIET, syn_events={"ListenDrops": 5})},
     ],
+    ids=["errors", "others", "stolen", "full queue"],
 )
 def test_what_happened_to_machine_or_connections_spoils_everything(changes: dict[str, Any]) -> None:
     assert spoilt(judged(**changes)) == set(FIGURES)
@@ -188,10 +189,25 @@ def test_a_client_beside_the_server_by_intention_may_wait_for_it_and_no_longer()
     assert explain(waiting, server_ns=1_300_000_000) == ()
 
 
-def test_a_queue_that_is_too_short_by_intention_spoils_nothing() -> None:
+@pytest.mark.parametrize(
+    ("mode", "overflows", "is_aside"),
+    [
+        ("burst", True, True),
+        ("burst", False, False),
+        ("connect", False, False),
+        ("closed", False, True),
+        ("stream", False, True),
+    ],
+)
+def test_a_full_queue_is_set_aside_where_it_is_wanted_or_was_before(
+    mode: str, overflows: bool, is_aside: bool
+) -> None:
     one = judged(observation=replace(QUIET, syn_events={"ListenDrops": 5}))
-    aside = explain(one, overflows=True)
-    assert spoilt(one, aside) == set()
+    one = replace(one, workload=Workload(mode=mode, threads=1).to_dict())
+    assert spoilt(one, explain(one, overflows=overflows)) == (set() if is_aside else set(FIGURES))
+
+
+def test_only_a_backlog_shorter_than_the_burst_is_to_overflow() -> None:
     assert SCENARIOS["burst128"].overflows
     assert not SCENARIOS["burst4096"].overflows
 
@@ -314,6 +330,7 @@ def test_an_option_that_this_kecho_does_not_know_leaves_its_contestant_out(
     }
 
 
+@pytest.mark.slow_under_sanitizers
 def test_a_peer_that_cannot_be_built_is_absent_with_what_the_builder_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -321,6 +338,21 @@ def test_a_peer_that_cannot_be_built_is_absent_with_what_the_builder_said(
     found, absent = contestants.available(["none"])
     assert not found
     assert "No rule to make target" in absent["none"]
+
+
+def test_each_round_has_an_order_of_its_own_which_the_seed_repeats() -> None:
+    names = ["a", "b", "c", "d"]
+    servers: Any = [(Contestant(name, ()), None) for name in names]
+
+    def orders(seed: int) -> list[str]:
+        turns = [(number, one.name) for number, _, one, _ in _turns(SCENARIO, servers, 8, seed)]
+        return ["".join(name for at, name in turns if at == number) for number in range(8)]
+
+    assert {"".join(sorted(order)) for order in orders(1)} == {"abcd"}
+    assert len(set(orders(1))) > 3
+    assert orders(1) == orders(1) != orders(2)
+    short = replace(SCENARIO, most_rounds=2)
+    assert len(list(_turns(short, servers, 8, 1))) == 8
 
 
 def test_the_client_is_on_other_cpus_than_the_server() -> None:
@@ -351,7 +383,7 @@ def test_markdown_says_invalid_where_a_ratio_would_stand_and_why_below() -> None
     text = table.markdown([one], ABOUT)
     rows = [line for line in text.splitlines() if line.startswith("| kecho |")]
     assert len(rows) == 1
-    assert "invalid (kecho: a client thread was busy …% of the time)" in rows[0]
+    assert "| invalid (kecho: the client was busy) |" in rows[0]
     assert "- kecho, 4 of 4 runs: a client thread was busy …% of the time" in text
     assert "- absent: go: not installed" in text
     assert "**not to be told**" in text
