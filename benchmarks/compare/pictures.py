@@ -17,7 +17,8 @@ __all__ = ["draw"]
 
 _COLOURS = {True: "#1b6ca8", False: "#8a8a8a"}  # kecho's own, others'
 _UNITS = {"rate": (1e-3, "thousand echoes/s"), "cpu": (1e-3, "µs of server CPU per echo")}
-_TIME = (1e-3, "µs")
+_TIME, _LONG_TIME = (1e-3, "µs"), (1e-6, "ms")
+_LONG_NS = 1e7
 _LOG_FROM = 8  # times the smallest: then the axis is logarithmic
 
 
@@ -61,15 +62,20 @@ def draw(measured: Measured, path: str | Path | BinaryIO, footer: str) -> None:
 
 
 def _panel(axis: Any, measured: Measured, names: Sequence[str], metric: str) -> None:
-    scale, unit = _UNITS.get(metric, _TIME)
-    seen: list[float] = []
+    values = [
+        value
+        for name in names
+        for run in measured.of(name)
+        if (value := value_of(run, metric)) is not None
+    ]
+    is_long = max(values, default=0.0) >= _LONG_NS
+    scale, unit = _UNITS.get(metric, _LONG_TIME if is_long else _TIME)
     for place, name in enumerate(names):
         colour = _COLOURS[name.startswith("kecho")]
         for run in measured.of(name):
             value = value_of(run, metric)
             if value is None:
                 continue
-            seen.append(value * scale)
             axis.plot(
                 value * scale,
                 place,
@@ -87,7 +93,7 @@ def _panel(axis: Any, measured: Measured, names: Sequence[str], metric: str) -> 
     title, more_is_better = METRICS[metric]
     axis.set_title(f"{title} ({'more' if more_is_better else 'less'} is better)", loc="left")
     axis.set_xlabel(unit)
-    if seen and min(seen) > 0 and max(seen) > _LOG_FROM * min(seen):
+    if values and min(values) > 0 and max(values) > _LOG_FROM * min(values):
         set_log(axis, "x")
     else:
         axis.set_xlim(left=0)

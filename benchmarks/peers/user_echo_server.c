@@ -6,14 +6,16 @@
  * Listens on 127.0.0.1; port 0 takes a free one. Prints "listening PORT" and serves until SIGTERM.
  *
  * Its limits are part of the manner: it reads once for each edge, so that a message of more than
- * 512 bytes may wait for the next one; a short send loses the rest; without SO_REUSEADDR it cannot
- * have its port again at once. It does not answer 512 bytes to whatever came and does not exit at
- * a reset, which would leave nothing to compare.
+ * 512 bytes may wait for the next one, and an end that comes with a message is never seen; a short
+ * send loses the rest; without SO_REUSEADDR it cannot have its port again at once. It does not
+ * answer 512 bytes to whatever came and does not exit at a reset, which would leave nothing to
+ * compare.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -63,7 +65,8 @@ int main(int argc, char **argv) {
         fprintf(stderr, "usage: user_echo_server PORT [BACKLOG]\n");
         return 2;
     }
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(atoi(argv[1]))};
+    struct sockaddr_in address = {.sin_family = AF_INET,
+                                  .sin_port = htons((uint16_t)atoi(argv[1]))};
     socklen_t size = sizeof address;
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     int listener = socket(AF_INET, SOCK_STREAM, 0);
