@@ -61,7 +61,7 @@ endef
 export CHECK_SYSTEM
 check_system = @bash -c "$$CHECK_SYSTEM" bash
 
-.PHONY: all help serve bench plot check test soak lint format debug asan tsan annotate dist clean distclean
+.PHONY: all help serve bench compare plot check test soak lint format debug asan tsan annotate dist clean distclean
 
 all: $(RELEASE) $(PEERS) ## build the environment, the extensions in place, the C peers (default)
 
@@ -73,6 +73,9 @@ serve: $(RELEASE) ## run the server on 127.0.0.1:12345; ARGS="..." are its optio
 
 bench: $(RELEASE) .venv/.bench ## measure a server of its own: bench.json, bench.txt; ARGS="..." are its options
 	@$(PY) -m kecho.bench --spawn --json bench.json --txt bench.txt $(ARGS)
+
+compare: all .venv/.plot ## measure echo servers side by side into benchmarks/results; ARGS="..."
+	@$(PY) -m benchmarks.compare $(ARGS)
 
 plot: .venv/.plot ## draw bench.png from bench.json
 	@[ -e bench.json ] || { echo 'there is no bench.json yet: make bench' >&2; exit 1; }
@@ -162,6 +165,28 @@ $(RELEASE): .venv/.build $(NATIVE)
 	$(check_system) $(PY)
 	@echo '$(CURDIR)' >"$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/kecho.pth"
 	@$(call setup,release,build_ext --inplace)
+	@touch $@
+
+# What is not there to build these with, `make compare` does without.
+build/peers/go_echo/go_echo: $(wildcard benchmarks/peers/go_echo/*)
+	@command -v go >/dev/null || { echo 'go is not installed' >&2; exit 1; }
+	@mkdir -p $(@D)
+	cd benchmarks/peers/go_echo && GOFLAGS=-mod=mod GOPROXY=off go build -o '$(CURDIR)/$@' .
+
+# The crate comes from where Debian's librust-tokio-dev puts it, or from cargo's own cache.
+DEBIAN_CRATES := /usr/share/cargo/registry
+build/peers/tokio_echo/tokio_echo: $(wildcard benchmarks/peers/tokio_echo/Cargo.toml benchmarks/peers/tokio_echo/src/*)
+	@command -v cargo >/dev/null || { echo 'cargo is not installed' >&2; exit 1; }
+	@mkdir -p $(@D) && cp -r benchmarks/peers/tokio_echo/. $(@D)
+	cd $(@D) && rm -f Cargo.lock && cargo --quiet build --release --offline --target-dir target \
+	    $(if $(wildcard $(DEBIAN_CRATES)/tokio-[0-9]*),--config 'source.crates-io.replace-with="debian"' \
+	    --config 'source.debian.directory="$(DEBIAN_CRATES)"')
+	@cp $(@D)/target/release/tokio_echo $@
+
+build/peers/venv/.made: $(VENV) pyproject.toml
+	@$(PY) -m venv $(@D)
+	@$(call requirements,project optional-dependencies compare) | \
+	    $(@D)/bin/python -m pip --disable-pip-version-check --quiet install -r /dev/stdin
 	@touch $@
 
 build/peers/%: benchmarks/peers/%.c $(wildcard benchmarks/peers/*.h)

@@ -12,11 +12,14 @@ from .condition import METRICS, Condition, metric_of
 from .report import duration_text
 from .result import Result
 
-__all__ = ["Comparison", "compare", "failed_conditions", "text"]
+__all__ = [
+    *("REPEATS_LEAST", "Comparison", "compare", "compare_samples", "failed_conditions", "interval"),
+    "text",
+]
 
 _RESAMPLES = 4000
 _CONFIDENCE = 0.95
-_REPEATS_LEAST = 4  # with fewer, nothing can be said of how much they vary
+REPEATS_LEAST = 4  # with fewer, nothing can be said of how much they vary
 _SEED = 1  # the same two files always give the same interval
 
 
@@ -57,19 +60,24 @@ def compare(first: Result, second: Result) -> list[Comparison]:
             ]
         except ValueError:
             continue
-        a, b = map(fmean, samples)
-        low, high = _interval(*samples)
-        comparisons.append(Comparison(metric, a, b, b / a if a else None, low, high))
+        comparisons.append(compare_samples(metric, *samples))
     return comparisons
 
 
-def _interval(first: Sequence[float], second: Sequence[float]) -> tuple[float | None, float | None]:
-    """Bootstrap-t of the logarithm of the ratio of means (Efron and Tibshirani, 1993, 12.5).
+def compare_samples(metric: str, first: Sequence[float], second: Sequence[float]) -> Comparison:
+    """Of a figure's samples, one or more from each side."""
+    a, b = fmean(first), fmean(second)
+    return Comparison(metric, a, b, b / a if a else None, *interval(first, second))
+
+
+def interval(first: Sequence[float], second: Sequence[float]) -> tuple[float | None, float | None]:
+    """Of the ratio of means, second to first: bootstrap-t of its logarithm (Efron and Tibshirani,
+    1993, 12.5).
 
     Both sets are drawn again, with replacement, and each draw is studentised: percentiles of the
     draws alone are too narrow for so few repeats.
     """
-    if min(len(first), len(second)) < _REPEATS_LEAST or min(*first, *second) <= 0:
+    if min(len(first), len(second)) < REPEATS_LEAST or min(*first, *second) <= 0:
         return None, None
     centre, error = _log_ratio(first, second)
     if error == 0:
@@ -129,7 +137,7 @@ def text(first: Result, second: Result) -> str:
     ]
     for name, result in (("A", first), ("B", second)):
         count = len(result.repeats) or 1
-        if count < _REPEATS_LEAST:
+        if count < REPEATS_LEAST:
             runs = "one run" if count == 1 else f"{count} runs"
             lines.append(f"{name} is {runs}: no interval; measure with --repeat 5 or more")
         lines += [f"{name} is NOT VALID: {reason}" for reason in result.verdict.reasons]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -111,6 +112,11 @@ class Crew:
 
     def __init__(self, workload: Workload, target: Target, shares: list[Share], seed: int) -> None:
         self._clients = [_client(workload, target, share, seed) for share in shares]
+        # Of each client's threads, one after the other: a connection stays with its CPU.
+        self._cpus = [
+            {workload.cpus[share.index % len(workload.cpus)]} if workload.cpus else None
+            for share in shares
+        ]
         self._threads: list[threading.Thread] = []
         self._left = 0  # threads that have not finished the phase
         self._lock = threading.Lock()
@@ -131,15 +137,19 @@ class Crew:
         self._finished.clear()
         self._threads = [
             threading.Thread(
-                target=self._work, args=(getattr(client, phase), arguments), daemon=True
+                target=self._work, args=(getattr(client, phase), arguments, cpus), daemon=True
             )
-            for client in self._clients
+            for client, cpus in zip(self._clients, self._cpus, strict=True)
         ]
         for thread in self._threads:
             thread.start()
 
-    def _work(self, phase: Callable[..., None], arguments: tuple[int, ...]) -> None:
+    def _work(
+        self, phase: Callable[..., None], arguments: tuple[int, ...], cpus: set[int] | None
+    ) -> None:
         try:
+            if cpus is not None:
+                os.sched_setaffinity(0, cpus)  # 0: the calling thread alone
             phase(*arguments)
         except BaseException as error:
             self._errors.append(error)

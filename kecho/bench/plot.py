@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from .result import Interval, Result
 
-__all__ = ["plot"]
+__all__ = ["plot", "set_log"]
 
 _COLOURS = ("#1b6ca8", "#d1495b", "#66a182", "#edae49", "#7b5ea7", "#3d3d3d")
 _COLOUR_OF = {
@@ -221,7 +221,7 @@ def _percentiles(axis: Any, results: Sequence[Result]) -> None:
     axis.set_xticks([math.log10(2), *ticks])
     axis.set_xticklabels(["50", *names_of_ticks[: len(ticks)]])
     axis.set_xlim(0, deepest)
-    _set_log(axis, "y")
+    set_log(axis, "y")
     axis.set_title("percentiles", loc="left")
     axis.set_xlabel("percentile")
     axis.set_ylabel("ms")
@@ -249,13 +249,13 @@ def _draw_percentile_lines(axis: Any, points: list[tuple[float, Any]]) -> None:
             label=f"p{percent:g}",
         )
     axis.set_ylabel("ms")
-    _set_log(axis, "y")
+    set_log(axis, "y")
     axis.legend(loc="best", framealpha=0.9)
 
 
 def _against_connections(axis: Any, results: Sequence[Result]) -> None:
     _draw_percentile_lines(axis, _with_latency(results, lambda one: one.workload["connections"]))
-    _set_log(axis, "x")
+    set_log(axis, "x")
     axis.set_title("latency against concurrency", loc="left")
     axis.set_xlabel("connections")
 
@@ -329,12 +329,12 @@ def _index_of(result: Result, results: Sequence[Result]) -> int:
 def _set_time_scale(axis: Any, times: list[float]) -> None:
     """Logarithmic when a few outliers would press the rest flat."""
     if times and max(times) > 20 * sorted(times)[len(times) // 2]:
-        _set_log(axis, "y")
+        set_log(axis, "y")
     else:
         axis.set_ylim(bottom=0)
 
 
-def _set_log(axis: Any, which: str) -> None:
+def set_log(axis: Any, which: str) -> None:
     """A logarithmic axis with plain numbers; those between the powers of ten where few are seen."""
     from matplotlib.ticker import FuncFormatter, LogFormatter
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import socket
 
 from .. import tuning
+from ..cpus import usable_cpus
 from ..errors import OptionError
 from ..limits import Limits, Needs, Problem, advice
 from ..tuned import Tuning
 from .workload import Workload
 
-__all__ = ["check_sources", "needs_of", "port_budget", "port_hold_s", "problems", "tuning_for"]
+__all__ = [
+    *("check_cpus", "check_sources", "needs_of", "port_budget", "port_hold_s", "problems"),
+    "tuning_for",
+]
 
 _TIME_WAIT_S = 60.0  # TCP_TIMEWAIT_LEN, a constant of the kernel
 _SPARE_DESCRIPTORS = 64  # files, pipes, and what was open before
@@ -59,6 +63,12 @@ def check_sources(workload: Workload) -> None:
                 probe.bind((str(address), 0))
         except OSError as error:
             raise OptionError("source", f"{address}: {error.strerror}") from None
+
+
+def check_cpus(workload: Workload) -> None:
+    """Raises OptionError if a client thread could not be pinned to one of them."""
+    if missing := sorted(set(workload.cpus) - set(usable_cpus())):
+        raise OptionError("cpus", f"this process may not use CPU {missing[0]}")
 
 
 def port_hold_s(*, is_loopback: bool) -> float:

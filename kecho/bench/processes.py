@@ -185,9 +185,8 @@ def main(fd: int) -> None:
     pipe = Connection(fd)
     try:
         options, target, shares, seed = pipe.recv()
-        crew = Crew(
-            Workload(**{**options, "source": tuple(options["source"])}), target, shares, seed
-        )
+        lists = {name: tuple(options[name]) for name in ("source", "cpus")}
+        crew = Crew(Workload(**{**options, **lists}), target, shares, seed)
         pipe.send(("ready", None))
         _obey(pipe, crew)
     except EOFError:

@@ -33,6 +33,7 @@ def workload(data: Any) -> dict[str, Any]:
     known = {one.name for one in fields(Workload)}
     given = {name: value for name, value in data.items() if name in known}
     given["source"] = tuple(given["source"])
+    given["cpus"] = tuple(given.get("cpus", ()))  # of files from before there was such an option
     checked = Workload(**given).to_dict()
     for name in ("mode", "connections", "threads"):
         if checked[name] != given[name]:

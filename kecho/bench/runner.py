@@ -96,6 +96,7 @@ def _check_limits(workload: Workload, target: Target) -> int:
         if problem.fatal:
             raise OptionError("connections", str(problem))
     preflight.check_sources(workload)
+    preflight.check_cpus(workload)
     budget = preflight.port_budget(workload)
     if budget and workload.total_connections > budget:
         raise OptionError(

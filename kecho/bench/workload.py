@@ -30,6 +30,7 @@ _DEFAULT_THREADS_MOST = 4
 _MOST_STAMPS = 1 << 16  # messages of one connection that a client keeps in mind: client.c
 _UNLIMITED = 2**32 - 1
 _MOST_SOURCES = 4096
+_MOST_CPUS = 8191  # CONFIG_NR_CPUS goes no further
 _DATAGRAM_BYTES = (16, 65507)  # a header that tells messages apart; what IPv4 carries
 _TIMEOUT_S, _TIMEOUT_OF_DATAGRAMS_S = 10.0, 1.0
 
@@ -75,6 +76,29 @@ def _check_sources(value: object) -> tuple[str, ...]:
         except ValueError:
             raise ValueError(f"{text!r} is neither an address nor a prefix") from None
     return texts
+
+
+def _parse_cpus(text: str) -> tuple[int, ...]:
+    """Numbers and ranges parted by commas, as taskset(1) and the kernel write them."""
+    found: list[int] = []
+    for part in text.split(","):
+        ends = part.split("-")
+        if len(ends) > 2 or not all(one.isascii() and one.isdigit() for one in ends):
+            raise ValueError(f"{part!r} is neither a CPU's number nor a range of them")
+        first, last = int(ends[0]), int(ends[-1])
+        if not first <= last <= _MOST_CPUS:
+            raise ValueError(f"{part!r} is no range of CPUs up to {_MOST_CPUS}")
+        found += range(first, last + 1)
+    return tuple(found)
+
+
+def _check_cpus(value: object) -> tuple[int, ...]:
+    if not isinstance(value, tuple):
+        raise ValueError(f"{value!r} is no tuple of CPU numbers")
+    for one in value:
+        if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one <= _MOST_CPUS:
+            raise ValueError(f"{one!r} is not the number of a CPU")
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +173,16 @@ class Workload:
             1,
             4096,
             optional=True,
+        ),
+    )
+    cpus: tuple[int, ...] = option(
+        (),
+        Option(
+            "CPUs that the client threads are pinned to, in turn, such as 1 or 0,2-3; so that they "
+            "stay apart from the server's, or beside it",
+            _parse_cpus,
+            _check_cpus,
+            "LIST",
         ),
     )
     processes: int = option(1, integer("client processes that share the connections", 1, 256))
@@ -256,7 +290,7 @@ class Workload:
 
     def to_dict(self) -> dict[str, Any]:
         values = {described.name: getattr(self, described.name) for described in fields(self)}
-        return {**values, "source": list(self.source)}
+        return {**values, "source": list(self.source), "cpus": list(self.cpus)}
 
 
 def _hosts(

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -167,6 +168,39 @@ def test_a_server_in_the_same_process_is_not_told_from_the_client(
 def test_a_server_process_that_is_none_is_refused() -> None:
     with pytest.raises(OptionError, match="there is no process 4194304"):
         bench.run(Workload(port=9), server_pid=4_194_304)
+
+
+def test_client_threads_stay_on_their_cpus_and_leave_the_process_where_it_was(
+    measure: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned: list[tuple[int, set[int]]] = []
+    pin = os.sched_setaffinity
+
+    def note(thread: int, cpus: set[int]) -> None:
+        pin(thread, cpus)
+        pinned.append((threading.get_native_id(), os.sched_getaffinity(0)))
+
+    monkeypatch.setattr(os, "sched_setaffinity", note)
+    before = os.sched_getaffinity(0)
+    first, last = min(before), max(before)
+    result = measure(mode="closed", cpus=(first, last), threads=3)
+    assert not result.errors
+    # Opening and running, a thread each.
+    assert [cpus for _, cpus in pinned].count({first}) == (4 if first != last else 6)
+    assert threading.get_native_id() not in dict(pinned)
+    assert os.sched_getaffinity(0) == before
+
+
+def test_client_processes_pin_their_threads(measure: Callable[..., Result]) -> None:
+    cpu = max(os.sched_getaffinity(0))
+    assert not measure(mode="closed", cpus=(cpu,), processes=2).errors
+
+
+def test_a_cpu_that_may_not_be_used_is_refused_before_the_run(
+    measure: Callable[..., Result],
+) -> None:
+    with pytest.raises(OptionError, match="may not use CPU 8191"):
+        measure(cpus=(0, 8191))
 
 
 @pytest.mark.parametrize("mode", ["burst", "closed", "open", "stream", "connect", "idle"])

@@ -9,7 +9,7 @@ import json
 import random
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from typing import Any
 
@@ -25,6 +25,7 @@ from kecho.bench.search import find_rate, least_rate
 from kecho.bench.series import Series
 from kecho.bench.verdict import judge
 from kecho.bench.witness import Observation
+from kecho.options import option_of
 
 pytestmark = pytest.mark.python_only
 
@@ -231,6 +232,10 @@ def test_the_rates_of_simultaneous_results_add_up_those_of_repeats_do_not() -> N
         ({"uds": "/x", "source": ("127.0.0.1",)}, "source"),
         ({"close": "slam"}, "close"),
         ({"timeout": 0.0}, "timeout"),
+        ({"cpus": (-1,)}, "cpus"),
+        ({"cpus": (8192,)}, "cpus"),
+        ({"cpus": (True,)}, "cpus"),
+        ({"cpus": 1}, "cpus"),
     ],
 )
 def test_a_workload_that_makes_no_sense_names_its_option(
@@ -239,6 +244,28 @@ def test_a_workload_that_makes_no_sense_names_its_option(
     with pytest.raises(OptionError) as caught:
         Workload(**options)
     assert caught.value.option == option
+
+
+def parse_cpus(text: str) -> Any:
+    (described,) = (one for one in fields(Workload) if one.name == "cpus")
+    return option_of(described).parse(text)
+
+
+def test_cpus_are_numbers_and_ranges() -> None:
+    assert parse_cpus("3") == (3,)
+    assert parse_cpus("0,2-4,2") == (0, 2, 3, 4, 2)
+
+
+@pytest.mark.parametrize("text", ["", "x", "1,", "-1", "3-1", "1-2-3", "0-9999999999", "²"])
+def test_what_names_no_cpu_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^[^\n]+$"):
+        parse_cpus(text)
+
+
+def test_a_result_from_before_there_were_cpus_is_read() -> None:
+    data = result().to_dict()
+    del data["workload"]["cpus"]
+    assert Result.from_dict(data) == result()
 
 
 @given(st.integers(1, 5000), st.integers(1, 64), st.integers(1, 16))
@@ -521,7 +548,7 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says(
     missed = 0
     for _ in range(200):
         samples = [[draw.gauss(100, 5) for _ in range(repeats)] for _ in range(2)]
-        low, high = compare._interval(*samples)
+        low, high = compare.interval(*samples)
         assert low is not None and high is not None  # noqa: PT018
         missed += not low <= 1 <= high
     assert missed <= 18  # 10 are expected; the percentiles of the draws alone miss 23 and 16 to 20

@@ -1,0 +1,1 @@
+"""`make compare`: echo servers side by side, every workload interleaved, judged by kecho.bench."""

@@ -1,0 +1,236 @@
+"""Runs a scenario: its servers beside each other, visited in turn, in another order each round."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from kecho import bench
+from kecho.bench.runner import Progress
+
+from .contestants import Contestant, available
+from .serving import Serving, StartError, cpu_ns, kernel_threads_ns, serving
+from .validity import Explained, explained, invalid_because
+from .workloads import Scenario
+
+__all__ = ["Measured", "Placement", "Run", "measure"]
+
+_WARM_UP_S = 0.2
+_MOST_CLIENT_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which CPUs are whose. `shared`: of scenarios where client and server are on the same."""
+
+    server: tuple[int, ...]
+    client: tuple[int, ...]
+    shared: tuple[int, ...]
+
+    @classmethod
+    def of(cls, cpus: Sequence[int]) -> Placement:
+        """ValueError with fewer than two: they would only wait for each other."""
+        if len(cpus) < 2:
+            raise ValueError("client and server need a CPU each, and there is one")
+        return cls((cpus[0],), tuple(cpus[1 : 1 + _MOST_CLIENT_THREADS]), tuple(cpus[:2]))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One contestant's turn. turn: its place in the round. failure: why there is no result.
+
+    server_ns, echoes: the server's CPU time, and the echoes that it was for; they leave out what it
+    took to open the connections. Of in-kernel contestants kernel_ns is in it, otherwise None.
+    """
+
+    contestant: str
+    round: int
+    turn: int
+    result: bench.Result | None = None
+    failure: str | None = None
+    server_ns: int = 0
+    kernel_ns: int | None = None
+    echoes: int = 0
+    set_aside: tuple[Explained, ...] = ()
+
+    def invalid_because(self, metric: str) -> list[str]:
+        if self.result is None:
+            return [self.failure or "it was not measured"]
+        found = invalid_because(metric, self.result, self.set_aside)
+        if metric == "cpu" and not found and (not self.echoes or not self.server_ns):
+            return ["the server's CPU time was not seen"]
+        return found
+
+
+@dataclass(frozen=True)
+class Measured:
+    scenario: Scenario
+    runs: tuple[Run, ...] = ()
+    absent: dict[str, str] = field(default_factory=dict)
+    commands: dict[str, list[str]] = field(default_factory=dict)
+    interrupted: bool = False
+
+    def of(self, contestant: str) -> list[Run]:
+        return [run for run in self.runs if run.contestant == contestant]
+
+
+def measure(
+    scenario: Scenario,
+    placement: Placement,
+    *,
+    rounds: int,
+    seconds: float,
+    seed: int,
+    peers: Sequence[str] | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Measured:
+    """What an interruption left of it is marked so."""
+    found, absent = available(scenario.contestants, peers)
+    commands: dict[str, list[str]] = {}
+    runs: list[Run] = []
+    interrupted = False
+    server_cpus = placement.shared if scenario.shares_cpus else placement.server
+    with ExitStack() as stack:
+        stack.enter_context(_on(_client_cpus(scenario, placement)))
+        servers: list[tuple[Contestant, Serving]] = []
+        try:
+            for one in found:
+                commands[one.name] = one.command_line(scenario.backlog, len(server_cpus))
+                try:
+                    server = stack.enter_context(serving(commands[one.name], server_cpus))
+                except (StartError, OSError) as error:
+                    absent[one.name] = f"it did not start: {error}"
+                else:
+                    servers.append((one, server))
+                    _warm_up(scenario, one, server, placement)
+            for number, turn, one, server in _turns(scenario, servers, rounds, seed):
+                say(f"{scenario.name}: round {number + 1}, {one.name}")
+                run = _visit(scenario, one, server, placement, seconds, number, turn)
+                runs.append(run)
+                if run.result is not None and run.result.observed.get("interrupted"):
+                    interrupted = True
+                    break
+        except KeyboardInterrupt:  # between two runs
+            interrupted = True
+    return Measured(scenario, tuple(runs), absent, commands, interrupted)
+
+
+def _turns(
+    scenario: Scenario, servers: Sequence[tuple[Contestant, Serving]], rounds: int, seed: int
+) -> Iterator[tuple[int, int, Contestant, Serving]]:
+    """Everybody once a round, in an order of its own: nobody always follows the same one."""
+    draw = random.Random(f"{seed} {scenario.name}")
+    for number in range(min(rounds, scenario.most_rounds or rounds)):
+        order = list(servers)
+        draw.shuffle(order)
+        for turn, (one, server) in enumerate(order):
+            yield number, turn, one, server
+
+
+def _client_cpus(scenario: Scenario, placement: Placement) -> tuple[int, ...]:
+    return placement.shared if scenario.shares_cpus else placement.client
+
+
+@contextmanager
+def _on(cpus: Sequence[int]) -> Iterator[None]:
+    """This thread, which only looks on, shall not do so on the server's CPU."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _workload(
+    scenario: Scenario, one: Contestant, server: Serving, placement: Placement, **changes: Any
+) -> bench.Workload:
+    cpus = _client_cpus(scenario, placement)
+    options = {**scenario.bench, **one.bench, **changes}
+    return bench.Workload(port=server.port, threads=len(cpus), cpus=cpus, **options)
+
+
+def _warm_up(scenario: Scenario, one: Contestant, server: Serving, placement: Placement) -> None:
+    """The first clients touch pages that later ones find there. What goes wrong shows later."""
+    changes: dict[str, Any] = {"rounds": 1} if scenario.is_burst else {"duration": _WARM_UP_S}
+    try:
+        bench.run(_workload(scenario, one, server, placement, **changes), server_pid=server.pid)
+    except (OSError, ValueError):
+        pass
+
+
+class _Meter:
+    """The server's CPU time and echoes between the first and the last look within the main phase:
+    what it takes to accept 10,000 connections is no part of an echo."""
+
+    def __init__(self, phase: str, pid: int, in_kernel: bool) -> None:
+        self._phase, self._pid, self._in_kernel = phase, pid, in_kernel
+        self._looks: list[tuple[int, int, int]] = []
+
+    def look(self, progress: Progress) -> None:
+        if progress.phase == self._phase:
+            del self._looks[1:]
+            kernel_ns = kernel_threads_ns() if self._in_kernel else 0
+            self._looks.append((cpu_ns(self._pid), kernel_ns, progress.echoes))
+
+    def between(self) -> tuple[int, int, int] | None:
+        """Process, kernel threads, echoes; None if there was not enough to see."""
+        if len(self._looks) < 2:
+            return None
+        first, last = self._looks
+        if last[2] <= first[2]:
+            return None
+        return last[0] - first[0], last[1] - first[1], last[2] - first[2]
+
+
+def _visit(
+    scenario: Scenario,
+    one: Contestant,
+    server: Serving,
+    placement: Placement,
+    seconds: float,
+    number: int,
+    turn: int,
+) -> Run:
+    run = {"contestant": one.name, "round": number, "turn": turn}
+    if server.has_ended:
+        return Run(**run, failure="the server has ended")
+    changes = {} if scenario.is_burst else {"duration": seconds}
+    meter = _Meter(scenario.bench["mode"], server.pid, one.in_kernel)
+    begun_s, begun_ns = time.monotonic(), cpu_ns(server.pid)
+    kernel_begun_ns = kernel_threads_ns() if one.in_kernel else 0
+    try:
+        result = bench.run(
+            _workload(scenario, one, server, placement, **changes),
+            server_pid=server.pid,
+            on_progress=None if scenario.is_burst else meter.look,
+        )
+    except (OSError, ValueError) as error:  # nothing to measure, or not from here
+        return Run(**run, failure=str(error).splitlines()[0] if str(error) else repr(error))
+    took_s = time.monotonic() - begun_s
+    whole_ns = cpu_ns(server.pid) - begun_ns
+    whole_kernel_ns = kernel_threads_ns() - kernel_begun_ns if one.in_kernel else 0
+    # A burst is all accepts: there it is the whole run.
+    server_ns, kernel_ns, echoes = meter.between() or (whole_ns, whole_kernel_ns, result.echoes)
+    return Run(
+        **run,
+        result=result,
+        server_ns=max(0, server_ns + kernel_ns),
+        kernel_ns=max(0, kernel_ns) if one.in_kernel else None,
+        echoes=echoes,
+        set_aside=explained(
+            result,
+            seconds=took_s,
+            cpus=os.cpu_count() or 1,
+            server_ns=whole_ns + whole_kernel_ns,
+            kernel_ns=whole_kernel_ns if one.in_kernel else None,
+            client_cpus=len(_client_cpus(scenario, placement)),
+            shares_cpus=scenario.shares_cpus,
+            overflows=scenario.overflows,
+        ),
+    )

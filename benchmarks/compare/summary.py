@@ -1,0 +1,133 @@
+"""What the runs come to: figures, ratios with intervals, goals. Pure functions of Measured."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from statistics import fmean
+
+from kecho.bench.compare import REPEATS_LEAST, Comparison, compare_samples
+from kecho.bench.condition import metric_of
+
+from .measure import Measured, Run
+from .validity import in_short
+from .workloads import Goal
+
+__all__ = ["Figure", "Outcome", "Ratio", "figure", "goals", "ratio"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Of one contestant: the mean over its valid runs (over all of them if none is), how many there
+    are, and what was said against the others, most frequent first."""
+
+    mean: float | None
+    valid: int
+    runs: int
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def is_valid(self) -> bool:
+        """Enough of its runs are to be compared: four of them, or all when there are fewer."""
+        return self.valid >= min(self.runs, REPEATS_LEAST) > 0
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """comparison: None if either side is not valid; why not, then, in one line, and in a few words
+    for a table."""
+
+    comparison: Comparison | None
+    why_not: str | None = None
+    in_short: str | None = None
+
+    @property
+    def value(self) -> float | None:
+        return None if self.comparison is None else self.comparison.ratio
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """met: None if that cannot be told. is_certain: the interval leaves out the limit."""
+
+    goal: Goal
+    ratio: Ratio
+    met: bool | None
+    is_certain: bool
+
+    @property
+    def text(self) -> str:
+        if self.met is None:
+            return "not to be told"
+        said = "met" if self.met else "not met"
+        return said if self.is_certain else f"{said}, within the noise"
+
+
+def value_of(run: Run, metric: str) -> float | None:
+    """Times in ns, the rate in echoes/s; None if the run has none."""
+    if run.result is None:
+        return None
+    if metric == "cpu":
+        return run.server_ns / run.echoes if run.echoes else None
+    try:
+        return metric_of(run.result, metric)
+    except ValueError:
+        return None
+
+
+def _samples(measured: Measured, contestant: str, metric: str) -> tuple[list[float], list[float]]:
+    """Of the valid runs, and of all."""
+    valid, every = [], []
+    for run in measured.of(contestant):
+        value = value_of(run, metric)
+        if value is None:
+            continue
+        every.append(value)
+        if not run.invalid_because(metric):
+            valid.append(value)
+    return valid, every
+
+
+def figure(measured: Measured, contestant: str, metric: str) -> Figure:
+    valid, every = _samples(measured, contestant, metric)
+    runs = measured.of(contestant)
+    reasons = Counter(reason for run in runs for reason in run.invalid_because(metric))
+    shown = valid or every
+    return Figure(
+        fmean(shown) if shown else None,
+        len(valid),
+        len(runs),
+        tuple(reason for reason, _ in reasons.most_common()),
+    )
+
+
+def ratio(measured: Measured, subject: str, reference: str, metric: str) -> Ratio:
+    """Of the subject's figure to the reference's."""
+    for name in (subject, reference):
+        if name in measured.absent:
+            return Ratio(None, f"{name} is absent: {measured.absent[name]}", "absent")
+        one = figure(measured, name, metric)
+        if not one.runs:
+            return Ratio(None, f"{name} was not measured")
+        if not one.is_valid:
+            why = one.reasons[0] if one.reasons else f"{name} has no {metric}"
+            return Ratio(None, f"invalid ({name}: {why})", f"invalid ({name}: {in_short(why)})")
+    first, _ = _samples(measured, reference, metric)
+    second, _ = _samples(measured, subject, metric)
+    return Ratio(compare_samples(metric, first, second))
+
+
+def goals(measured: Measured) -> list[Outcome]:
+    outcomes = []
+    for goal in measured.scenario.goals:
+        found = ratio(measured, goal.subject, goal.reference, goal.metric)
+        met = None if found.value is None else goal.is_met_by(found.value)
+        one = found.comparison
+        is_certain = (
+            one is not None
+            and one.low is not None
+            and one.high is not None
+            and not one.low <= goal.limit <= one.high
+        )
+        outcomes.append(Outcome(goal, found, met, is_certain))
+    return outcomes
