@@ -16,15 +16,13 @@ PATIENCE_S = 5.0  # for a reader who takes nothing; what comes before it takes s
 _CHUNK_BYTES = 4096  # PIPE_BUF: where there is room at all, as much does not block: pipe(7)
 
 
-class PatientHandler(logging.Handler):
+class PatientHandler(logging.StreamHandler[TextIO]):
     """Writes each line at once. A reader that has stopped (a pipe that is full, a terminal after
     Ctrl-S) delays the process by PATIENCE_S once, and not its end any more."""
 
     def __init__(self, stream: TextIO) -> None:
-        super().__init__()
-        self._stream = stream
-        self._poll = select.poll()
-        self._poll.register(stream, select.POLLOUT)
+        super().__init__(stream)
+        stream.fileno()  # raises if it has none
         self._lost = 0  # lines, since it stopped reading
         self._is_cut = False  # the last line has no end
 
@@ -47,14 +45,16 @@ class PatientHandler(logging.Handler):
     def _write(self, line: str, patience_s: float) -> bool:
         """Whether all of it was taken."""
         text = ("\n" if self._is_cut else "") + line + "\n"
-        rest = text.encode(self._stream.encoding or "utf-8", "backslashreplace")
+        rest = text.encode(self.stream.encoding or "utf-8", "backslashreplace")
+        room = select.poll()
+        room.register(self.stream, select.POLLOUT)
         end = time.monotonic() + patience_s
         while rest:
             left_s = max(0.0, end - time.monotonic())
-            if not self._poll.poll(math.ceil(left_s * 1000)):
+            if not room.poll(math.ceil(left_s * 1000)):
                 return False
             try:
-                rest = rest[os.write(self._stream.fileno(), rest[:_CHUNK_BYTES]) :]
+                rest = rest[os.write(self.stream.fileno(), rest[:_CHUNK_BYTES]) :]
             except BlockingIOError:  # somebody made it non-blocking, and it has less room
                 if not left_s:
                     return False
