@@ -1,0 +1,134 @@
+"""kecho._bpf: loads the program by which the kernel echoes TCP connections itself.
+
+What stays in the kernel belongs to the descriptors that open_echo() returns: it is gone with the
+last of them, however the process ends.
+"""
+from common.flows cimport KECHO_FLOW_RING_BYTES, Board, Flow
+from kernel.bpf cimport (
+    BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_HASH,
+    BPF_MAP_TYPE_RINGBUF, BPF_MAP_TYPE_SOCKHASH, BPF_PROG_TYPE_SK_SKB, BPF_SK_SKB_STREAM_VERDICT,
+    bpf_insn, bpf_map_create, bpf_prog_attach, bpf_prog_load,
+)
+from libc.errno cimport EINVAL
+from libc.stdint cimport int16_t, int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from posix.unistd cimport close
+
+import os
+
+cdef extern from "bpf/btf.h":
+    int kecho_btf_offset(
+        const uint8_t* data, size_t size, const char* structure, const char* member)
+
+cdef extern from "bpf/program.h":
+    enum:
+        KECHO_PROGRAM_MOST
+
+    ctypedef struct Places "struct kecho_program_places":
+        int32_t sockets_fd
+        int32_t flows_fd
+        int32_t board_fd
+        int32_t ring_fd
+        int16_t bytes_acked
+        int16_t write_seq
+        int16_t snd_una
+        int16_t rcv_nxt
+        int16_t copied_seq
+
+    uint32_t kecho_write_program(bpf_insn* program, const Places* places)
+
+
+cdef enum:
+    LOG_BYTES = 1 << 20
+
+
+cdef object _system_error(int error, str call):
+    return OSError(error, f"{call}: {os.strerror(error)}")
+
+
+def tcp_sock_offset(bytes btf not None, str member not None):
+    """Where a member of struct tcp_sock lies, in bytes. Raises LookupError."""
+    cdef bytes name = member.encode()
+    cdef int offset = kecho_btf_offset(btf, len(btf), b"tcp_sock", name)
+    if offset == -EINVAL:
+        raise LookupError("this is no type information (BTF) that is known here")
+    if not 0 <= offset < 32768:
+        raise LookupError(f"struct tcp_sock has no member {member}")
+    return offset
+
+
+cdef int _map(list made, str what, uint32_t kind, uint32_t key_bytes, uint32_t value_bytes,
+              uint32_t entries, uint32_t flags) except -1:
+    cdef int fd = bpf_map_create(kind, key_bytes, value_bytes, entries, flags)
+    if fd < 0:
+        raise _system_error(-fd, f"bpf(BPF_MAP_CREATE, {what})")
+    made.append(fd)
+    return fd
+
+
+def open_echo(bytes btf not None, uint32_t capacity):
+    """Loads and attaches the program; returns the descriptors of its maps, which are the caller's:
+    (sockets, flows, board, ring).
+
+    btf: /sys/kernel/btf/vmlinux. capacity: connections that it can have at once.
+    Raises LookupError for what btf has not, OSError that names the command of bpf(2); its
+    attribute verifier_log is what the kernel says about the program, if it refused that.
+    """
+    cdef Places places
+    cdef list made = []
+    try:
+        places.bytes_acked = tcp_sock_offset(btf, "bytes_acked")
+        places.write_seq = tcp_sock_offset(btf, "write_seq")
+        places.snd_una = tcp_sock_offset(btf, "snd_una")
+        places.rcv_nxt = tcp_sock_offset(btf, "rcv_nxt")
+        places.copied_seq = tcp_sock_offset(btf, "copied_seq")
+        places.sockets_fd = _map(
+            made, "SOCKHASH", BPF_MAP_TYPE_SOCKHASH, sizeof(uint64_t), sizeof(uint32_t), capacity,
+            0)
+        places.flows_fd = _map(
+            made, "HASH", BPF_MAP_TYPE_HASH, sizeof(uint64_t), sizeof(Flow), capacity,
+            BPF_F_NO_PREALLOC)
+        places.board_fd = _map(
+            made, "ARRAY", BPF_MAP_TYPE_ARRAY, sizeof(uint32_t), sizeof(Board), 1, BPF_F_MMAPABLE)
+        places.ring_fd = _map(made, "RINGBUF", BPF_MAP_TYPE_RINGBUF, 0, 0, KECHO_FLOW_RING_BYTES, 0)
+        _attach(&places)
+    except BaseException:
+        for fd in made:
+            close(fd)
+        raise
+    return tuple(made)
+
+
+cdef int _attach(const Places* places) except -1:
+    cdef bpf_insn program[KECHO_PROGRAM_MOST]
+    cdef uint32_t count = kecho_write_program(program, places)
+    cdef int program_fd = bpf_prog_load(
+        BPF_PROG_TYPE_SK_SKB, BPF_SK_SKB_STREAM_VERDICT, b"kecho_echo", program, count, NULL, 0)
+    cdef int result
+    if program_fd < 0:
+        error = _system_error(-program_fd, "bpf(BPF_PROG_LOAD)")
+        error.verifier_log = _verifier_log(program, count)
+        raise error
+    result = bpf_prog_attach(places.sockets_fd, program_fd, BPF_SK_SKB_STREAM_VERDICT)
+    close(program_fd)  # the map has it
+    if result < 0:
+        raise _system_error(-result, "bpf(BPF_PROG_ATTACH, SK_SKB_STREAM_VERDICT)")
+    return 0
+
+
+cdef str _verifier_log(const bpf_insn* program, uint32_t count):
+    """Loads it again, for what the kernel says about it; empty if that is nothing."""
+    cdef char* log = <char*>malloc(LOG_BYTES)
+    cdef int fd
+    if log == NULL:
+        return ""
+    log[0] = 0
+    fd = bpf_prog_load(
+        BPF_PROG_TYPE_SK_SKB, BPF_SK_SKB_STREAM_VERDICT, b"kecho_echo", program, count, log,
+        LOG_BYTES)
+    if fd >= 0:
+        close(fd)
+    try:
+        return log.decode("utf-8", "replace").strip()
+    finally:
+        free(log)
