@@ -18,6 +18,8 @@ class Engine:
     equal share. rules: (prefix as an integer of 128 bits, its length, whether it is allowed), the
     longest first and then in ascending order; is_allowed_otherwise: clients that none of them is
     about. per_address, rate_per_s: connections of one client address at once, and a second.
+    flows: what kecho._bpf.open_echo() returned, for the kernel to echo TCP connections, which is
+    taken over like the listeners; () for every connection to be served by the workers.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Engine:
         is_allowed_otherwise: bool,
         per_address: int,
         rate_per_s: int,
+        flows: tuple[int, ...] = (),
     ) -> None: ...
     def run_worker(self, index: int) -> None:
         """The life of one worker: returns when the engine has been stopped. Raises OSError."""

@@ -34,6 +34,7 @@ MOST_THREADS = 1024
 MOST_DATAGRAMS_PER_S = 100_000_000
 
 Dispatch = Literal["shared", "percpu"]
+EngineName = Literal["epoll", "sockmap", "auto"]
 
 
 def environment_variable(name: str) -> str:
@@ -138,6 +139,17 @@ class ServerConfig:
             "thread per CPU, which keeps the connections whose packets arrive there",
             "shared",
             "percpu",
+        ),
+    )
+    engine: EngineName = option(
+        "epoll",
+        choice(
+            "epoll: threads echo; sockmap: the kernel itself echoes TCP, by a BPF program on each "
+            "connection, and threads only accept and close (root, Linux 6.5); auto: sockmap if it "
+            "is to be had",
+            "epoll",
+            "sockmap",
+            "auto",
         ),
     )
     threads: int | None = option(

@@ -34,6 +34,8 @@ cdef extern from "bpf/program.h":
         int16_t snd_una
         int16_t rcv_nxt
         int16_t copied_seq
+        int16_t sk_sndbuf
+        int16_t sk_wmem_queued
 
     uint32_t kecho_write_program(bpf_insn* program, const Places* places)
 
@@ -46,14 +48,14 @@ cdef object _system_error(int error, str call):
     return OSError(error, f"{call}: {os.strerror(error)}")
 
 
-def tcp_sock_offset(bytes btf not None, str member not None):
-    """Where a member of struct tcp_sock lies, in bytes. Raises LookupError."""
-    cdef bytes name = member.encode()
-    cdef int offset = kecho_btf_offset(btf, len(btf), b"tcp_sock", name)
+def offset_of(bytes btf not None, str structure not None, str member not None):
+    """Where a member of one of the kernel's structures lies, in bytes. Raises LookupError."""
+    cdef bytes outer = structure.encode(), name = member.encode()
+    cdef int offset = kecho_btf_offset(btf, len(btf), outer, name)
     if offset == -EINVAL:
         raise LookupError("this is no type information (BTF) that is known here")
     if not 0 <= offset < 32768:
-        raise LookupError(f"struct tcp_sock has no member {member}")
+        raise LookupError(f"struct {structure} has no member {member}")
     return offset
 
 
@@ -77,11 +79,13 @@ def open_echo(bytes btf not None, uint32_t capacity):
     cdef Places places
     cdef list made = []
     try:
-        places.bytes_acked = tcp_sock_offset(btf, "bytes_acked")
-        places.write_seq = tcp_sock_offset(btf, "write_seq")
-        places.snd_una = tcp_sock_offset(btf, "snd_una")
-        places.rcv_nxt = tcp_sock_offset(btf, "rcv_nxt")
-        places.copied_seq = tcp_sock_offset(btf, "copied_seq")
+        places.bytes_acked = offset_of(btf, "tcp_sock", "bytes_acked")
+        places.write_seq = offset_of(btf, "tcp_sock", "write_seq")
+        places.snd_una = offset_of(btf, "tcp_sock", "snd_una")
+        places.rcv_nxt = offset_of(btf, "tcp_sock", "rcv_nxt")
+        places.copied_seq = offset_of(btf, "tcp_sock", "copied_seq")
+        places.sk_sndbuf = offset_of(btf, "sock", "sk_sndbuf")
+        places.sk_wmem_queued = offset_of(btf, "sock", "sk_wmem_queued")
         places.sockets_fd = _map(
             made, "SOCKHASH", BPF_MAP_TYPE_SOCKHASH, sizeof(uint64_t), sizeof(uint32_t), capacity,
             0)

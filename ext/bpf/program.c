@@ -90,9 +90,12 @@ static void resolve(struct writer *w) {
 
 #define OF_FLOW(member) offsetof(struct kecho_flow, member)
 
-/* Finds the flow and its socket. */
+/* Finds the flow and its socket. A FIN that comes alone is an skb without bytes, and breaks the
+ * queue when it is sent or passed: the backlog takes a 0 for an error. TCP knows of it already. */
 static void write_beginning(struct writer *w, const struct kecho_program_places *places) {
     MOVE(SKB, R(1));
+    LOAD32(LENGTH, SKB, offsetof(struct __sk_buff, len));
+    GOTO_IF_NUMBER(LENGTH, BPF_JEQ, 0, LABEL_DROP);
     CALL(get_socket_cookie);
     STORE64(R(10), COOKIE, R(0));
     MAP(R(1), places->flows_fd);
@@ -106,7 +109,6 @@ static void write_beginning(struct writer *w, const struct kecho_program_places 
     CALL(skc_to_tcp_sock);
     GOTO_IF_NUMBER(R(0), BPF_JEQ, 0, LABEL_LEAVE);
     MOVE(TCP, R(0));
-    LOAD32(LENGTH, SKB, offsetof(struct __sk_buff, len));
     LOAD32(R(1), FLOW, OF_FLOW(mode));
     GOTO_IF_NUMBER(R(1), BPF_JNE, FLOW_ECHOED, LABEL_PASS);
 }
@@ -138,6 +140,13 @@ static void write_echo(struct writer *w, const struct kecho_program_places *plac
     ELEMENT(R(2), places->board_fd, offsetof(struct kecho_flow_board, charge_most));
     LOAD64(R(2), R(2), 0);
     GOTO_IF(R(4), BPF_JGT, R(2), LABEL_FULL);
+    /* Or more than the socket has room for? What is queued can then always be sent, whatever the
+     * client does, and stands in nobody's way: what is passed behind a queue that does not move is
+     * not charged, and no window closes. */
+    LOAD32(R(1), TCP, places->sk_wmem_queued);
+    ADD(R(4), R(1));
+    LOAD32(R(2), TCP, places->sk_sndbuf);
+    GOTO_IF(R(4), BPF_JGT, R(2), LABEL_FULL);
     LOAD64(R(1), FLOW, OF_FLOW(redirected));
     ADD(R(1), LENGTH);
     STORE64(FLOW, OF_FLOW(redirected), R(1));
@@ -161,9 +170,9 @@ static void write_echo(struct writer *w, const struct kecho_program_places *plac
     EXIT();
 }
 
-/* FLOW_PASSED: to the queue that user space reads, behind what was redirected. Its window closes,
- * since only what is read counts as received; but it is charged by bytes, so that small skbs, of
- * which a window holds many, are counted here. */
+/* FLOW_PASSED: to the queue that user space reads, behind what was redirected. That one is charged
+ * to the socket, so its window closes; but by bytes, so that small skbs, of which a window holds
+ * many, are counted here. */
 static void write_pass(struct writer *w, const struct kecho_program_places *places) {
     HERE(LABEL_FULL);
     SET(R(1), FLOW_PASSED);

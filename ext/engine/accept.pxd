@@ -8,10 +8,11 @@ from common.atomics cimport (
 )
 from engine.access cimport ADMITTED, access_admit, access_is_restricted
 from engine.connection cimport (
-    SERVED_CLOSED, Served, close_with_reset, connection_arm, connection_fail, connection_serve,
-    connection_settle,
+    SERVED_ALL, SERVED_CLOSED, Served, close_with_reset, connection_arm, connection_fail,
 )
 from engine.counters cimport count, count_error, count_opened
+from engine.flow cimport flow_begin, flows_are_open, flows_share
+from engine.in_kernel cimport in_kernel_begin
 from engine.layout cimport (
     CONNECTION_READ_TO_END, CONNECTION_REGISTERED, CONNECTION_SILENT, ERROR_ACCEPT,
     ERROR_DESCRIPTORS, ERROR_EPOLL, ERROR_LISTENER, ERROR_MEMORY, KECHO_NO_PEER, Connection,
@@ -21,6 +22,7 @@ from engine.listener cimport (
     listener_arm, listener_give_up, listener_is_open, listener_pause, listeners_resume,
 )
 from engine.peers cimport peer_leaves
+from engine.serving cimport connection_serve, connection_settle
 from engine.slab cimport slab_take
 from kernel.inet cimport sockaddr_storage
 from kernel.socket cimport (
@@ -59,6 +61,20 @@ cdef inline void _unadmit(Worker* worker) noexcept nogil:
         listeners_resume(worker)
 
 
+cdef inline bint _is_for_the_kernel(
+    Worker* worker, Listener* listener, Connection* connection,
+) noexcept nogil:
+    """Hands a new connection to the kernel, before anything of it is read."""
+    cdef Control* control = worker.control
+    if not flows_are_open(&control.flows) or listener.is_unix or worker.is_draining:
+        return False
+    flows_share(control)
+    if flow_begin(control, <uint32_t>(worker.queue - control.queues), connection) < 0:
+        return False
+    in_kernel_begin(connection)
+    return True
+
+
 cdef inline void _begin(
     Worker* worker, Listener* listener, int fd, uint32_t peer,
 ) noexcept nogil:
@@ -91,7 +107,10 @@ cdef inline void _begin(
     connection.accepted_by = <unsigned short>worker.index
     atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
     count_opened(worker)
-    served = connection_serve(worker, connection, 1)
+    if _is_for_the_kernel(worker, listener, connection):
+        served = SERVED_ALL
+    else:
+        served = connection_serve(worker, connection, 1)
     if served == SERVED_CLOSED:
         return
     if not connection.flags & CONNECTION_REGISTERED:

@@ -21,7 +21,10 @@ cdef extern from "<sys/socket.h>" nogil:
         SO_OOBINLINE
 
         SO_ACCEPTCONN
+        SO_COOKIE
+        SO_ERROR
         SO_MEMINFO
+        SO_RCVLOWAT
 
     ctypedef unsigned int socklen_t
 
