@@ -253,7 +253,9 @@ def _serve(config: CommandConfig, identity: privileges.Identity | None) -> int:
     try:
         stats = foreground.run(
             server,
-            on_listening=lambda: confine(server.addresses, config, identity),
+            on_listening=lambda: confine(
+                server.addresses, config, identity, for_flows=server.engine == "sockmap"
+            ),
             on_start=start_to_serve,
             on_stop_signal=_say_stopping(server, notifier),
             report=_say_counters(),

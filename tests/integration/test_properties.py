@@ -26,6 +26,8 @@ from hypothesis.stateful import (
 import kecho
 from clients import DEADLINE_S, connect, random_bytes, reset, wait_for
 
+pytestmark = pytest.mark.engines
+
 EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "60"))
 
 MOST_AT_ONCE = 4 << 20  # bytes sent and not yet received: sockets may hold them, or not
@@ -221,8 +223,8 @@ def run(options: dict[str, object]) -> None:
     )
 
 
-def test_any_sequence_of_steps_is_echoed_over_tcp(dispatch: str) -> None:
-    run({"port": 0, "dispatch": dispatch})
+def test_any_sequence_of_steps_is_echoed_over_tcp(dispatch: str, engine: str) -> None:
+    run({"port": 0, "dispatch": dispatch, "engine": engine})
 
 
 def test_any_sequence_of_steps_is_echoed_over_a_unix_socket(dispatch: str, tmp_path: Path) -> None:
