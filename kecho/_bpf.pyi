@@ -3,9 +3,9 @@
 def offset_of(btf: bytes, structure: str, member: str) -> int:
     """Where a member of one of the kernel's structures lies, in bytes. Raises LookupError."""
 
-def open_echo(btf: bytes, capacity: int) -> tuple[int, int, int, int]:
-    """Loads and attaches the program; returns the descriptors of its maps, which are the caller's:
-    (sockets, flows, board, ring).
+def open_echo(btf: bytes, capacity: int) -> tuple[int, ...]:
+    """Loads the programs; returns the descriptors of their maps, and of the filter that is for each
+    socket: (sockets, flows, board, ring, filter), which are the caller's.
 
     btf: /sys/kernel/btf/vmlinux. capacity: connections that it can have at once.
     Raises LookupError for what btf has not, OSError that names the command of bpf(2); its

@@ -6,8 +6,8 @@ last of them, however the process ends.
 from common.flows cimport KECHO_FLOW_RING_BYTES, Board, Flow
 from kernel.bpf cimport (
     BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_HASH,
-    BPF_MAP_TYPE_RINGBUF, BPF_MAP_TYPE_SOCKHASH, BPF_PROG_TYPE_SK_SKB, BPF_SK_SKB_STREAM_VERDICT,
-    bpf_insn, bpf_map_create, bpf_prog_attach, bpf_prog_load,
+    BPF_MAP_TYPE_RINGBUF, BPF_MAP_TYPE_SOCKHASH, BPF_PROG_TYPE_SK_SKB, BPF_PROG_TYPE_SOCKET_FILTER,
+    BPF_SK_SKB_STREAM_VERDICT, bpf_insn, bpf_map_create, bpf_prog_attach, bpf_prog_load,
 )
 from libc.errno cimport EINVAL
 from libc.stdint cimport int16_t, int32_t, uint8_t, uint32_t, uint64_t
@@ -36,8 +36,10 @@ cdef extern from "bpf/program.h":
         int16_t copied_seq
         int16_t sk_sndbuf
         int16_t sk_wmem_queued
+        int16_t sk_rcvbuf
 
     uint32_t kecho_write_program(bpf_insn* program, const Places* places)
+    uint32_t kecho_write_filter(bpf_insn* program, const Places* places)
 
 
 cdef enum:
@@ -69,8 +71,8 @@ cdef int _map(list made, str what, uint32_t kind, uint32_t key_bytes, uint32_t v
 
 
 def open_echo(bytes btf not None, uint32_t capacity):
-    """Loads and attaches the program; returns the descriptors of its maps, which are the caller's:
-    (sockets, flows, board, ring).
+    """Loads the programs; returns the descriptors of their maps, and of the filter that is for each
+    socket: (sockets, flows, board, ring, filter), which are the caller's.
 
     btf: /sys/kernel/btf/vmlinux. capacity: connections that it can have at once.
     Raises LookupError for what btf has not, OSError that names the command of bpf(2); its
@@ -86,6 +88,7 @@ def open_echo(bytes btf not None, uint32_t capacity):
         places.copied_seq = offset_of(btf, "tcp_sock", "copied_seq")
         places.sk_sndbuf = offset_of(btf, "sock", "sk_sndbuf")
         places.sk_wmem_queued = offset_of(btf, "sock", "sk_wmem_queued")
+        places.sk_rcvbuf = offset_of(btf, "sock", "sk_rcvbuf")
         places.sockets_fd = _map(
             made, "SOCKHASH", BPF_MAP_TYPE_SOCKHASH, sizeof(uint64_t), sizeof(uint32_t), capacity,
             0)
@@ -96,6 +99,7 @@ def open_echo(bytes btf not None, uint32_t capacity):
             made, "ARRAY", BPF_MAP_TYPE_ARRAY, sizeof(uint32_t), sizeof(Board), 1, BPF_F_MMAPABLE)
         places.ring_fd = _map(made, "RINGBUF", BPF_MAP_TYPE_RINGBUF, 0, 0, KECHO_FLOW_RING_BYTES, 0)
         _attach(&places)
+        made.append(_load_filter(&places))
     except BaseException:
         for fd in made:
             close(fd)
@@ -103,36 +107,39 @@ def open_echo(bytes btf not None, uint32_t capacity):
     return tuple(made)
 
 
+cdef int _load(
+    uint32_t kind, uint32_t attach_type, const char* name, const bpf_insn* program, uint32_t count,
+) except -1:
+    cdef int fd = bpf_prog_load(kind, attach_type, name, program, count, NULL, 0)
+    cdef char* log
+    if fd >= 0:
+        return fd
+    error = _system_error(-fd, f"bpf(BPF_PROG_LOAD, {name.decode()})")
+    log = <char*>malloc(LOG_BYTES)
+    if log != NULL:
+        # Once more, for what the kernel has to say about it.
+        log[0] = 0
+        fd = bpf_prog_load(kind, attach_type, name, program, count, log, LOG_BYTES)
+        if fd >= 0:
+            close(fd)
+        error.verifier_log = log.decode("utf-8", "replace").strip()
+        free(log)
+    raise error
+
+
 cdef int _attach(const Places* places) except -1:
     cdef bpf_insn program[KECHO_PROGRAM_MOST]
     cdef uint32_t count = kecho_write_program(program, places)
-    cdef int program_fd = bpf_prog_load(
-        BPF_PROG_TYPE_SK_SKB, BPF_SK_SKB_STREAM_VERDICT, b"kecho_echo", program, count, NULL, 0)
-    cdef int result
-    if program_fd < 0:
-        error = _system_error(-program_fd, "bpf(BPF_PROG_LOAD)")
-        error.verifier_log = _verifier_log(program, count)
-        raise error
-    result = bpf_prog_attach(places.sockets_fd, program_fd, BPF_SK_SKB_STREAM_VERDICT)
-    close(program_fd)  # the map has it
+    cdef int fd = _load(
+        BPF_PROG_TYPE_SK_SKB, BPF_SK_SKB_STREAM_VERDICT, b"kecho_echo", program, count)
+    cdef int result = bpf_prog_attach(places.sockets_fd, fd, BPF_SK_SKB_STREAM_VERDICT)
+    close(fd)  # the map has it
     if result < 0:
         raise _system_error(-result, "bpf(BPF_PROG_ATTACH, SK_SKB_STREAM_VERDICT)")
     return 0
 
 
-cdef str _verifier_log(const bpf_insn* program, uint32_t count):
-    """Loads it again, for what the kernel says about it; empty if that is nothing."""
-    cdef char* log = <char*>malloc(LOG_BYTES)
-    cdef int fd
-    if log == NULL:
-        return ""
-    log[0] = 0
-    fd = bpf_prog_load(
-        BPF_PROG_TYPE_SK_SKB, BPF_SK_SKB_STREAM_VERDICT, b"kecho_echo", program, count, log,
-        LOG_BYTES)
-    if fd >= 0:
-        close(fd)
-    try:
-        return log.decode("utf-8", "replace").strip()
-    finally:
-        free(log)
+cdef int _load_filter(const Places* places) except -1:
+    cdef bpf_insn program[KECHO_PROGRAM_MOST]
+    cdef uint32_t count = kecho_write_filter(program, places)
+    return _load(BPF_PROG_TYPE_SOCKET_FILTER, 0, b"kecho_filter", program, count)

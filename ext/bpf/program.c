@@ -14,8 +14,6 @@ enum label {
     LABEL_PASS,
     LABEL_SAME_PASSED,
     LABEL_UNCHARGED,
-    LABEL_TELL,
-    LABEL_END,
     LABEL_LEAVE,
     LABEL_DROP,
     LABELS
@@ -43,7 +41,9 @@ static void put(struct writer *w, uint8_t code, int dst, int src, int16_t offset
 #define ADD_NUMBER(dst, value) put(w, BPF_ALU64 | BPF_ADD | BPF_K, dst, 0, 0, (int32_t)(value))
 #define AND_NUMBER(dst, value) put(w, BPF_ALU64 | BPF_AND | BPF_K, dst, 0, 0, (int32_t)(value))
 #define SHIFT_LEFT(dst, bits) put(w, BPF_ALU64 | BPF_LSH | BPF_K, dst, 0, 0, bits)
+#define SHIFT_RIGHT(dst, bits) put(w, BPF_ALU64 | BPF_RSH | BPF_K, dst, 0, 0, bits)
 #define LOAD64(dst, src, at) put(w, BPF_LDX | BPF_MEM | BPF_DW, dst, src, (int16_t)(at), 0)
+#define LOAD8(dst, src, at) put(w, BPF_LDX | BPF_MEM | BPF_B, dst, src, (int16_t)(at), 0)
 #define LOAD32(dst, src, at) put(w, BPF_LDX | BPF_MEM | BPF_W, dst, src, (int16_t)(at), 0)
 #define STORE64(dst, at, src) put(w, BPF_STX | BPF_MEM | BPF_DW, dst, src, (int16_t)(at), 0)
 #define STORE32(dst, at, src) put(w, BPF_STX | BPF_MEM | BPF_W, dst, src, (int16_t)(at), 0)
@@ -80,7 +80,9 @@ static void resolve(struct writer *w) {
 
 /* ---- the program ------------------------------------------------------------------------- */
 
-#define COOKIE (-8) /* on the stack */
+/* On the stack. */
+#define COOKIE (-8)
+#define BYTE (-16)
 
 /* Registers that calls leave alone. */
 #define SKB R(6)
@@ -90,25 +92,42 @@ static void resolve(struct writer *w) {
 
 #define OF_FLOW(member) offsetof(struct kecho_flow, member)
 
-/* Finds the flow and its socket. A FIN that comes alone is an skb without bytes, and breaks the
- * queue when it is sent or passed: the backlog takes a 0 for an error. TCP knows of it already. */
-static void write_beginning(struct writer *w, const struct kecho_program_places *places) {
-    MOVE(SKB, R(1));
-    LOAD32(LENGTH, SKB, offsetof(struct __sk_buff, len));
-    GOTO_IF_NUMBER(LENGTH, BPF_JEQ, 0, LABEL_DROP);
+/* r0 = the flow of R(6)'s socket, if there is one. */
+static void write_lookup(struct writer *w, const struct kecho_program_places *places) {
+    MOVE(R(1), SKB);
     CALL(get_socket_cookie);
     STORE64(R(10), COOKIE, R(0));
     MAP(R(1), places->flows_fd);
     MOVE(R(2), R(10));
     ADD_NUMBER(R(2), COOKIE);
     CALL(map_lookup_elem);
-    GOTO_IF_NUMBER(R(0), BPF_JEQ, 0, LABEL_LEAVE); /* being closed */
+    GOTO_IF_NUMBER(R(0), BPF_JEQ, 0, LABEL_LEAVE);
     MOVE(FLOW, R(0));
+}
+
+static void write_tcp_sock(struct writer *w) {
     LOAD64(R(1), SKB, offsetof(struct __sk_buff, sk));
     GOTO_IF_NUMBER(R(1), BPF_JEQ, 0, LABEL_LEAVE);
     CALL(skc_to_tcp_sock);
     GOTO_IF_NUMBER(R(0), BPF_JEQ, 0, LABEL_LEAVE);
     MOVE(TCP, R(0));
+}
+
+/* r1 = bytes that have come and that nobody has taken: rcv_nxt - copied_seq; uses r5. */
+static void write_unread(struct writer *w, const struct kecho_program_places *places) {
+    LOAD32(R(1), TCP, places->rcv_nxt);
+    LOAD32(R(5), TCP, places->copied_seq);
+    SUBTRACT32(R(1), R(5));
+}
+
+/* Finds the flow and its socket. A FIN that comes alone is an skb without bytes, and breaks the
+ * queue when it is sent or passed: the backlog takes a 0 for an error. TCP knows of it already. */
+static void write_beginning(struct writer *w, const struct kecho_program_places *places) {
+    MOVE(SKB, R(1));
+    LOAD32(LENGTH, SKB, offsetof(struct __sk_buff, len));
+    GOTO_IF_NUMBER(LENGTH, BPF_JEQ, 0, LABEL_DROP);
+    write_lookup(w, places); /* none: it is being closed */
+    write_tcp_sock(w);
     LOAD32(R(1), FLOW, OF_FLOW(mode));
     GOTO_IF_NUMBER(R(1), BPF_JNE, FLOW_ECHOED, LABEL_PASS);
 }
@@ -172,7 +191,7 @@ static void write_echo(struct writer *w, const struct kecho_program_places *plac
 
 /* FLOW_PASSED: to the queue that user space reads, behind what was redirected. That one is charged
  * to the socket, so its window closes; but by bytes, so that small skbs, of which a window holds
- * many, are counted here. */
+ * many, are counted here, for the filter. */
 static void write_pass(struct writer *w, const struct kecho_program_places *places) {
     HERE(LABEL_FULL);
     SET(R(1), FLOW_PASSED);
@@ -182,15 +201,12 @@ static void write_pass(struct writer *w, const struct kecho_program_places *plac
     STORE32(FLOW, OF_FLOW(charge_before), R(2));
     STORE64(FLOW, OF_FLOW(mark), R(2));
     HERE(LABEL_PASS);
-    GOTO_IF_NUMBER(R(1), BPF_JEQ, FLOW_CUT, LABEL_TELL);
     /* r2 = what user space has read of them: passed + this one - (rcv_nxt - copied_seq); less
      * than that if more has come behind this one. */
     LOAD64(R(3), FLOW, OF_FLOW(passed));
     MOVE(R(2), R(3));
     ADD(R(2), LENGTH);
-    LOAD32(R(1), TCP, places->rcv_nxt);
-    LOAD32(R(5), TCP, places->copied_seq);
-    SUBTRACT32(R(1), R(5));
+    write_unread(w, places);
     SUBTRACT(R(2), R(1));
     LOAD32(R(4), FLOW, OF_FLOW(charge));
     LOAD64(R(5), FLOW, OF_FLOW(mark));
@@ -208,29 +224,18 @@ static void write_pass(struct writer *w, const struct kecho_program_places *plac
     ADD(R(4), R(5));
     HERE(LABEL_UNCHARGED);
     STORE32(FLOW, OF_FLOW(charge), R(4));
-    LOAD32(R(5), FLOW, OF_FLOW(charge_before));
-    ADD(R(4), R(5));
-    GOTO_IF_NUMBER(R(4), BPF_JLE, KECHO_PASSED_CHARGE_MOST, LABEL_TELL);
-    SET(R(1), FLOW_CUT);
-    STORE32(FLOW, OF_FLOW(mode), R(1));
-    SET(R(1), 0);
-    STORE32(FLOW, OF_FLOW(is_told), R(1));
-    HERE(LABEL_TELL);
-    /* User space learns of each mode once; if the ring is full, with a later skb. */
+    /* User space learns of it once; if the ring is full, with a later skb. */
     LOAD32(R(1), FLOW, OF_FLOW(is_told));
-    GOTO_IF_NUMBER(R(1), BPF_JNE, 0, LABEL_END);
+    GOTO_IF_NUMBER(R(1), BPF_JNE, 0, LABEL_LEAVE);
     MAP(R(1), places->ring_fd);
     MOVE(R(2), FLOW);
     ADD_NUMBER(R(2), OF_FLOW(token));
     SET(R(3), sizeof(((struct kecho_flow *)0)->token));
     SET(R(4), 0);
     CALL(ringbuf_output);
-    GOTO_IF_NUMBER(R(0), BPF_JNE, 0, LABEL_END);
+    GOTO_IF_NUMBER(R(0), BPF_JNE, 0, LABEL_LEAVE);
     SET(R(1), 1);
     STORE32(FLOW, OF_FLOW(is_told), R(1));
-    HERE(LABEL_END);
-    LOAD32(R(1), FLOW, OF_FLOW(mode));
-    GOTO_IF_NUMBER(R(1), BPF_JEQ, FLOW_CUT, LABEL_DROP);
     HERE(LABEL_LEAVE);
     SET(R(0), SK_PASS);
     EXIT();
@@ -245,5 +250,54 @@ uint32_t kecho_write_program(struct bpf_insn *program, const struct kecho_progra
     write_echo(&writer, places);
     write_pass(&writer, places);
     resolve(&writer);
+    return writer.count;
+}
+
+/* ---- the filter -------------------------------------------------------------------------- */
+
+#define KEEP_ALL (-1)
+#define TCP_DATA_OFFSET 12 /* of the byte whose upper half is the header's length in words */
+
+uint32_t kecho_write_filter(struct bpf_insn *program, const struct kecho_program_places *places) {
+    struct writer writer = {.program = program};
+    struct writer *w = &writer;
+    MOVE(SKB, R(1));
+    write_lookup(w, places);
+    LOAD32(R(1), FLOW, OF_FLOW(mode));
+    GOTO_IF_NUMBER(R(1), BPF_JEQ, FLOW_ECHOED, LABEL_LEAVE);
+    write_tcp_sock(w);
+    /* Segments without data are never in the way. */
+    MOVE(R(1), SKB);
+    SET(R(2), TCP_DATA_OFFSET);
+    MOVE(R(3), R(10));
+    ADD_NUMBER(R(3), BYTE);
+    SET(R(4), 1);
+    CALL(skb_load_bytes);
+    GOTO_IF_NUMBER(R(0), BPF_JNE, 0, LABEL_LEAVE);
+    LOAD8(R(1), R(10), BYTE);
+    AND_NUMBER(R(1), 0xf0);
+    SHIFT_RIGHT(R(1), 2);
+    LOAD32(LENGTH, SKB, offsetof(struct __sk_buff, len));
+    GOTO_IF(LENGTH, BPF_JLE, R(1), LABEL_LEAVE);
+    /* More than the receive buffer holds? Not while what is passed is charged. */
+    write_unread(w, places);
+    LOAD32(R(2), TCP, places->sk_rcvbuf);
+    GOTO_IF(R(1), BPF_JGT, R(2), LABEL_DROP);
+    /* Too many small skbs, and those of the epoch before not all read? */
+    LOAD32(R(2), FLOW, OF_FLOW(charge));
+    LOAD32(R(3), FLOW, OF_FLOW(charge_before));
+    ADD(R(2), R(3));
+    GOTO_IF_NUMBER(R(2), BPF_JLE, KECHO_PASSED_CHARGE_MOST, LABEL_LEAVE);
+    LOAD64(R(2), FLOW, OF_FLOW(passed));
+    SUBTRACT(R(2), R(1));
+    LOAD64(R(3), FLOW, OF_FLOW(mark));
+    GOTO_IF(R(2), BPF_JSLT, R(3), LABEL_DROP);
+    HERE(LABEL_LEAVE);
+    SET(R(0), KEEP_ALL);
+    EXIT();
+    HERE(LABEL_DROP);
+    SET(R(0), 0);
+    EXIT();
+    resolve(w);
     return writer.count;
 }

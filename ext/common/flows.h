@@ -11,8 +11,7 @@
 
 enum kecho_flow_mode {
     FLOW_ECHOED = 0, /* every skb goes back where it came from */
-    FLOW_PASSED,     /* for good: what comes is for user space to read, behind what is queued */
-    FLOW_CUT         /* for good: dropped, and to be reset */
+    FLOW_PASSED      /* for good: what comes is for user space to read, behind what is queued */
 };
 
 /* Charges stand for the kernel's memory, which nobody else counts: bytes, and so much for each skb
@@ -20,7 +19,7 @@ enum kecho_flow_mode {
 #define KECHO_SKB_CHARGE 1024u
 #define KECHO_FLOW_CHARGE_MOST (1u << 20)   /* of what waits to be sent: FLOW_PASSED beyond it */
 #define KECHO_FLOW_CHARGE_LEAST (1u << 16)  /* however many connections share a bound */
-#define KECHO_PASSED_CHARGE_MOST (2u << 20) /* of small skbs not read: FLOW_CUT beyond it */
+#define KECHO_PASSED_CHARGE_MOST (2u << 20) /* of small skbs not read: packets are lost beyond it */
 
 struct kecho_flow {
     uint64_t token;      /* of user space: what the ring says when the mode changes */

@@ -5,7 +5,6 @@ cdef extern from "common/flows.h" nogil:
     enum:
         FLOW_ECHOED
         FLOW_PASSED
-        FLOW_CUT
 
     const uint32_t KECHO_FLOW_CHARGE_MOST
     const uint32_t KECHO_FLOW_CHARGE_LEAST

@@ -166,10 +166,10 @@ cdef class Engine:
         """The last thing that can fail: before it, the descriptors are the caller's."""
         cdef Control* control = &self._control
         cdef const char* call = NULL
-        cdef int fds[4]
+        cdef int fds[5]
         cdef uint32_t i
         cdef int result
-        fds[0], fds[1], fds[2], fds[3] = flows
+        fds[0], fds[1], fds[2], fds[3], fds[4] = flows
         result = flows_open(&control.flows, fds, &call)
         if result < 0:
             raise _system_error(-result, call.decode())

@@ -12,7 +12,7 @@ from common.atomics cimport (
     atomic_u64_store_relaxed, atomic_u64_store_release,
 )
 from common.flows cimport (
-    FLOW_CUT, FLOW_ECHOED, KECHO_FLOW_CHARGE_LEAST, KECHO_FLOW_CHARGE_MOST,
+    FLOW_ECHOED, KECHO_FLOW_CHARGE_LEAST, KECHO_FLOW_CHARGE_MOST,
     KECHO_FLOW_RING_BYTES, Board, Flow, kecho_token,
 )
 from engine.layout cimport Connection, Control, Flows
@@ -24,7 +24,7 @@ from kernel.bpf cimport (
 from kernel.ioctl cimport SIOCOUTQ, ioctl
 from kernel.pthread cimport pthread_mutex_destroy, pthread_mutex_init
 from kernel.socket cimport (
-    SO_COOKIE, SO_ERROR, SO_RCVLOWAT, SOL_SOCKET, getsockopt, setsockopt, socklen_t,
+    SO_ATTACH_BPF, SO_COOKIE, SO_ERROR, SO_RCVLOWAT, SOL_SOCKET, getsockopt, setsockopt, socklen_t,
 )
 from kernel.tcp cimport (
     IPPROTO_TCP, TCP_INFO, TCP_STATE_CLOSE, TCP_STATE_CLOSE_WAIT, tcp_info,
@@ -54,7 +54,7 @@ cdef struct Look:
 
 cdef inline void flows_reset(Flows* flows) noexcept nogil:
     memset(flows, 0, sizeof(Flows))
-    flows.sockets_fd = flows.flows_fd = flows.board_fd = flows.ring_fd = -1
+    flows.sockets_fd = flows.flows_fd = flows.board_fd = flows.ring_fd = flows.filter_fd = -1
 
 
 cdef inline int flows_open(Flows* flows, int* fds, const char** call) noexcept nogil:
@@ -83,6 +83,7 @@ cdef inline int flows_open(Flows* flows, int* fds, const char** call) noexcept n
         return -errno
     flows.sockets_fd, flows.flows_fd, flows.board_fd, flows.ring_fd = (
         fds[0], fds[1], fds[2], fds[3])
+    flows.filter_fd = fds[4]
     return 0
 
 
@@ -104,6 +105,7 @@ cdef inline void flows_close(Flows* flows) noexcept nogil:
         close(flows.flows_fd)
         close(flows.board_fd)
         close(flows.ring_fd)
+        close(flows.filter_fd)
     flows_reset(flows)
 
 
@@ -175,7 +177,12 @@ cdef inline int flow_begin(
     result = bpf_map_update(flows.flows_fd, &cookie, &flow)
     if result < 0:
         return result
-    result = bpf_map_update(flows.sockets_fd, &cookie, &fd)
+    if setsockopt(
+            connection.fd, SOL_SOCKET, SO_ATTACH_BPF, &flows.filter_fd,
+            sizeof(flows.filter_fd)) < 0:
+        result = -errno
+    if result == 0:
+        result = bpf_map_update(flows.sockets_fd, &cookie, &fd)
     if result < 0:
         bpf_map_delete(flows.flows_fd, &cookie)
         return result
@@ -191,11 +198,6 @@ cdef inline int flow_read(Control* control, Connection* connection, Flow* flow) 
     if result == 0:
         result = bpf_map_lookup(control.flows.flows_fd, &cookie, flow)
     return result
-
-
-cdef inline bint flow_is_cut(Control* control, Connection* connection) noexcept nogil:
-    cdef Flow flow
-    return flow_read(control, connection, &flow) == 0 and flow.mode == FLOW_CUT
 
 
 cdef inline int flow_look(Connection* connection, Look* look) noexcept nogil:

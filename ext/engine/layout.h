@@ -181,6 +181,7 @@ struct kecho_flows {
     int32_t flows_fd;
     int32_t board_fd;
     int32_t ring_fd;
+    int32_t filter_fd;
     struct kecho_flow_board *board; /* mapped */
     uint64_t *consumed;             /* mapped: bytes of the ring that were read, ever; atomic */
     const uint64_t *produced;       /* mapped: bytes of the ring that were written, ever; atomic */

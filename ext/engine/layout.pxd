@@ -162,6 +162,7 @@ cdef extern from "engine/layout.h" nogil:
         int32_t flows_fd
         int32_t board_fd
         int32_t ring_fd
+        int32_t filter_fd
         Board* board
         uint64_t* consumed
         const uint64_t* produced

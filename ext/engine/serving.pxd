@@ -9,7 +9,7 @@ from engine.connection cimport (
     send_some,
 )
 from engine.counters cimport count, count_by
-from engine.flow cimport flow_is_cut, flow_is_whole
+from engine.flow cimport flow_is_whole
 from engine.in_kernel cimport in_kernel_serve
 from engine.layout cimport (
     CLOSE_DRAINED, CLOSE_EOF, CLOSE_EVICTED, CONNECTION_ARMED_WRITE, CONNECTION_BUSY,
@@ -59,14 +59,10 @@ cdef inline Served connection_serve(
     cdef ssize_t size
     cdef int result
     cdef Served served
-    if connection.flags & (CONNECTION_IN_KERNEL | CONNECTION_PASSED):
-        if connection.flags & CONNECTION_IN_KERNEL:
-            served = in_kernel_serve(worker, connection)
-            if served != SERVED_NOT:
-                return served
-        elif flow_is_cut(worker.control, connection):
-            connection_close(worker, connection, CLOSE_EVICTED)
-            return SERVED_CLOSED
+    if connection.flags & CONNECTION_IN_KERNEL:
+        served = in_kernel_serve(worker, connection)
+        if served != SERVED_NOT:
+            return served
     if connection.pending != NULL:
         result = flush_pending(worker, connection)
         if result < 0:

@@ -21,6 +21,7 @@ cdef extern from "<sys/socket.h>" nogil:
         SO_OOBINLINE
 
         SO_ACCEPTCONN
+        SO_ATTACH_BPF
         SO_COOKIE
         SO_ERROR
         SO_MEMINFO
