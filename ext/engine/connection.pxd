@@ -125,10 +125,7 @@ cdef inline bint _end_flow(
         else:
             is_whole = flow_is_whole(connection)
     atomic_u32_store_relaxed(&connection.to_look_at, LOOK_AT_NEITHER)
-    # The sum is right modulo 2**64, which is what it is kept in.
-    count_by(
-        &worker.counters.bytes_sent,
-        <uint64_t>0 - flow_end(worker.control, connection, is_whole))
+    flow_end(worker.control, connection)
     return is_whole
 
 

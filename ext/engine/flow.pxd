@@ -125,6 +125,7 @@ cdef inline void flows_share(Control* control) noexcept nogil:
     most = control.queue_buffer_bytes * control.queue_count
     most //= max(atomic_u32_load_relaxed(&control.active), <uint32_t>1)
     most = min(max(most, <uint64_t>KECHO_FLOW_CHARGE_LEAST), <uint64_t>KECHO_FLOW_CHARGE_MOST)
+    most = min(most, control.queue_buffer_bytes)  # whoever waits alone is nobody's slowest reader
     if atomic_u64_load_relaxed(&control.flows.board.charge_most) != most:
         atomic_u64_store_relaxed(&control.flows.board.charge_most, most)
 
@@ -259,18 +260,8 @@ cdef inline bint flow_leave(Control* control, Connection* connection) noexcept n
     return False
 
 
-cdef inline uint64_t flow_end(
-    Control* control, Connection* connection, bint is_whole,
-) noexcept nogil:
-    """Forgets it, before it is closed, by which the socket leaves its map. Returns the bytes of the
-    kernel's queue that will not be sent, which have been counted as sent."""
-    cdef uint64_t cookie = 0, lost = 0
-    cdef Look look
-    cdef Flow flow
-    if _cookie(connection.fd, &cookie) < 0:
-        return 0
-    if not is_whole and bpf_map_lookup(control.flows.flows_fd, &cookie, &flow) == 0:
-        if flow_look(connection, &look) == 0 and look.handed < flow.redirected:
-            lost = flow.redirected - look.handed
-    bpf_map_delete(control.flows.flows_fd, &cookie)
-    return lost
+cdef inline void flow_end(Control* control, Connection* connection) noexcept nogil:
+    """Forgets it; the socket leaves its map when it is closed, if it has not before."""
+    cdef uint64_t cookie = 0
+    if _cookie(connection.fd, &cookie) == 0:
+        bpf_map_delete(control.flows.flows_fd, &cookie)

@@ -56,7 +56,7 @@ cdef inline Served _take_back(Worker* worker, Connection* connection) noexcept n
     if not is_whole:
         connection_close(worker, connection, CLOSE_ABORTED)
         return SERVED_CLOSED
-    flow_end(worker.control, connection, True)
+    flow_end(worker.control, connection)
     _in_kernel_end(connection)
     return _serve_here(worker, connection)
 

@@ -12,6 +12,7 @@ import socket
 from pathlib import Path
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import note, settings
 from hypothesis.stateful import (
     Bundle,
