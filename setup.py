@@ -94,7 +94,7 @@ def generate(extensions):
 
 
 modules = [extension("kecho._engine", ["ext/engine/engine.pyx"])]
-for name in ("loadgen", "sandbox", "sockdiag", "udp"):
+for name in ("bpf", "loadgen", "sandbox", "sockdiag", "udp"):
     if files := sources(f"ext/{name}"):
         modules.append(extension(f"kecho._{name}", files))
 if SANITIZE:

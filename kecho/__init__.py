@@ -18,7 +18,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .config import ServerConfig
-    from .errors import ListenError, OptionError
+    from .errors import EngineError, ListenError, OptionError
     from .foreground import serve
     from .server import Server
     from .stats import AcceptQueue, Counters, NamedCounts, Stats, UdpCounters
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AcceptQueue",
     "Counters",
+    "EngineError",
     "ListenError",
     "NamedCounts",
     "OptionError",
@@ -40,6 +41,7 @@ __all__ = [
 _MODULE_OF = {
     "AcceptQueue": "stats",
     "Counters": "stats",
+    "EngineError": "errors",
     "ListenError": "errors",
     "NamedCounts": "stats",
     "OptionError": "errors",

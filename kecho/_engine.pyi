@@ -20,6 +20,8 @@ class Engine:
     about. per_address, rate_per_s: connections of one client address at once, and a second.
     busy_poll_ns: how long a worker polls after its last event before it sleeps; 2**64 - 1: for
     ever. busy_poll_by_gaps: only while events are on average that close together.
+    flows: what kecho._bpf.open_echo() returned, for the kernel to echo TCP connections, which is
+    taken over like the listeners; () for every connection to be served by the workers.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Engine:
         rate_per_s: int,
         busy_poll_ns: int,
         busy_poll_by_gaps: bool,
+        flows: tuple[int, ...] = (),
     ) -> None: ...
     def run_worker(self, index: int) -> None:
         """The life of one worker: returns when the engine has been stopped. Raises OSError."""

@@ -7,6 +7,7 @@ it can be undone. Each raises OSError that names the system call.
 IS_SANITIZED: bool
 PERMITTED_CALLS: frozenset[int]
 PERMITTED_CALLS_OF_A_FILE: frozenset[int]
+PERMITTED_CALLS_OF_FLOWS: frozenset[int]
 
 def load_unwinder() -> None:
     """Loads what pthread_exit() would otherwise open a file for."""
@@ -29,5 +30,5 @@ def restrict_access(abi: int, tcp_ports: list[int], removable_fd: int) -> None:
     removable_fd: a directory beneath which files may be removed, or -1.
     """
 
-def filter_calls(*, for_a_file: bool) -> None:
+def filter_calls(*, for_a_file: bool, for_flows: bool) -> None:
     """Only the system calls of policy.h from now on; EPERM for any other."""

@@ -25,7 +25,7 @@ from ._version import __version__
 from .command import plural
 from .config import BENCH, ServerConfig, check_options, environment_variable
 from .confine import confine
-from .errors import ListenError, OptionError
+from .errors import EngineError, ListenError, OptionError
 from .listen import describe_addresses
 from .logs import stderr_handler
 from .options import Option, choice, flag, option, options_of, seconds, switch
@@ -113,6 +113,8 @@ def _main(arguments: Sequence[str]) -> int:
         return _serve(config, identity)
     except ListenError as error:
         log.error("%s: %s", sources.get(error.option, flag(error.option)), error.reason)
+    except EngineError as error:
+        log.error("%s: %s", sources.get("engine", flag("engine")), error.reason)
     except OSError as error:
         log.error("%s", error.strerror or error)
     return command.EXIT_FAILED
@@ -252,7 +254,9 @@ def _serve(config: CommandConfig, identity: privileges.Identity | None) -> int:
     try:
         stats = foreground.run(
             server,
-            on_listening=lambda: confine(server.addresses, config, identity),
+            on_listening=lambda: confine(
+                server.addresses, config, identity, for_flows=server.engine == "sockmap"
+            ),
             on_start=start_to_serve,
             on_stop_signal=_say_stopping(server, notifier),
             report=_say_counters(),
@@ -294,17 +298,19 @@ def _say_where(server: Server, backlog: int) -> None:
     config = server.config
     exposed = any(_is_exposed(address) for address in server.addresses)
     udp = server.udp_addresses
+    engine = f", engine {server.engine}" if config.engine != "epoll" else ""
     _log_fields(
         f"listening on {describe_addresses(server.addresses)}"
         f"{', ' + describe_addresses(udp, 'udp') if udp else ''}"
         f"{', reachable from other hosts' if exposed else ''}"
-        f" (backlog {backlog}, dispatch {config.dispatch}, {plural(server.threads, 'thread')})",
+        f" (backlog {backlog}, dispatch {config.dispatch}{engine}, {plural(server.threads, 'thread')})",
         "listening",
         addresses=server.addresses,
         udp_addresses=udp,
         exposed=exposed,
         backlog=backlog,
         dispatch=config.dispatch,
+        engine=server.engine,
         threads=server.threads,
         pid=os.getpid(),
     )

@@ -36,6 +36,7 @@ LONGEST_BUSY_POLL_US = 1_000_000
 
 Dispatch = Literal["shared", "percpu"]
 BusyPoll = int | Literal["auto", "forever"]
+EngineName = Literal["epoll", "sockmap", "auto"]
 
 
 def environment_variable(name: str) -> str:
@@ -157,6 +158,17 @@ class ServerConfig:
             "thread per CPU, which keeps the connections whose packets arrive there",
             "shared",
             "percpu",
+        ),
+    )
+    engine: EngineName = option(
+        "epoll",
+        choice(
+            "epoll: threads echo; sockmap: the kernel itself echoes TCP, by a BPF program on each "
+            "connection, and threads only accept and close (root, Linux 6.5); auto: sockmap if it "
+            "is to be had",
+            "epoll",
+            "sockmap",
+            "auto",
         ),
     )
     threads: int | None = option(

@@ -27,9 +27,16 @@ class Confined(Protocol):
 
 
 def confine(
-    addresses: tuple[Address, ...], config: Confined, identity: privileges.Identity | None
+    addresses: tuple[Address, ...],
+    config: Confined,
+    identity: privileges.Identity | None,
+    *,
+    for_flows: bool,
 ) -> None:
-    """What the command gives up between the opening of its sockets and the first client."""
+    """What the command gives up between the opening of its sockets and the first client.
+
+    for_flows: the kernel echoes, and is handed connections.
+    """
     for fd in config.fd:
         _let_go(fd)
     sandbox.prepare()
@@ -44,6 +51,7 @@ def confine(
     reasons = sandbox.enter(
         tcp_ports=sorted({at[1] for at in addresses if not isinstance(at, str)}),
         socket_path=config.uds,
+        for_flows=for_flows,
     )
     if reasons and config.sandbox:
         raise OSError(None, f"--sandbox: {'; '.join(reasons)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ListenError", "OptionError", "TuningError"]
+__all__ = ["EngineError", "ListenError", "OptionError", "TuningError"]
 
 
 class OptionError(ValueError):
@@ -38,6 +38,24 @@ class ListenError(OSError):
 
     def __reduce__(self) -> tuple[type[ListenError], tuple[str, int | None, str]]:
         return type(self), (self.option, self.errno, self.reason)
+
+
+class EngineError(OSError):
+    """The system cannot have the engine that was asked for: a kernel function, or a privilege, is
+    missing.
+
+    errno: the system's error number; None where no call failed.
+    """
+
+    def __init__(self, errno: int | None, reason: str) -> None:
+        super().__init__(errno, f"engine: {reason}")
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"engine: {self.reason}"
+
+    def __reduce__(self) -> tuple[type[EngineError], tuple[int | None, str]]:
+        return type(self), (self.errno, self.reason)
 
 
 class TuningError(OSError):

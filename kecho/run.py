@@ -22,6 +22,7 @@ from .config import ServerConfig
 from .cpus import usable_cpu_count
 from .listen import Address, SocketFile
 from .listen_udp import Datagrams, open_everything, udp_worker_count
+from .sockmap import open_flows
 from .stats import AcceptQueue, Stats
 from .steering import cpus_of_workers, steer
 from .watch import INTERVAL_S, Place, Watch
@@ -79,6 +80,7 @@ class Run:
         self._places: list[Place] = []
         self._started_at = time.monotonic()
         self._files: list[SocketFile] = []
+        self.engine = "epoll"
         self.addresses: tuple[Address, ...] = ()
         self.udp_addresses: tuple[Address, ...] = ()
         self._engine: Engine | None = None
@@ -94,6 +96,7 @@ class Run:
     def _open(self, config: ServerConfig) -> None:
         """The sockets, and the engine and the UDP echo that take them over."""
         listeners, datagrams = open_everything(config, self.thread_count)
+        flows: tuple[int, ...] = ()
         try:
             self._files = [listener.file for listener in listeners if listener.file is not None]
             self.addresses = tuple(dict.fromkeys(listener.address for listener in listeners))
@@ -113,6 +116,8 @@ class Run:
                 for one in listeners
             ]
             self._watch = Watch(config, self._places, groups, attach_cpu_steering)
+            flows = open_flows(config, has_unix=any(one.is_unix for one in listeners))
+            self.engine = "sockmap" if flows else "epoll"
             with _signals_wait():  # or a descriptor would have two owners, or none
                 self._engine = Engine(
                     [
@@ -131,7 +136,9 @@ class Run:
                     rate_per_s=config.rate_limit or 0,
                     busy_poll_ns=self._busy_poll[0],
                     busy_poll_by_gaps=self._busy_poll[1],
+                    flows=flows,
                 )
+                flows = ()
                 for listener in listeners:
                     listener.socket.detach()
                 if config.udp:
@@ -144,6 +151,8 @@ class Run:
                 listener.close()
             for one in datagrams:
                 one.socket.close()
+            for fd in flows:
+                os.close(fd)
             raise
 
     def start(self) -> None:

@@ -160,6 +160,12 @@ class Server:
         raise RuntimeError("the server has no TCP port" if self._run else "it was never started")
 
     @property
+    def engine(self) -> str:
+        """Who echoes TCP: ``epoll``, the workers, or ``sockmap``, the kernel. With the option auto
+        it is known after the start."""
+        return self._run.engine if self._run is not None else self.config.engine
+
+    @property
     def threads(self) -> int:
         """How many workers serve, or would by the present affinity and quota."""
         return self._run.thread_count if self._run is not None else thread_count(self.config)

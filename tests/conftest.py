@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import signal
@@ -15,6 +16,39 @@ import kecho
 from processes import ServerProcess
 
 DISPATCHES = ("shared", "percpu")
+ENGINES = ("epoll", "sockmap")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "engines: the tests that start a server run under each engine (not a Unix one)"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Modules with the mark `engines`: their tests of TCP run under each engine."""
+    if "engine" in metafunc.fixturenames and metafunc.definition.get_closest_marker("engines"):
+        is_unix = "unix" in metafunc.function.__name__
+        metafunc.parametrize("engine", ENGINES[:1] if is_unix else ENGINES, indirect=True)
+
+
+@functools.cache
+def why_no_sockmap() -> str | None:
+    """Why this machine cannot have the engine; None: it can."""
+    try:
+        with kecho.Server(port=0, threads=1, engine="sockmap"):
+            return None
+    except kecho.EngineError as error:
+        return str(error)
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest) -> str:
+    """Who echoes TCP for start_server() and start_process(); see the mark `engines`."""
+    name = str(getattr(request, "param", "epoll"))
+    if name == "sockmap" and (reason := why_no_sockmap()) is not None:
+        pytest.skip(reason)
+    return name
 
 
 @pytest.fixture(params=DISPATCHES)
@@ -24,7 +58,7 @@ def dispatch(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def start_server() -> Iterator[Callable[..., kecho.Server]]:
+def start_server(engine: str) -> Iterator[Callable[..., kecho.Server]]:
     """start_server(**options) -> a running Server on a free port of 127.0.0.1; stopped in the end.
 
     Two workers unless the test says otherwise, so that hand-over between threads is exercised.
@@ -35,6 +69,8 @@ def start_server() -> Iterator[Callable[..., kecho.Server]]:
         if not {"uds", "fd"} & options.keys():
             options.setdefault("port", 0)
         options.setdefault("threads", 2)
+        if not {"uds", "udp"} & options.keys():
+            options.setdefault("engine", engine)
         server = kecho.Server(**options)
         server.start()
         servers.append(server)
@@ -53,7 +89,7 @@ def server(start_server: Callable[..., kecho.Server], dispatch: str) -> kecho.Se
 
 
 @pytest.fixture
-def start_process() -> Iterator[Callable[..., ServerProcess]]:
+def start_process(engine: str) -> Iterator[Callable[..., ServerProcess]]:
     """start_process(*arguments, **environment) -> `python -m kecho` once it listens.
 
     `--port 0` is added unless the arguments say where to listen. Killed in the end.
@@ -61,6 +97,8 @@ def start_process() -> Iterator[Callable[..., ServerProcess]]:
     processes: list[ServerProcess] = []
 
     def start(*arguments: str, **environment: str) -> ServerProcess:
+        if engine != "epoll" and not {"--uds", "--udp"} & {*arguments}:
+            arguments = ("--engine", engine, *arguments)
         process = ServerProcess(arguments, environment)
         processes.append(process)
         process.wait_until_listening()

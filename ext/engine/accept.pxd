@@ -8,10 +8,11 @@ from common.atomics cimport (
 )
 from engine.access cimport ADMITTED, access_admit, access_is_restricted
 from engine.connection cimport (
-    READS_PER_TURN, SERVED_CLOSED, Served, close_with_reset, connection_arm, connection_fail,
-    connection_serve, connection_settle,
+    SERVED_ALL, SERVED_CLOSED, Served, close_with_reset, connection_arm, connection_fail,
 )
 from engine.counters cimport count, count_error, count_opened
+from engine.flow cimport flow_begin, flows_are_open, flows_share
+from engine.in_kernel cimport in_kernel_begin
 from engine.layout cimport (
     CONNECTION_READ_TO_END, CONNECTION_REGISTERED, CONNECTION_SILENT, ERROR_ACCEPT,
     ERROR_DESCRIPTORS, ERROR_EPOLL, ERROR_LISTENER, ERROR_MEMORY, KECHO_NO_PEER, Connection,
@@ -22,6 +23,7 @@ from engine.listener cimport (
     listeners_resume,
 )
 from engine.peers cimport peer_leaves
+from engine.serving cimport READS_PER_TURN, connection_serve, connection_settle
 from engine.slab cimport slab_take
 from kernel.inet cimport sockaddr_storage
 from kernel.socket cimport (
@@ -60,6 +62,20 @@ cdef inline void _unadmit(Worker* worker) noexcept nogil:
         listeners_resume(worker)
 
 
+cdef inline bint _is_for_the_kernel(
+    Worker* worker, Listener* listener, Connection* connection,
+) noexcept nogil:
+    """Hands a new connection to the kernel, before anything of it is read."""
+    cdef Control* control = worker.control
+    if not flows_are_open(&control.flows) or listener.is_unix or worker.is_draining:
+        return False
+    flows_share(control)
+    if flow_begin(control, <uint32_t>(worker.queue - control.queues), connection) < 0:
+        return False
+    in_kernel_begin(connection)
+    return True
+
+
 cdef inline void _begin(
     Worker* worker, Listener* listener, int fd, uint32_t peer,
 ) noexcept nogil:
@@ -92,8 +108,12 @@ cdef inline void _begin(
     connection.accepted_by = <unsigned short>worker.index
     atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
     count_opened(worker)
-    # In a drain to the end, so that it does not keep a descriptor from whoever waits behind it.
-    served = connection_serve(worker, connection, READS_PER_TURN if worker.is_draining else 1)
+    if _is_for_the_kernel(worker, listener, connection):
+        served = SERVED_ALL
+    else:
+        # In a drain to the end, so that it does not keep a descriptor from whoever waits behind it.
+        served = connection_serve(
+            worker, connection, READS_PER_TURN if worker.is_draining else 1)
     if served == SERVED_CLOSED:
         return
     if not connection.flags & CONNECTION_REGISTERED:

@@ -7,19 +7,22 @@ from engine.accept cimport ACCEPTS_PER_TURN, accept_turn
 from engine.busy_poll cimport busy_poll_wait
 from engine.closing cimport close_listeners_at_last, empty_listeners
 from engine.connection cimport (
-    GREETING_MS, READS_PER_TURN, connection_close, connection_serve, connection_settle,
-    note_progress,
+    SERVED_CLOSED, Served, connection_close, look_again, look_by, note_progress, untaken,
 )
+from engine.in_kernel cimport in_kernel_note
 from engine.layout cimport (
-    CLOSE_ABORTED, CLOSE_IDLE, CLOSE_STALLED, OWNERSHIP_FREE, PHASE_DRAINING, PHASE_RUNNING,
-    PHASE_STOPPING, Connection, Control, Queue, Worker,
+    CLOSE_ABORTED, CLOSE_IDLE, CLOSE_STALLED, CONNECTION_BUSY, CONNECTION_IN_KERNEL,
+    OWNERSHIP_FREE, PHASE_DRAINING, PHASE_RUNNING, PHASE_STOPPING, Connection, Control, Queue,
+    Worker,
 )
-from engine.listener cimport TOKEN_LISTENERS, TOKEN_WAKE, listeners_resume
+from engine.listener cimport TOKEN_LISTENERS, TOKEN_RING, TOKEN_WAKE, listeners_resume
+from engine.ring cimport ring_read
+from engine.serving cimport GREETING_MS, READS_PER_TURN, connection_serve, connection_settle
 from engine.slab cimport (
     CLAIM_WON, ownership_claim, ownership_release, ownership_try, slab_get, slab_high_water,
     slab_in_use,
 )
-from engine.waiting cimport is_marked_waiting, unread_bytes
+from engine.waiting cimport is_marked_flow, is_marked_waiting, waiting_claim_due
 from kernel.clock cimport clock_now_ms
 from kernel.epoll cimport EPOLLERR, EPOLLHUP, EPOLLPRI, EPOLLRDHUP, epoll_event
 from kernel.eventfd cimport eventfd_write
@@ -36,6 +39,8 @@ cdef enum:
     DRAIN_LOOK_MS = 20        # how long a drain may miss that another worker ended it
     SWEEP_AT_MOST_EVERY_MS = 10
     SWEEP_AT_LEAST_EVERY_MS = 500
+    LOOKS_PER_TURN = 64
+    NEXT_LOOK_MOST_MS = 200
 
 
 # ---- stopping: also called by the threads that are not workers --------------------------------
@@ -75,6 +80,9 @@ cdef inline void _serve_event(Worker* worker, epoll_event* event) noexcept nogil
         if worker.is_draining and atomic_u32_load(&worker.control.workers_accepting) != 0:
             wake(worker.queue)
             sched_yield()
+        return
+    if token == TOKEN_RING:
+        ring_read(worker.control)
         return
     if token >= TOKEN_LISTENERS:
         if not worker.is_draining:
@@ -129,12 +137,16 @@ cdef inline uint64_t _sweep_interval_ms(Control* control) noexcept nogil:
 cdef inline int _until_timer_ms(Worker* worker) noexcept nogil:
     """How long the worker may wait for events; -1: for ever."""
     cdef uint64_t due_ms = worker.resume_at_ms
-    cdef uint64_t sweep_ms
+    cdef uint64_t sweep_ms, look_ms
     if _shortest_timeout_ms(worker.control) != 0:
         sweep_ms = atomic_u64_load_relaxed(&worker.queue.next_sweep_ms)
         if due_ms == 0 or sweep_ms < due_ms:
             due_ms = sweep_ms
-    elif due_ms == 0:
+    if atomic_u32_load_relaxed(&worker.queue.busy) != 0:
+        look_ms = atomic_u64_load_relaxed(&worker.queue.next_look_ms)
+        if due_ms == 0 or look_ms < due_ms:
+            due_ms = look_ms
+    if due_ms == 0:
         return -1
     return <int>(due_ms - worker.now_ms) + 1 if due_ms > worker.now_ms else 1
 
@@ -152,14 +164,18 @@ cdef inline bint _is_to_be_looked_at(Worker* worker, Connection* connection) noe
     """By somebody who does not own it."""
     if is_marked_waiting(connection):
         return True
+    if is_marked_flow(connection):
+        return _has_rested(worker, connection, _shortest_timeout_ms(worker.control))
     return _has_rested(worker, connection, worker.control.idle_timeout_ms)
 
 
 cdef inline int _why_overdue(Worker* worker, Connection* connection) noexcept nogil:
     """A kecho_close_reason, or -1: it may stay."""
     cdef Control* control = worker.control
-    if connection.pending != NULL:
-        if unread_bytes(connection) != connection.unread_bytes:
+    if connection.flags & CONNECTION_IN_KERNEL:
+        in_kernel_note(worker, connection)
+    if connection.pending != NULL or connection.flags & CONNECTION_BUSY:
+        if untaken(connection) != connection.unread_bytes:
             note_progress(worker, connection)
         elif _has_rested(worker, connection, control.write_timeout_ms):
             return CLOSE_STALLED
@@ -185,8 +201,35 @@ cdef inline void _close_overdue(Worker* worker) noexcept nogil:
                 worker, connection, connection_serve(worker, connection, READS_PER_TURN))
 
 
+cdef inline void _look_at(Worker* worker, Connection* connection) noexcept nogil:
+    """At a flow of which the kernel held bytes."""
+    cdef Served served = connection_serve(worker, connection, READS_PER_TURN)
+    if served != SERVED_CLOSED and connection.flags & CONNECTION_BUSY:
+        if untaken(connection) != connection.unread_bytes:
+            note_progress(worker, connection)
+        look_again(worker, connection)
+    connection_settle(worker, connection, served)
+
+
+cdef inline void _look_at_busy(Worker* worker) noexcept nogil:
+    cdef Connection* due[LOOKS_PER_TURN]
+    cdef Queue* queue = worker.queue
+    cdef uint64_t due_ms = atomic_u64_load_relaxed(&queue.next_look_ms)
+    cdef uint32_t next_ms = NEXT_LOOK_MOST_MS
+    cdef int count, i
+    if (atomic_u32_load_relaxed(&queue.busy) == 0 or worker.now_ms < due_ms
+            or not atomic_u64_swap_acquire(
+                &queue.next_look_ms, due_ms, worker.now_ms + NEXT_LOOK_MOST_MS)):
+        return
+    count = waiting_claim_due(queue, <uint32_t>worker.now_ms, due, LOOKS_PER_TURN, &next_ms)
+    look_by(worker, <uint32_t>worker.now_ms + next_ms)
+    for i in range(count):
+        _look_at(worker, due[i])
+
+
 cdef inline void _run_timers(Worker* worker) noexcept nogil:
     cdef uint64_t due_ms
+    _look_at_busy(worker)
     if worker.resume_at_ms != 0 and worker.now_ms >= worker.resume_at_ms:
         worker.resume_at_ms = 0
         listeners_resume(worker)
@@ -251,6 +294,7 @@ cdef inline int _drain(Worker* worker) noexcept nogil:
         result = _round(worker, <int>min(deadline_ms - worker.now_ms, <uint64_t>DRAIN_LOOK_MS))
         if result < 0:
             break
+        _look_at_busy(worker)
     return result
 
 

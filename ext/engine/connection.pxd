@@ -1,32 +1,35 @@
-"""One connection: recv, send at once, keep only what the kernel would not take.
+"""One connection: what its worker can do with it, short of serving it.
 
 Every function here is called by the worker that owns the connection. The socket is edge-triggered
 in the epoll set, so a worker that leaves bytes in it must see to it that it comes back: it holds
 the connection (SERVED_MORE) or changes the registration, upon which epoll reports again whatever
 is there.
 """
-from common.atomics cimport atomic_u32_load_relaxed, atomic_u32_store_relaxed
+from common.atomics cimport (
+    atomic_u32_load_relaxed, atomic_u32_store_relaxed, atomic_u64_load_relaxed,
+    atomic_u64_store_relaxed,
+)
 from engine.counters cimport count, count_by, count_closed, count_error
+from engine.flow cimport Look, flow_end, flow_is_whole, flow_leave, flow_look
 from engine.layout cimport (
     CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_EVICTED, CLOSE_IDLE, CLOSE_RESET, CLOSE_STALLED,
-    CLOSE_TIMED_OUT, CONNECTION_ARMED_WRITE, CONNECTION_READ_TO_END, CONNECTION_REGISTERED,
-    CONNECTION_SILENT, ERROR_EPOLL, ERROR_MEMORY, ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES,
-    KECHO_NO_PEER, Connection, Worker,
+    CLOSE_TIMED_OUT, CONNECTION_ARMED_WRITE, CONNECTION_BUSY, CONNECTION_IN_KERNEL,
+    CONNECTION_PASSED, CONNECTION_REGISTERED, ERROR_EPOLL, ERROR_MEMORY, KECHO_NO_PEER,
+    LOOK_AT_NEITHER, Connection, Worker,
 )
 from engine.listener cimport listeners_resume
 from engine.peers cimport peer_leaves
 from engine.slab cimport ownership_generation, ownership_release, slab_give_back
 from engine.waiting cimport (
     unread_bytes, waiting_begin, waiting_claim_slowest, waiting_end, waiting_is_over,
-    waiting_progress,
+    waiting_look_at, waiting_progress,
 )
 from kernel.epoll cimport (
     EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, epoll_ctl,
     epoll_event,
 )
 from kernel.socket cimport (
-    AF_UNSPEC, MSG_NOSIGNAL, SO_LINGER, SOL_SOCKET, connect, linger, recv, send, setsockopt,
-    sockaddr,
+    AF_UNSPEC, MSG_NOSIGNAL, SO_LINGER, SOL_SOCKET, connect, linger, send, setsockopt, sockaddr,
 )
 from libc.errno cimport (
     EAGAIN, ECONNABORTED, ECONNRESET, EINTR, ENOBUFS, ENOMEM, EPIPE, ETIMEDOUT, errno,
@@ -41,12 +44,12 @@ cdef enum Served:
     SERVED_ALL     # nothing left to read, or waiting for room to send
     SERVED_MORE    # the turn is over, there is more to read
     SERVED_CLOSED  # the connection is gone, and its record with it
+    SERVED_NOT     # by the kernel any more: to be served here
 
 
 cdef enum:
-    READS_PER_TURN = 4  # of up to 64 KiB, then the others get theirs
-    SPARED_MOST = 64    # readers, in one search for one that is not
-    GREETING_MS = 500   # from accept to the first bytes, when the server is about to stop
+    SPARED_MOST = 64  # readers, in one search for one that is not
+    LOOK_AGAIN_MOST_MS = 100
 
 
 cdef inline void close_with_reset(int fd) noexcept nogil:
@@ -70,19 +73,80 @@ cdef inline void _free_pending(Worker* worker, Connection* connection) noexcept 
     connection.pending = NULL
 
 
+# ---- flows of which the kernel holds bytes ------------------------------------------------------
+
+cdef inline uint32_t _look_again_ms(Worker* worker, Connection* connection) noexcept nogil:
+    """When to ask the kernel again: soon after something has moved, then less and less often."""
+    cdef uint32_t age_ms = (
+        <uint32_t>worker.now_ms - atomic_u32_load_relaxed(&connection.last_active_ms))
+    return <uint32_t>worker.now_ms + min(age_ms // 8 + 1, <uint32_t>LOOK_AGAIN_MOST_MS)
+
+
+cdef inline void look_by(Worker* worker, uint32_t at_ms) noexcept nogil:
+    """Has the queue looked at by then. This worker, at least, sees it before it waits again."""
+    cdef uint64_t next_ms = worker.now_ms + (at_ms - <uint32_t>worker.now_ms)
+    if next_ms < atomic_u64_load_relaxed(&worker.queue.next_look_ms):
+        atomic_u64_store_relaxed(&worker.queue.next_look_ms, next_ms)
+
+
+cdef inline void busy_begin(
+    Worker* worker, Connection* connection, uint32_t held_bytes,
+) noexcept nogil:
+    """The kernel holds bytes that wait for the client to take others; nothing says when they have
+    gone, so they are looked at."""
+    if connection.flags & CONNECTION_BUSY:
+        return
+    connection.flags |= CONNECTION_BUSY
+    connection.held_bytes = held_bytes
+    connection.look_at_ms = _look_again_ms(worker, connection)
+    waiting_begin(worker.queue, connection)
+    look_by(worker, connection.look_at_ms)
+
+
+cdef inline void look_again(Worker* worker, Connection* connection) noexcept nogil:
+    waiting_look_at(worker.queue, connection, _look_again_ms(worker, connection))
+    look_by(worker, connection.look_at_ms)
+
+
+cdef inline void busy_end(Worker* worker, Connection* connection) noexcept nogil:
+    if connection.flags & CONNECTION_BUSY:
+        waiting_end(worker.queue, connection)
+        connection.flags &= ~<unsigned int>CONNECTION_BUSY
+
+
+cdef inline bint _end_flow(
+    Worker* worker, Connection* connection, bint is_whole, int reason,
+) noexcept nogil:
+    """Before it is closed; whether it still may be with FIN: the end of file was looked at already,
+    and after it nothing comes."""
+    if is_whole and reason != CLOSE_EOF:
+        if connection.flags & CONNECTION_IN_KERNEL:
+            is_whole = flow_leave(worker.control, connection)
+        else:
+            is_whole = flow_is_whole(connection)
+    atomic_u32_store_relaxed(&connection.to_look_at, LOOK_AT_NEITHER)
+    flow_end(worker.control, connection)
+    return is_whole
+
+
 cdef inline void connection_close(
     Worker* worker, Connection* connection, int reason,
 ) noexcept nogil:
     """Closes with FIN when every byte read has been handed to the kernel, otherwise with RST:
     a client must not take a cut-off stream for a finished one. After an error that is usually
-    the end of the socket, too, RST costs nothing; where it is not, bytes are lost."""
+    the end of the socket, too, RST costs nothing; where it is not, bytes are lost. In CLOSE_EOF
+    everything that a flow has received is known to have been handed back."""
     cdef int fd = connection.fd
-    connection.fd = -1  # before it is closed: see queue_forget()
     cdef bint is_whole = (
-        connection.pending == NULL
+        connection.pending == NULL and not connection.flags & CONNECTION_BUSY
         and (reason == CLOSE_EOF or reason == CLOSE_IDLE or reason == CLOSE_DRAINED))
     if connection.pending != NULL:
         _free_pending(worker, connection)
+    if connection.flags & CONNECTION_BUSY:
+        busy_end(worker, connection)
+    if connection.flags & (CONNECTION_IN_KERNEL | CONNECTION_PASSED):
+        is_whole = _end_flow(worker, connection, is_whole, reason)
+    connection.fd = -1  # before it is closed: see queue_forget()
     # Before it is closed: the client may connect again at once.
     if connection.peer != KECHO_NO_PEER:
         peer_leaves(&worker.control.access, connection.peer)
@@ -128,6 +192,9 @@ cdef inline int connection_arm(
     if for_write:
         event.events |= EPOLLOUT
         connection.flags |= CONNECTION_ARMED_WRITE
+    elif connection.flags & CONNECTION_IN_KERNEL:
+        # Data would be reported all the same, and wake a worker for each echo.
+        event.events |= EPOLLRDHUP
     else:
         event.events |= EPOLLIN | EPOLLRDHUP | EPOLLPRI
         connection.flags &= ~CONNECTION_ARMED_WRITE
@@ -140,7 +207,7 @@ cdef inline int connection_arm(
     return 0
 
 
-cdef inline ssize_t _send_some(
+cdef inline ssize_t send_some(
     Connection* connection, const void* data, size_t size,
 ) noexcept nogil:
     """Bytes that the kernel took, 0 when there is no room now, or -errno."""
@@ -155,13 +222,13 @@ cdef inline ssize_t _send_some(
             return -errno
 
 
-cdef inline int _keep_pending(
+cdef inline int keep_pending(
     Worker* worker, Connection* connection, uint32_t begin, uint32_t end,
 ) noexcept nogil:
     """Backpressure: copies [begin, end) of the worker's buffer aside. Returns 0 or -ENOMEM.
 
     Until this is sent nothing more is read, so one buffer bounds what a client can pin. What all
-    of them can pin is bounded by _evict_slowest().
+    of them can pin is bounded by evict_slowest().
     """
     connection.pending = <unsigned char*>malloc(end - begin)
     if connection.pending == NULL:
@@ -175,11 +242,21 @@ cdef inline int _keep_pending(
     return 0
 
 
+cdef inline uint32_t untaken(Connection* connection) noexcept nogil:
+    """A figure that changes when the client takes something."""
+    cdef Look look
+    if not connection.flags & CONNECTION_BUSY:
+        return unread_bytes(connection)
+    if flow_look(connection, &look) < 0:
+        return connection.unread_bytes
+    return look.acknowledged
+
+
 cdef inline void note_progress(Worker* worker, Connection* connection) noexcept nogil:
     """The client has taken some of what was pending."""
     atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
     waiting_progress(worker.queue, connection)
-    connection.unread_bytes = unread_bytes(connection)
+    connection.unread_bytes = untaken(connection)
 
 
 cdef inline void _spare(Worker* worker, Connection* connection) noexcept nogil:
@@ -192,7 +269,7 @@ cdef inline void _spare(Worker* worker, Connection* connection) noexcept nogil:
             return
 
 
-cdef inline bint _evict_slowest(Worker* worker) noexcept nogil:
+cdef inline bint evict_slowest(Worker* worker) noexcept nogil:
     """Closes the connections longest without progress until the queue's buffers are within their
     bounds. False when those that are left are being served, by this worker or another.
 
@@ -204,7 +281,7 @@ cdef inline bint _evict_slowest(Worker* worker) noexcept nogil:
         slowest = waiting_claim_slowest(worker.queue)
         if slowest == NULL:
             return False
-        if spared < SPARED_MOST and unread_bytes(slowest) != slowest.unread_bytes:
+        if spared < SPARED_MOST and untaken(slowest) != slowest.unread_bytes:
             spared += 1
             note_progress(worker, slowest)
             _spare(worker, slowest)
@@ -213,9 +290,9 @@ cdef inline bint _evict_slowest(Worker* worker) noexcept nogil:
     return True
 
 
-cdef inline int _flush_pending(Worker* worker, Connection* connection) noexcept nogil:
+cdef inline int flush_pending(Worker* worker, Connection* connection) noexcept nogil:
     """1 when nothing is pending any more, 0 when the kernel has no room yet, or -errno."""
-    cdef ssize_t sent = _send_some(
+    cdef ssize_t sent = send_some(
         connection, connection.pending + connection.pending_begin,
         connection.pending_end - connection.pending_begin)
     if sent < 0:
@@ -231,115 +308,3 @@ cdef inline int _flush_pending(Worker* worker, Connection* connection) noexcept 
     _free_pending(worker, connection)
     count(&worker.counters.echoes)
     return 1
-
-
-cdef inline int _echo_chunk(Worker* worker, Connection* connection, size_t size) noexcept nogil:
-    """Sends back what recv has put into the worker's buffer. Returns 1 when all of it went, 0
-    when the rest is pending, or -errno."""
-    cdef ssize_t sent = _send_some(connection, worker.buffer, size)
-    if sent < 0:
-        return <int>sent
-    count_by(&worker.counters.bytes_sent, sent)
-    if <size_t>sent == size:
-        count(&worker.counters.echoes)
-        return 1
-    return _keep_pending(worker, connection, <uint32_t>sent, <uint32_t>size)
-
-
-cdef inline Served connection_serve(
-    Worker* worker, Connection* connection, int reads,
-) noexcept nogil:
-    """Echoes what is there, in at most `reads` chunks.
-
-    A recv that returns less than was asked for has emptied a TCP socket, and what comes later
-    makes a new edge, so there is no second recv just to see EAGAIN. Three things can stand
-    behind a short read all the same: an end of file, an error, and the rest of the stream behind
-    an urgent mark, where recv stops. The event names them (EPOLLRDHUP, EPOLLERR, EPOLLPRI), which
-    sets CONNECTION_READ_TO_END for good.
-    """
-    cdef bint to_end = connection.flags & CONNECTION_READ_TO_END != 0 or worker.is_draining
-    cdef ssize_t size
-    cdef int result
-    if connection.pending != NULL:
-        result = _flush_pending(worker, connection)
-        if result < 0:
-            return connection_fail(worker, connection, -result, ERROR_SEND)
-        if result == 0:
-            return SERVED_ALL
-    while True:
-        if reads == 0:
-            return SERVED_MORE
-        reads -= 1
-        size = recv(connection.fd, worker.buffer, KECHO_BUFFER_BYTES, 0)
-        if size < 0:
-            if errno == EAGAIN:
-                break
-            if errno == EINTR:
-                continue
-            return connection_fail(worker, connection, errno, ERROR_RECV)
-        if size == 0:
-            connection_close(worker, connection, CLOSE_EOF)
-            return SERVED_CLOSED
-        count_by(&worker.counters.bytes_received, size)
-        connection.flags &= ~<unsigned int>CONNECTION_SILENT
-        atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
-        result = _echo_chunk(worker, connection, size)
-        if result < 0:
-            return connection_fail(worker, connection, -result, ERROR_SEND)
-        if result == 0:
-            break
-        if size < KECHO_BUFFER_BYTES and not to_end:
-            break
-    if connection.pending != NULL:
-        if not _evict_slowest(worker):
-            connection_close(worker, connection, CLOSE_EVICTED)
-            return SERVED_CLOSED
-        if not connection.flags & CONNECTION_ARMED_WRITE:
-            result = connection_arm(worker, connection, True)
-            if result < 0:
-                return connection_fail(worker, connection, -result, ERROR_EPOLL)
-        return SERVED_ALL
-    if connection.flags & CONNECTION_ARMED_WRITE:
-        result = connection_arm(worker, connection, False)
-        if result < 0:
-            return connection_fail(worker, connection, -result, ERROR_EPOLL)
-    return SERVED_ALL
-
-
-cdef inline bint _is_new(Worker* worker, Connection* connection) noexcept nogil:
-    """In a drain: accepted a moment ago, and its first bytes, which the client sends when connect()
-    has returned, are on their way. Closed now, it would look to the client like a server that
-    does not serve."""
-    cdef uint32_t age_ms
-    if not connection.flags & CONNECTION_SILENT or worker.now_ms >= worker.greet_until_ms:
-        return False
-    age_ms = <uint32_t>worker.now_ms - atomic_u32_load_relaxed(&connection.last_active_ms)
-    return age_ms < GREETING_MS or age_ms >= 0x80000000u
-
-
-cdef inline void connection_settle(
-    Worker* worker, Connection* connection, Served served,
-) noexcept nogil:
-    """Ends the worker's turn with a connection it owns: lets go of it, or keeps it for the next.
-
-    A worker keeps one connection that has more to read; further ones go back to the end of
-    the kernel's ready list, from where any worker of the queue may take them.
-    """
-    cdef int result
-    while served != SERVED_CLOSED:
-        if served == SERVED_MORE:
-            if worker.held == NULL:
-                worker.held = connection
-                return
-            result = connection_arm(worker, connection, False)
-            if result < 0:
-                connection_fail(worker, connection, -result, ERROR_EPOLL)
-                return
-        elif (worker.is_draining and connection.pending == NULL
-                and not _is_new(worker, connection)):
-            connection_close(worker, connection, CLOSE_DRAINED)
-            return
-        if ownership_release(connection):
-            return
-        if served == SERVED_ALL:
-            served = connection_serve(worker, connection, READS_PER_TURN)

@@ -7,12 +7,16 @@ from common.atomics cimport (
     atomic_u32_load, atomic_u32_load_relaxed, atomic_u32_store, atomic_u64_load_relaxed,
     atomic_u64_store_relaxed,
 )
+from common.flows cimport KECHO_FLOW_CPUS, FlowCounters
 from common.rules cimport Rule, rules_add, rules_are_complete
 from engine.backend_epoll cimport wake_everybody, worker_run
 from engine.busy_poll cimport busy_poll_init, busy_poll_listener
 from engine.dispatch cimport (
     STEER_BY_CPU_MOST, close_listeners, dispatch_percpu, dispatch_shared, queue_close,
     queue_forget, queue_open, steer_by_cpu,
+)
+from engine.flow cimport (
+    flows_are_open, flows_close, flows_disown, flows_open, flows_reset, flows_share,
 )
 from engine.layout cimport (
     CLOSE_ABORTED, CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_EVICTED, CLOSE_IDLE, CLOSE_RESET,
@@ -23,6 +27,7 @@ from engine.layout cimport (
 )
 from engine.listener cimport Figures, listener_figures, listener_revive
 from engine.peers cimport peers_destroy, peers_init
+from engine.ring cimport ring_arm
 from engine.slab cimport aligned_alloc
 from kernel.clock cimport clock_now_ms
 from kernel.pthread cimport (
@@ -92,6 +97,8 @@ cdef class Engine:
     about. per_address, rate_per_s: connections of one client address at once, and a second.
     busy_poll_ns: how long a worker polls after its last event before it sleeps; 2**64 - 1: for
     ever. busy_poll_by_gaps: only while events are on average that close together.
+    flows: what kecho._bpf.open_echo() returned, for the kernel to echo TCP connections, which is
+    taken over like the listeners; () for every connection to be served by the workers.
     """
 
     cdef Control _control
@@ -113,11 +120,13 @@ cdef class Engine:
         uint32_t rate_per_s,
         uint64_t busy_poll_ns,
         bint busy_poll_by_gaps,
+        tuple flows not None = (),
     ):
         cdef Control* control = &self._control
         cdef const char* call = NULL
         cdef uint32_t i
         cdef int result
+        flows_reset(&control.flows)
         if len(listeners) > KECHO_LISTENERS_MOST:
             raise ValueError(f"listeners: {KECHO_LISTENERS_MOST} at most, not {len(listeners)}")
         control.max_connections = max_connections or UINT32_MAX
@@ -156,7 +165,28 @@ cdef class Engine:
         result = dispatch_percpu(control) if percpu else dispatch_shared(control)
         if result < 0:
             raise _system_error(-result, "epoll_ctl")
+        if flows:
+            self._open_flows(flows)
         self._owns_listeners = True
+
+    cdef int _open_flows(self, tuple flows) except -1:
+        """The last thing that can fail: before it, the descriptors are the caller's."""
+        cdef Control* control = &self._control
+        cdef const char* call = NULL
+        cdef int fds[5]
+        cdef uint32_t i
+        cdef int result
+        fds[0], fds[1], fds[2], fds[3], fds[4] = flows
+        result = flows_open(&control.flows, fds, &call)
+        if result < 0:
+            raise _system_error(-result, call.decode())
+        flows_share(control)
+        for i in range(control.queue_count):
+            result = ring_arm(control, &control.queues[i])
+            if result < 0:
+                flows_disown(&control.flows)
+                raise _system_error(-result, "epoll_ctl")
+        return 0
 
     cdef int _set_access(
         self, list rules, bint is_allowed_otherwise, uint32_t per_address, uint32_t rate_per_s,
@@ -181,6 +211,7 @@ cdef class Engine:
             queue_close(&control.queues[i])
         for i in range(control.worker_count):
             free(control.workers[i].buffer)
+        flows_close(&control.flows)
         free(control.queues)
         free(control.workers)
         free(control.listeners)
@@ -229,6 +260,7 @@ cdef class Engine:
             close_listeners(&self._control)
         for i in range(self._control.queue_count):
             queue_forget(&self._control.queues[i])
+        flows_close(&self._control.flows)
 
     def listener_figures(self):
         """Of each listener: SYNs that it dropped, connections that wait in its accept queue, how
@@ -275,10 +307,27 @@ cdef class Engine:
 
     def counters(self):
         """What each worker has counted so far: a list of dict, at any time, from any thread."""
-        return [
-            _counters_dict(&self._control.workers[i])
-            for i in range(self._control.worker_count)
-        ]
+        cdef Control* control = &self._control
+        found = [_counters_dict(&control.workers[i]) for i in range(control.worker_count)]
+        if flows_are_open(&control.flows):
+            _add_flows(control, found)
+        return found
+
+
+cdef _add_flows(Control* control, list found):
+    """What the kernel has echoed goes to the worker of the CPU that it was received on; under
+    percpu that is the one, and otherwise as good as any."""
+    cdef FlowCounters* counters
+    cdef uint32_t cpu
+    cdef uint64_t size
+    for cpu in range(KECHO_FLOW_CPUS):
+        counters = &control.flows.board.cpus[cpu]
+        size = atomic_u64_load_relaxed(&counters.bytes)
+        if size != 0:
+            counted = found[cpu % control.worker_count]
+            counted["bytes_received"] += size
+            counted["bytes_sent"] += size
+            counted["echoes"] += atomic_u64_load_relaxed(&counters.chunks)
 
 
 cdef dict _counters_dict(Worker* worker):

@@ -12,6 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "common/flows.h"
 #include "common/rules.h"
 
 #define KECHO_CACHE_LINE 64
@@ -32,14 +33,23 @@ enum kecho_connection_flag {
     CONNECTION_REGISTERED = 1,  /* is in the queue's epoll set */
     CONNECTION_ARMED_WRITE = 2, /* epoll watches for room to send, not for data */
     CONNECTION_READ_TO_END = 4, /* a short read does not prove the socket empty (AF_UNIX) */
-    CONNECTION_SILENT = 8       /* nothing has been received yet */
+    CONNECTION_SILENT = 8,      /* nothing has been received yet */
+    CONNECTION_IN_KERNEL = 16,  /* a flow: the kernel echoes it, nothing is read here */
+    CONNECTION_PASSED = 32,     /* a flow that was handed over: what is read was redirected to us */
+    CONNECTION_BUSY = 64        /* a flow of which the kernel holds bytes that are to be sent */
 };
 
 struct kecho_connection {
     uint64_t ownership;     /* atomic: generation << 32 | enum kecho_ownership */
     uint8_t *pending;       /* what the kernel would not take yet; NULL unless backpressured */
-    uint32_t pending_begin; /* [begin, end) of `pending`, bytes */
-    uint32_t pending_end;
+    union {
+        uint32_t pending_begin; /* [begin, end) of `pending`, bytes */
+        uint32_t look_at_ms;    /* BUSY: when to ask the kernel again, low 32 bits of the clock */
+    };
+    union {
+        uint32_t pending_end;
+        uint32_t held_bytes; /* BUSY: what the kernel holds, at most */
+    };
     int32_t fd;
     uint32_t index;          /* of this record in its slab */
     uint32_t next_free;      /* index of the next free record, while this one is free */
@@ -47,11 +57,19 @@ struct kecho_connection {
     uint16_t flags;          /* enum kecho_connection_flag */
     uint16_t accepted_by;    /* index of the worker whose `active` counts it */
     uint32_t peer;           /* index of its address in the access table, or KECHO_NO_PEER */
-    uint32_t is_waiting;     /* atomic: `pending` is not NULL */
+    uint32_t to_look_at;     /* atomic: enum kecho_to_look_at, for those who do not own it */
     uint32_t waiting_next;   /* in the queue's list of those, under its lock */
     uint32_t waiting_prev;
-    uint32_t unread_bytes; /* of those: what the peer had not taken at the last look */
+    uint32_t unread_bytes; /* of those: what the peer had not taken at the last look; of a flow,
+                              what it had acknowledged */
 } __attribute__((aligned(KECHO_CACHE_LINE)));
+
+enum kecho_to_look_at {
+    LOOK_AT_NEITHER = 0,
+    LOOK_AT_WAITING, /* `pending` is not NULL: in the queue's list */
+    LOOK_AT_BUSY,    /* CONNECTION_BUSY: in that list, too */
+    LOOK_AT_FLOW     /* CONNECTION_IN_KERNEL, and not in it: nobody here sees its bytes move */
+};
 
 #define KECHO_NO_PEER UINT32_MAX
 
@@ -109,6 +127,8 @@ struct kecho_queue {
     uint32_t waiting_head;        /* index, or KECHO_SLAB_END */
     uint32_t waiting_tail;
     uint64_t waiting_bytes; /* of all their `pending` */
+    uint32_t busy;          /* how many of them are CONNECTION_BUSY; atomic to read without it */
+    uint64_t next_look_ms;  /* atomic: when the next look at those is due */
 };
 
 /* ---- access: which clients are served --------------------------------------------------- */
@@ -137,6 +157,22 @@ struct kecho_access {
     uint32_t high_water; /* peers ever used */
     uint32_t free_head;
     uint32_t idle_head, idle_tail, idle_count;
+};
+
+/* ---- flows: connections that the kernel echoes ------------------------------------------- */
+
+/* The maps of kecho._bpf, which see; without them (engine epoll) every descriptor is -1. */
+struct kecho_flows {
+    int32_t sockets_fd;
+    int32_t flows_fd;
+    int32_t board_fd;
+    int32_t ring_fd;
+    int32_t filter_fd;
+    struct kecho_flow_board *board; /* mapped */
+    uint64_t *consumed;             /* mapped: bytes of the ring that were read, ever; atomic */
+    const uint64_t *produced;       /* mapped: bytes of the ring that were written, ever; atomic */
+    const uint8_t *records;         /* mapped, twice in a row */
+    pthread_mutex_t ring_lock;      /* guards the ring */
 };
 
 /* ---- control: what all the threads of an engine look at ---------------------------------- */
@@ -169,6 +205,7 @@ struct kecho_control {
     struct kecho_listener *listeners;
     pthread_mutex_t listeners_lock; /* held while listeners are closed, replaced or asked */
     struct kecho_access access;
+    struct kecho_flows flows;
 };
 
 /* ---- worker ------------------------------------------------------------------------------ */

@@ -1,4 +1,5 @@
 """The engine's records, declared to Cython; layout.h says what each field means."""
+from common.flows cimport Board
 from common.rules cimport Address, Rules
 from kernel.pthread cimport pthread_mutex_t
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -16,6 +17,15 @@ cdef extern from "engine/layout.h" nogil:
         CONNECTION_ARMED_WRITE
         CONNECTION_READ_TO_END
         CONNECTION_SILENT
+        CONNECTION_IN_KERNEL
+        CONNECTION_PASSED
+        CONNECTION_BUSY
+
+    enum:
+        LOOK_AT_NEITHER
+        LOOK_AT_WAITING
+        LOOK_AT_BUSY
+        LOOK_AT_FLOW
 
     enum:
         KECHO_CACHE_LINE
@@ -78,10 +88,12 @@ cdef extern from "engine/layout.h" nogil:
         uint16_t flags
         uint16_t accepted_by
         uint32_t peer
-        uint32_t is_waiting
+        uint32_t to_look_at
         uint32_t waiting_next
         uint32_t waiting_prev
         uint32_t unread_bytes
+        uint32_t look_at_ms
+        uint32_t held_bytes
 
     ctypedef struct Slab "struct kecho_slab":
         pthread_mutex_t lock
@@ -108,6 +120,8 @@ cdef extern from "engine/layout.h" nogil:
         uint32_t waiting_head
         uint32_t waiting_tail
         uint64_t waiting_bytes
+        uint32_t busy
+        uint64_t next_look_ms
 
     ctypedef struct Peer "struct kecho_peer":
         Address address
@@ -132,6 +146,18 @@ cdef extern from "engine/layout.h" nogil:
         uint32_t idle_tail
         uint32_t idle_count
 
+    ctypedef struct Flows "struct kecho_flows":
+        int32_t sockets_fd
+        int32_t flows_fd
+        int32_t board_fd
+        int32_t ring_fd
+        int32_t filter_fd
+        Board* board
+        uint64_t* consumed
+        const uint64_t* produced
+        const uint8_t* records
+        pthread_mutex_t ring_lock
+
     ctypedef struct Control "struct kecho_control":
         uint32_t phase
         uint64_t deadline_ms
@@ -154,6 +180,7 @@ cdef extern from "engine/layout.h" nogil:
         Listener* listeners
         pthread_mutex_t listeners_lock
         Access access
+        Flows flows
 
     ctypedef struct Counters "struct kecho_counters":
         uint64_t accepted

@@ -1,5 +1,6 @@
 """Connections whose client does not take what was sent: a list for each queue, the one that has
-gone longest without progress first, and what their buffers hold in all.
+gone longest without progress first, and what their buffers hold in all. Flows are among them for
+which the kernel holds bytes.
 
 Only a backpressured connection comes here, so that its lock is not on the usual path. It is held
 for a few instructions; whoever holds it may try to own a connection, but waits for nothing.
@@ -7,7 +8,10 @@ for a few instructions; whoever holds it may try to own a connection, but waits 
 from common.atomics cimport (
     atomic_u32_load_relaxed, atomic_u32_store_relaxed,
 )
-from engine.layout cimport Connection, Control, KECHO_SLAB_END, Queue
+from engine.layout cimport (
+    CONNECTION_BUSY, CONNECTION_IN_KERNEL, KECHO_SLAB_END, LOOK_AT_BUSY, LOOK_AT_FLOW,
+    LOOK_AT_NEITHER, LOOK_AT_WAITING, Connection, Control, Queue,
+)
 from engine.slab cimport ownership_try, slab_get
 from kernel.ioctl cimport SIOCOUTQ, ioctl
 from kernel.pthread cimport (
@@ -19,6 +23,7 @@ from libc.stdint cimport uint32_t
 cdef inline int waiting_init(Queue* queue) noexcept nogil:
     queue.waiting_head = queue.waiting_tail = KECHO_SLAB_END
     queue.waiting_bytes = 0
+    queue.busy = 0
     return -pthread_mutex_init(&queue.waiting_lock, NULL)
 
 
@@ -50,12 +55,16 @@ cdef inline void _unlink(Queue* queue, Connection* connection) noexcept nogil:
 # ---- by the worker that owns the connection -----------------------------------------------------
 
 cdef inline void waiting_begin(Queue* queue, Connection* connection) noexcept nogil:
-    """`pending` has been filled."""
+    """`pending` has been filled, or CONNECTION_BUSY set."""
+    cdef bint is_busy = connection.flags & CONNECTION_BUSY != 0
     pthread_mutex_lock(&queue.waiting_lock)
     _append(queue, connection)
     queue.waiting_bytes += connection.pending_end
+    if is_busy:
+        atomic_u32_store_relaxed(&queue.busy, queue.busy + 1)
     pthread_mutex_unlock(&queue.waiting_lock)
-    atomic_u32_store_relaxed(&connection.is_waiting, 1)
+    atomic_u32_store_relaxed(
+        &connection.to_look_at, LOOK_AT_BUSY if is_busy else LOOK_AT_WAITING)
 
 
 cdef inline void waiting_progress(Queue* queue, Connection* connection) noexcept nogil:
@@ -67,11 +76,15 @@ cdef inline void waiting_progress(Queue* queue, Connection* connection) noexcept
 
 
 cdef inline void waiting_end(Queue* queue, Connection* connection) noexcept nogil:
-    """`pending` is about to be freed."""
-    atomic_u32_store_relaxed(&connection.is_waiting, 0)
+    """`pending` is about to be freed, or CONNECTION_BUSY to be taken away."""
+    atomic_u32_store_relaxed(
+        &connection.to_look_at,
+        LOOK_AT_FLOW if connection.flags & CONNECTION_IN_KERNEL else LOOK_AT_NEITHER)
     pthread_mutex_lock(&queue.waiting_lock)
     _unlink(queue, connection)
     queue.waiting_bytes -= connection.pending_end
+    if connection.flags & CONNECTION_BUSY:
+        atomic_u32_store_relaxed(&queue.busy, queue.busy - 1)
     pthread_mutex_unlock(&queue.waiting_lock)
 
 
@@ -100,6 +113,41 @@ cdef inline Connection* waiting_claim_slowest(Queue* queue) noexcept nogil:
     return NULL if index == KECHO_SLAB_END else connection
 
 
+cdef inline void waiting_look_at(
+    Queue* queue, Connection* connection, uint32_t at_ms,
+) noexcept nogil:
+    """Of one that is CONNECTION_BUSY: when to look at it."""
+    pthread_mutex_lock(&queue.waiting_lock)
+    connection.look_at_ms = at_ms
+    pthread_mutex_unlock(&queue.waiting_lock)
+
+
+cdef inline int waiting_claim_due(
+    Queue* queue, uint32_t now_ms, Connection** due, int most, uint32_t* next_ms,
+) noexcept nogil:
+    """Owns up to `most` flows that are to be looked at by now; returns how many. next_ms: how long
+    until the first of the others, or of those that somebody else has."""
+    cdef Connection* connection
+    cdef uint32_t index
+    cdef int count = 0
+    cdef int left_ms
+    pthread_mutex_lock(&queue.waiting_lock)
+    index = queue.waiting_head
+    while index != KECHO_SLAB_END:
+        connection = slab_get(&queue.slab, index)
+        index = connection.waiting_next
+        if atomic_u32_load_relaxed(&connection.to_look_at) != LOOK_AT_BUSY:
+            continue
+        left_ms = <int>(connection.look_at_ms - now_ms)
+        if left_ms <= 0 and count < most and ownership_try(connection):
+            due[count] = connection
+            count += 1
+        else:
+            next_ms[0] = min(next_ms[0], <uint32_t>max(left_ms, 1))
+    pthread_mutex_unlock(&queue.waiting_lock)
+    return count
+
+
 # ---- progress that only the kernel sees ---------------------------------------------------------
 
 cdef inline uint32_t unread_bytes(Connection* connection) noexcept nogil:
@@ -114,4 +162,10 @@ cdef inline uint32_t unread_bytes(Connection* connection) noexcept nogil:
 
 cdef inline bint is_marked_waiting(Connection* connection) noexcept nogil:
     """For those who do not own it; true of a connection that was waiting a moment ago."""
-    return atomic_u32_load_relaxed(&connection.is_waiting) != 0
+    cdef uint32_t what = atomic_u32_load_relaxed(&connection.to_look_at)
+    return what == LOOK_AT_WAITING or what == LOOK_AT_BUSY
+
+
+cdef inline bint is_marked_flow(Connection* connection) noexcept nogil:
+    """For those who do not own it: one whose bytes move without anybody here seeing it."""
+    return atomic_u32_load_relaxed(&connection.to_look_at) == LOOK_AT_FLOW

@@ -22,8 +22,12 @@ cdef extern from "<sys/socket.h>" nogil:
         SO_OOBINLINE
 
         SO_ACCEPTCONN
+        SO_ATTACH_BPF
+        SO_COOKIE
+        SO_ERROR
         SO_MEMINFO
         SO_PREFER_BUSY_POLL
+        SO_RCVLOWAT
 
     ctypedef unsigned int socklen_t
 

@@ -19,8 +19,8 @@ from libc.stdint cimport UINT32_MAX, uint8_t, uint32_t
 from posix.unistd cimport getpid
 from sandbox.policy cimport (
     KECHO_AUDIT_ARCH, KECHO_CLONE3, KECHO_CONDITIONS, KECHO_FOREIGN_CALLS, KECHO_OWN_PID,
-    KECHO_PERMITS, KECHO_PERMITS_OF_A_FILE, Condition, Permit, kecho_permits,
-    kecho_permits_of_a_file,
+    KECHO_PERMITS, KECHO_PERMITS_OF_A_FILE, KECHO_PERMITS_OF_FLOWS, Condition, Permit,
+    kecho_permits, kecho_permits_of_a_file, kecho_permits_of_flows,
 )
 
 
@@ -76,10 +76,12 @@ cdef inline uint32_t _append_permit(
     return size
 
 
-cdef inline uint32_t write_filter(sock_filter* program, bint for_a_file) noexcept nogil:
+cdef inline uint32_t write_filter(
+    sock_filter* program, bint for_a_file, bint for_flows,
+) noexcept nogil:
     """Writes the filter to `program`, of INSTRUCTIONS_MOST; returns its size.
 
-    for_a_file: a Unix socket's file is to be removed at the end.
+    for_a_file: a Unix socket's file is to be removed at the end. for_flows: the kernel echoes.
     """
     cdef int i
     cdef uint32_t size = 0
@@ -95,6 +97,9 @@ cdef inline uint32_t write_filter(sock_filter* program, bint for_a_file) noexcep
     if for_a_file:
         for i in range(KECHO_PERMITS_OF_A_FILE):
             size = _append_permit(program, size, &kecho_permits_of_a_file[i])
+    if for_flows:
+        for i in range(KECHO_PERMITS_OF_FLOWS):
+            size = _append_permit(program, size, &kecho_permits_of_flows[i])
     size = _append(program, size, BPF_JMP | BPF_JEQ | BPF_K, KECHO_CLONE3, 0, 1)
     size = _return(program, size, SECCOMP_RET_ERRNO | <uint32_t>ENOSYS)
     return _return(program, size, SECCOMP_RET_ERRNO | <uint32_t>EPERM)

@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <linux/sockios.h>
 #include <linux/audit.h>
+#include <linux/bpf.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <sched.h>
@@ -210,9 +211,17 @@ static const struct kecho_permit kecho_permits_of_a_file[] = {
 #endif
 };
 
+/* To hand connections to the kernel's echo and to look at them; no program and no map is made. */
+static const struct kecho_permit kecho_permits_of_flows[] = {
+    CALL_IF(bpf, IS(0, BPF_MAP_LOOKUP_ELEM)),
+    CALL_IF(bpf, IS(0, BPF_MAP_UPDATE_ELEM)),
+    CALL_IF(bpf, IS(0, BPF_MAP_DELETE_ELEM)),
+};
+
 enum {
     KECHO_PERMITS = sizeof(kecho_permits) / sizeof(*kecho_permits),
-    KECHO_PERMITS_OF_A_FILE = sizeof(kecho_permits_of_a_file) / sizeof(*kecho_permits_of_a_file)
+    KECHO_PERMITS_OF_A_FILE = sizeof(kecho_permits_of_a_file) / sizeof(*kecho_permits_of_a_file),
+    KECHO_PERMITS_OF_FLOWS = sizeof(kecho_permits_of_flows) / sizeof(*kecho_permits_of_flows)
 };
 
 #ifdef SYS_clone3

@@ -7,6 +7,7 @@ cdef extern from "sandbox/policy.h":
         KECHO_IS_SANITIZED
         KECHO_PERMITS
         KECHO_PERMITS_OF_A_FILE
+        KECHO_PERMITS_OF_FLOWS
 
     const uint32_t KECHO_AUDIT_ARCH
     const uint32_t KECHO_CLONE3
@@ -24,3 +25,4 @@ cdef extern from "sandbox/policy.h":
 
     const Permit* kecho_permits
     const Permit* kecho_permits_of_a_file
+    const Permit* kecho_permits_of_flows

@@ -29,8 +29,8 @@ from libc.string cimport memset
 from posix.unistd cimport close
 from sandbox.filter cimport INSTRUCTIONS_MOST, write_filter
 from sandbox.policy cimport (
-    KECHO_AUDIT_ARCH, KECHO_IS_SANITIZED, KECHO_PERMITS, KECHO_PERMITS_OF_A_FILE, kecho_permits,
-    kecho_permits_of_a_file,
+    KECHO_AUDIT_ARCH, KECHO_IS_SANITIZED, KECHO_PERMITS, KECHO_PERMITS_OF_A_FILE,
+    KECHO_PERMITS_OF_FLOWS, kecho_permits, kecho_permits_of_a_file, kecho_permits_of_flows,
 )
 
 import os
@@ -47,6 +47,9 @@ IS_SANITIZED = bool(KECHO_IS_SANITIZED)
 PERMITTED_CALLS = frozenset(kecho_permits[i].call for i in range(KECHO_PERMITS))
 PERMITTED_CALLS_OF_A_FILE = frozenset(
     kecho_permits_of_a_file[i].call for i in range(KECHO_PERMITS_OF_A_FILE)
+)
+PERMITTED_CALLS_OF_FLOWS = frozenset(
+    kecho_permits_of_flows[i].call for i in range(KECHO_PERMITS_OF_FLOWS)
 )
 
 cdef enum:
@@ -152,10 +155,11 @@ def restrict_access(int abi, list tcp_ports not None, int removable_fd):
 # ---- seccomp ---------------------------------------------------------------------------------
 
 
-def filter_calls(*, bint for_a_file):
+def filter_calls(*, bint for_a_file, bint for_flows):
     """Only the system calls of policy.h from now on; EPERM for any other.
 
-    for_a_file: also those that remove a Unix socket's file. ENOSYS: no seccomp, or no policy for
+    for_a_file: also those that remove a Unix socket's file. for_flows: also those that hand
+    connections to the kernel's echo. ENOSYS: no seccomp, or no policy for
     this architecture.
     """
     cdef sock_filter program[INSTRUCTIONS_MOST]
@@ -166,7 +170,7 @@ def filter_calls(*, bint for_a_file):
     cdef long result
     if KECHO_AUDIT_ARCH == 0:
         raise OSError(ENOSYS, "seccomp: there is no list of calls for this architecture")
-    described.len = <unsigned short>write_filter(program, for_a_file)
+    described.len = <unsigned short>write_filter(program, for_a_file, for_flows)
     described.filter = program
     result = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &described)
     if result < 0 and errno == EINVAL:  # Linux 4.16 and older

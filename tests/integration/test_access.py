@@ -13,6 +13,8 @@ import pytest
 import kecho
 from clients import DEADLINE_S, connected, echo, random_bytes, wait_for
 
+pytestmark = pytest.mark.engines
+
 StartServer = Callable[..., kecho.Server]
 
 

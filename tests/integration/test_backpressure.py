@@ -27,6 +27,8 @@ from clients import (
 )
 from processes import ServerProcess
 
+pytestmark = pytest.mark.engines
+
 BUFFER = 65536  # what the server keeps at most of a connection
 MIB = 1 << 20
 

@@ -29,6 +29,8 @@ from clients import (
 )
 from processes import ServerProcess
 
+pytestmark = pytest.mark.engines
+
 BUFFER = 65536  # what the server reads at a time
 MIB = 1 << 20
 

@@ -16,7 +16,7 @@ import pytest
 from clients import DEADLINE_S, echo, random_bytes
 from processes import ServerProcess
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.engines]
 
 StartProcess = Callable[..., ServerProcess]
 Progress = Callable[[Iterable[int], str], Iterator[int]]

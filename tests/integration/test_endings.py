@@ -32,6 +32,8 @@ from clients import (
 from kecho._engine import CLOSE_REASONS
 from processes import ServerProcess
 
+pytestmark = pytest.mark.engines
+
 StartServer = Callable[..., kecho.Server]
 StartProcess = Callable[..., ServerProcess]
 

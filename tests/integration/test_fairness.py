@@ -16,6 +16,8 @@ import pytest
 import kecho
 from clients import DEADLINE_S, connect, wait_for
 
+pytestmark = pytest.mark.engines
+
 MIB = 1 << 20
 
 StartServer = Callable[..., kecho.Server]

@@ -37,6 +37,8 @@ from clients import (
 from kecho.tuning import somaxconn
 from processes import ServerProcess
 
+pytestmark = pytest.mark.engines
+
 StartServer = Callable[..., kecho.Server]
 StartProcess = Callable[..., ServerProcess]
 

@@ -28,6 +28,8 @@ from clients import (
 )
 from processes import ServerProcess
 
+pytestmark = pytest.mark.engines
+
 # <linux/in.h>; the socket module has it from 3.12 on
 IP_BIND_ADDRESS_NO_PORT = 24
 

@@ -12,6 +12,7 @@ import socket
 from pathlib import Path
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import note, settings
 from hypothesis.stateful import (
     Bundle,
@@ -25,6 +26,8 @@ from hypothesis.stateful import (
 
 import kecho
 from clients import DEADLINE_S, connect, random_bytes, reset, wait_for
+
+pytestmark = pytest.mark.engines
 
 EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "60"))
 
@@ -221,8 +224,8 @@ def run(options: dict[str, object]) -> None:
     )
 
 
-def test_any_sequence_of_steps_is_echoed_over_tcp(dispatch: str) -> None:
-    run({"port": 0, "dispatch": dispatch})
+def test_any_sequence_of_steps_is_echoed_over_tcp(dispatch: str, engine: str) -> None:
+    run({"port": 0, "dispatch": dispatch, "engine": engine})
 
 
 def test_any_sequence_of_steps_is_echoed_over_a_unix_socket(dispatch: str, tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ from clients import (
 from kecho.sandbox import IS_SANITIZED
 from processes import ServerProcess
 
+pytestmark = pytest.mark.engines
+
 StartServer = Callable[..., kecho.Server]
 SMALL = {"receive_buffer": 4096, "send_buffer": 65536}
 

@@ -38,8 +38,9 @@ ALLOWED = {
     "listen_udp": {"errors", "config", "listen"},
     "run": {
         *{"access", "errors", "config", "listen", "listen_udp", "stats", "cpus", "steering"},
-        *{"busy_poll", "tuning", "watch", "_engine", "_udp"},
+        *{"busy_poll", "sockmap", "tuning", "watch", "_engine", "_udp"},
     },
+    "sockmap": {"config", "errors", "_bpf"},
     "server": {"errors", "config", "listen", "stats", "run"},
     "foreground": {"errors", "config", "stats", "server"},
     "privileges": {"errors", "_sandbox"},
@@ -175,6 +176,11 @@ def test_every_module_has_its_layer() -> None:
 def test_only_a_servers_run_knows_the_engine(native: str) -> None:
     users = {name for name, path in modules().items() if native in imports_of_ours(name, path)}
     assert users == {"run"}
+
+
+def test_only_sockmap_knows_bpf() -> None:
+    users = {name for name, path in modules().items() if "_bpf" in imports_of_ours(name, path)}
+    assert users == {"sockmap"}
 
 
 def test_only_the_droppers_sockets_know_netlink() -> None:

@@ -1,0 +1,267 @@
+"""Flows: TCP connections that the kernel echoes by itself, until they end or too much waits to be
+sent. See ext/bpf/program.c for what it does meanwhile.
+
+User space puts an accepted socket into the kernel's map and has never read from it, so there is no
+byte that the two could send in the wrong order: what had come before is echoed by the kernel, too,
+when it is told to look. A socket in that map has its receive queue emptied at once, and tcp(7)'s
+figures tell what became of it: a byte was received, is queued by the program, which nobody counts,
+and is handed to the socket for sending. Closing throws the queue away.
+"""
+from common.atomics cimport (
+    atomic_u32_load_relaxed, atomic_u64_load_acquire, atomic_u64_load_relaxed,
+    atomic_u64_store_relaxed, atomic_u64_store_release,
+)
+from common.flows cimport (
+    FLOW_ECHOED, KECHO_FLOW_CHARGE_LEAST, KECHO_FLOW_CHARGE_MOST,
+    KECHO_FLOW_RING_BYTES, Board, Flow, kecho_token,
+)
+from engine.layout cimport Connection, Control, Flows
+from engine.slab cimport ownership_generation
+from kernel.bpf cimport (
+    BPF_RINGBUF_BUSY_BIT, BPF_RINGBUF_DISCARD_BIT, BPF_RINGBUF_HDR_SZ, bpf_map_delete,
+    bpf_map_lookup, bpf_map_update,
+)
+from kernel.ioctl cimport SIOCOUTQ, ioctl
+from kernel.pthread cimport pthread_mutex_destroy, pthread_mutex_init
+from kernel.socket cimport (
+    SO_ATTACH_BPF, SO_COOKIE, SO_ERROR, SO_RCVLOWAT, SOL_SOCKET, getsockopt, setsockopt, socklen_t,
+)
+from kernel.tcp cimport (
+    IPPROTO_TCP, TCP_INFO, TCP_STATE_CLOSE, TCP_STATE_CLOSE_WAIT, tcp_info,
+)
+from libc.errno cimport ECONNRESET, errno
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memset
+from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+from posix.unistd cimport _SC_PAGESIZE, close, sysconf
+
+
+cdef enum:
+    LOOKS = 4  # at figures that an acknowledgement may make too small for a moment
+
+
+cdef struct Look:
+    uint64_t received         # bytes, the FIN not counted
+    uint64_t handed           # bytes that the socket has been given for sending, or a little less
+    uint32_t acknowledged     # low 32 bits of the bytes that the client's side has taken
+    uint32_t sent_ms_ago      # the last segment with data
+    uint32_t received_ms_ago
+    bint has_ended            # the client's FIN has come: nothing follows
+    int error                 # of a socket that is broken; 0: it is not
+
+
+# ---- the maps ---------------------------------------------------------------------------------
+
+cdef inline void flows_reset(Flows* flows) noexcept nogil:
+    memset(flows, 0, sizeof(Flows))
+    flows.sockets_fd = flows.flows_fd = flows.board_fd = flows.ring_fd = flows.filter_fd = -1
+
+
+cdef inline int flows_open(Flows* flows, int* fds, const char** call) noexcept nogil:
+    """Takes over the descriptors of kecho._bpf.open_echo(). Returns 0, or -errno of what `call`
+    then names; flows_close() is due in either case, and closes only what was taken over."""
+    cdef size_t page = <size_t>sysconf(_SC_PAGESIZE)
+    cdef void* memory
+    call[0] = "mmap"
+    memory = mmap(NULL, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED, fds[2], 0)
+    if memory == MAP_FAILED:
+        return -errno
+    flows.board = <Board*>memory
+    # BPF_MAP_TYPE_RINGBUF: a page to write, then one to read, then the records, twice.
+    memory = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED, fds[3], 0)
+    if memory == MAP_FAILED:
+        return -errno
+    flows.consumed = <uint64_t*>memory
+    memory = mmap(
+        NULL, page + 2 * KECHO_FLOW_RING_BYTES, PROT_READ, MAP_SHARED, fds[3], <long>page)
+    if memory == MAP_FAILED:
+        return -errno
+    flows.produced = <const uint64_t*>memory
+    flows.records = <const uint8_t*>memory + page
+    call[0] = "pthread_mutex_init"
+    if pthread_mutex_init(&flows.ring_lock, NULL) != 0:
+        return -errno
+    flows.sockets_fd, flows.flows_fd, flows.board_fd, flows.ring_fd = (
+        fds[0], fds[1], fds[2], fds[3])
+    flows.filter_fd = fds[4]
+    return 0
+
+
+cdef inline bint flows_are_open(Flows* flows) noexcept nogil:
+    return flows.sockets_fd >= 0
+
+
+cdef inline void flows_close(Flows* flows) noexcept nogil:
+    cdef size_t page = <size_t>sysconf(_SC_PAGESIZE)
+    if flows.board != NULL:
+        munmap(flows.board, sizeof(Board))
+    if flows.consumed != NULL:
+        munmap(flows.consumed, page)
+    if flows.produced != NULL:
+        munmap(<void*>flows.produced, page + 2 * KECHO_FLOW_RING_BYTES)
+    if flows.sockets_fd >= 0:
+        pthread_mutex_destroy(&flows.ring_lock)
+        close(flows.sockets_fd)
+        close(flows.flows_fd)
+        close(flows.board_fd)
+        close(flows.ring_fd)
+        close(flows.filter_fd)
+    flows_reset(flows)
+
+
+cdef inline void flows_disown(Flows* flows) noexcept nogil:
+    """Gives the descriptors back to whom they were taken from."""
+    flows.sockets_fd = -1
+    pthread_mutex_destroy(&flows.ring_lock)
+
+
+cdef inline void flows_share(Control* control) noexcept nogil:
+    """Bounds what the kernel may hold for one connection, so that all of them stay within
+    max_buffer_memory; where they are so many that each would get too little, it is the slowest
+    readers' being reset that keeps to it."""
+    cdef uint64_t most
+    if not flows_are_open(&control.flows):
+        return
+    most = control.queue_buffer_bytes * control.queue_count
+    most //= max(atomic_u32_load_relaxed(&control.active), <uint32_t>1)
+    most = min(max(most, <uint64_t>KECHO_FLOW_CHARGE_LEAST), <uint64_t>KECHO_FLOW_CHARGE_MOST)
+    most = min(most, control.queue_buffer_bytes)  # whoever waits alone is nobody's slowest reader
+    if atomic_u64_load_relaxed(&control.flows.board.charge_most) != most:
+        atomic_u64_store_relaxed(&control.flows.board.charge_most, most)
+
+
+cdef inline uint64_t flows_next(Flows* flows, bint* is_one) noexcept nogil:
+    """The next token in the ring, if there is one. Called with its lock held."""
+    cdef uint64_t at = atomic_u64_load_relaxed(flows.consumed)
+    cdef const uint8_t* record
+    cdef uint32_t header
+    cdef uint64_t token
+    is_one[0] = False
+    while at != atomic_u64_load_acquire(flows.produced):
+        record = flows.records + at % KECHO_FLOW_RING_BYTES
+        header = atomic_u32_load_relaxed(<const uint32_t*>record)
+        if header & BPF_RINGBUF_BUSY_BIT:
+            break  # being written: the ring reports it again
+        token = (<const uint64_t*>(record + BPF_RINGBUF_HDR_SZ))[0]
+        at += BPF_RINGBUF_HDR_SZ + sizeof(token)
+        atomic_u64_store_release(flows.consumed, at)
+        if not header & BPF_RINGBUF_DISCARD_BIT:
+            is_one[0] = True
+            return token
+    return 0
+
+
+# ---- one flow, by the worker that owns the connection ------------------------------------------
+
+cdef inline int _cookie(int fd, uint64_t* cookie) noexcept nogil:
+    cdef socklen_t size = sizeof(uint64_t)
+    if getsockopt(fd, SOL_SOCKET, SO_COOKIE, cookie, &size) < 0:
+        return -errno
+    return 0
+
+
+cdef inline int flow_begin(
+    Control* control, uint32_t queue, Connection* connection,
+) noexcept nogil:
+    """Has the kernel echo a connection from which nothing has been read. Returns 0, or -errno: it
+    is to be served here. (EOPNOTSUPP: the client has sent its FIN already; E2BIG: too many.)"""
+    cdef Flows* flows = &control.flows
+    cdef uint64_t cookie = 0
+    cdef uint32_t fd = <uint32_t>connection.fd
+    cdef int one = 1
+    cdef Flow flow
+    cdef int result = _cookie(connection.fd, &cookie)
+    if result < 0:
+        return result
+    memset(&flow, 0, sizeof(flow))
+    flow.token = kecho_token(queue, connection.index, ownership_generation(connection))
+    result = bpf_map_update(flows.flows_fd, &cookie, &flow)
+    if result < 0:
+        return result
+    if setsockopt(
+            connection.fd, SOL_SOCKET, SO_ATTACH_BPF, &flows.filter_fd,
+            sizeof(flows.filter_fd)) < 0:
+        result = -errno
+    if result == 0:
+        result = bpf_map_update(flows.sockets_fd, &cookie, &fd)
+    if result < 0:
+        bpf_map_delete(flows.flows_fd, &cookie)
+        return result
+    # Has TCP call the program for what came before, under the socket's lock: tcp_set_rcvlowat().
+    setsockopt(connection.fd, SOL_SOCKET, SO_RCVLOWAT, &one, sizeof(one))
+    return 0
+
+
+cdef inline int flow_read(Control* control, Connection* connection, Flow* flow) noexcept nogil:
+    """The program's record of it, as it was a moment ago. Returns 0 or -errno."""
+    cdef uint64_t cookie = 0
+    cdef int result = _cookie(connection.fd, &cookie)
+    if result == 0:
+        result = bpf_map_lookup(control.flows.flows_fd, &cookie, flow)
+    return result
+
+
+cdef inline int flow_look(Connection* connection, Look* look) noexcept nogil:
+    """What became of its bytes. Returns 0 or -errno.
+
+    `received` and what was acknowledged are of one moment; what the socket holds is asked for
+    afterwards. So of what had been received then, `handed` may be too little, and never too much:
+    bytes that are acknowledged between the two calls are in neither. (tcpi_bytes_sent less tcpi_bytes_retrans would be more
+    than was sent after a local drop, which counts a segment twice.)
+    """
+    cdef tcp_info info
+    cdef socklen_t size = sizeof(info)
+    cdef int held = 0
+    memset(&info, 0, sizeof(info))
+    if getsockopt(connection.fd, IPPROTO_TCP, TCP_INFO, &info, &size) < 0:
+        return -errno
+    if ioctl(connection.fd, SIOCOUTQ, &held) < 0:
+        return -errno
+    look.has_ended = info.tcpi_state == TCP_STATE_CLOSE_WAIT
+    look.received = info.tcpi_bytes_received - (1 if look.has_ended else 0)
+    look.handed = info.tcpi_bytes_acked + <uint32_t>held
+    look.acknowledged = <uint32_t>info.tcpi_bytes_acked
+    look.sent_ms_ago = info.tcpi_last_data_sent
+    look.received_ms_ago = info.tcpi_last_data_recv
+    look.error = 0
+    size = sizeof(look.error)
+    if getsockopt(connection.fd, SOL_SOCKET, SO_ERROR, &look.error, &size) < 0:
+        look.error = errno
+    elif look.error == 0 and info.tcpi_state == TCP_STATE_CLOSE:
+        look.error = ECONNRESET
+    return 0
+
+
+cdef inline bint flow_is_whole(Connection* connection) noexcept nogil:
+    """Everything that was received has been handed to the socket."""
+    cdef Look look
+    return flow_look(connection, &look) == 0 and look.received <= look.handed
+
+
+cdef inline bint flow_leave(Control* control, Connection* connection) noexcept nogil:
+    """Takes a connection of which everything was handed back out of the kernel's hands: what comes
+    now stays in the receive queue. False: something came at the same moment, and was lost with the
+    queue."""
+    cdef uint64_t cookie = 0
+    cdef Look look
+    cdef Flow flow
+    cdef int i
+    if _cookie(connection.fd, &cookie) < 0:
+        return False
+    if bpf_map_delete(control.flows.sockets_fd, &cookie) < 0:
+        return False
+    if bpf_map_lookup(control.flows.flows_fd, &cookie, &flow) < 0:
+        return False
+    for i in range(LOOKS):
+        if flow_look(connection, &look) < 0 or flow.mode != FLOW_ECHOED:
+            return False
+        if look.handed == flow.redirected:
+            return True
+    return False
+
+
+cdef inline void flow_end(Control* control, Connection* connection) noexcept nogil:
+    """Forgets it; the socket leaves its map when it is closed, if it has not before."""
+    cdef uint64_t cookie = 0
+    if _cookie(connection.fd, &cookie) == 0:
+        bpf_map_delete(control.flows.flows_fd, &cookie)

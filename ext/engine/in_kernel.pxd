@@ -1,0 +1,126 @@
+"""Connections that the kernel echoes: what is left to do for one when something is reported of it,
+or its time has come to be looked at."""
+from common.atomics cimport atomic_u32_load_relaxed, atomic_u32_store_relaxed
+from common.flows cimport FLOW_ECHOED, Flow
+from engine.connection cimport (
+    SERVED_ALL, SERVED_CLOSED, SERVED_NOT, Served, busy_begin, busy_end, connection_arm,
+    connection_close, connection_fail, evict_slowest, note_progress,
+)
+from engine.counters cimport count
+from engine.flow cimport Look, flow_end, flow_leave, flow_look, flow_read
+from engine.layout cimport (
+    CLOSE_ABORTED, CLOSE_EOF, CLOSE_EVICTED, CONNECTION_BUSY, CONNECTION_IN_KERNEL,
+    CONNECTION_PASSED, CONNECTION_SILENT, ERROR_EPOLL, ERROR_RECV, LOOK_AT_FLOW, LOOK_AT_NEITHER,
+    Connection, Worker,
+)
+from libc.errno cimport ENOENT
+from libc.stdint cimport UINT32_MAX, uint32_t, uint64_t
+
+
+cdef inline void in_kernel_begin(Connection* connection) noexcept nogil:
+    connection.flags |= CONNECTION_IN_KERNEL
+    connection.unread_bytes = 0
+    atomic_u32_store_relaxed(&connection.to_look_at, LOOK_AT_FLOW)
+
+
+cdef inline void _in_kernel_end(Connection* connection) noexcept nogil:
+    connection.flags &= ~<unsigned int>CONNECTION_IN_KERNEL
+    atomic_u32_store_relaxed(&connection.to_look_at, LOOK_AT_NEITHER)
+
+
+cdef inline Served _serve_here(Worker* worker, Connection* connection) noexcept nogil:
+    cdef int result = connection_arm(worker, connection, False)
+    if result < 0:
+        return connection_fail(worker, connection, -result, ERROR_EPOLL)
+    return SERVED_NOT
+
+
+cdef inline Served _take_over(Worker* worker, Connection* connection) noexcept nogil:
+    """Too much waits to be sent: what comes now is passed, and bounded by the socket's window. Until
+    the kernel has sent the rest, the connection stands among those whose client does not read."""
+    busy_end(worker, connection)
+    _in_kernel_end(connection)
+    connection.flags |= CONNECTION_PASSED
+    count(&worker.counters.backpressure)
+    busy_begin(worker, connection, <uint32_t>worker.control.flows.board.charge_most)
+    if not evict_slowest(worker):
+        connection_close(worker, connection, CLOSE_EVICTED)
+        return SERVED_CLOSED
+    return _serve_here(worker, connection)
+
+
+cdef inline Served _take_back(Worker* worker, Connection* connection) noexcept nogil:
+    """In a drain, everything having been handed back: what still comes is answered here."""
+    cdef bint is_whole = flow_leave(worker.control, connection)
+    busy_end(worker, connection)
+    if not is_whole:
+        connection_close(worker, connection, CLOSE_ABORTED)
+        return SERVED_CLOSED
+    flow_end(worker.control, connection)
+    _in_kernel_end(connection)
+    return _serve_here(worker, connection)
+
+
+cdef inline void _note_movement(
+    Worker* worker, Connection* connection, Look* look,
+) noexcept nogil:
+    """When bytes last moved. One for which bytes wait is judged by what its client takes."""
+    cdef uint32_t now_ms = <uint32_t>worker.now_ms
+    cdef uint32_t age_ms = now_ms - atomic_u32_load_relaxed(&connection.last_active_ms)
+    if look.received > 0:
+        connection.flags &= ~<unsigned int>CONNECTION_SILENT
+    if connection.flags & CONNECTION_BUSY:
+        if look.acknowledged != connection.unread_bytes:
+            note_progress(worker, connection)
+        return
+    connection.unread_bytes = look.acknowledged
+    age_ms = min(age_ms, look.sent_ms_ago)
+    if look.received <= look.handed:
+        age_ms = min(age_ms, look.received_ms_ago)
+    atomic_u32_store_relaxed(&connection.last_active_ms, now_ms - age_ms)
+
+
+cdef inline bint _note_held(
+    Worker* worker, Connection* connection, Look* look,
+) noexcept nogil:
+    """Whether the kernel holds bytes of it."""
+    cdef uint64_t held
+    if look.received <= look.handed:
+        busy_end(worker, connection)
+        return False
+    held = look.received - look.handed
+    busy_begin(worker, connection, <uint32_t>min(held, <uint64_t>UINT32_MAX))
+    return True
+
+
+cdef inline void in_kernel_note(Worker* worker, Connection* connection) noexcept nogil:
+    """For the timers: when its bytes moved, and whether some are held up."""
+    cdef Look look
+    if flow_look(connection, &look) < 0 or look.error != 0:
+        return  # epoll reports it
+    _note_movement(worker, connection, &look)
+    _note_held(worker, connection, &look)
+
+
+cdef inline Served in_kernel_serve(Worker* worker, Connection* connection) noexcept nogil:
+    """SERVED_NOT: it is not the kernel's any more, and to be served here."""
+    cdef Look look
+    cdef Flow flow
+    cdef int result = flow_look(connection, &look)
+    if result == 0:
+        result = flow_read(worker.control, connection, &flow)
+    if result == 0:
+        result = -look.error
+    if result < 0:
+        return connection_fail(worker, connection, -result, ERROR_RECV)
+    _note_movement(worker, connection, &look)
+    if flow.mode != FLOW_ECHOED:
+        return _take_over(worker, connection)
+    if _note_held(worker, connection, &look):
+        return SERVED_ALL
+    if look.has_ended:
+        connection_close(worker, connection, CLOSE_EOF)
+        return SERVED_CLOSED
+    if worker.is_draining:
+        return _take_back(worker, connection)
+    return SERVED_ALL

@@ -1,0 +1,63 @@
+"""The ring in which the kernel's program says that a flow has changed its mode. It is in every
+queue's epoll set; whoever reads it has the connection reported to the queue that it belongs to."""
+from common.flows cimport kecho_token_generation, kecho_token_index, kecho_token_queue
+from engine.flow cimport flows_next
+from engine.layout cimport CONNECTION_ARMED_WRITE, Connection, Control, Queue
+from engine.listener cimport TOKEN_RING
+from engine.slab cimport (
+    CLAIM_WON, ownership_claim, ownership_release, slab_get, slab_high_water,
+)
+from kernel.epoll cimport (
+    EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLET, EPOLLEXCLUSIVE, EPOLLIN, EPOLLOUT, EPOLLRDHUP,
+    epoll_ctl, epoll_event,
+)
+from kernel.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
+from libc.errno cimport errno
+from libc.stdint cimport uint32_t, uint64_t
+
+
+cdef inline int ring_arm(Control* control, Queue* queue) noexcept nogil:
+    """Returns 0 or -errno."""
+    cdef epoll_event event
+    event.events = EPOLLIN | EPOLLET
+    if control.queue_count > 1:
+        event.events |= EPOLLEXCLUSIVE
+    event.data.u64 = TOKEN_RING
+    if epoll_ctl(queue.epoll_fd, EPOLL_CTL_ADD, control.flows.ring_fd, &event) < 0:
+        return -errno
+    return 0
+
+
+cdef inline void _report(Queue* queue, uint32_t index, uint32_t generation) noexcept nogil:
+    """Has epoll report a connection to its queue: bytes that are passed and not read are there. If
+    a worker serves it at this moment, that one looks again, and sees the mode."""
+    cdef epoll_event event
+    cdef Connection* connection
+    if index >= slab_high_water(&queue.slab):
+        return
+    connection = slab_get(&queue.slab, index)
+    if ownership_claim(connection, generation, False) != CLAIM_WON:
+        return
+    while True:
+        event.events = EPOLLIN | EPOLLRDHUP | EPOLLET
+        if connection.flags & CONNECTION_ARMED_WRITE:
+            event.events |= EPOLLOUT
+        event.data.u64 = <uint64_t>generation << 32 | index
+        # One that is not registered yet is being accepted; it cannot be claimed then.
+        epoll_ctl(queue.epoll_fd, EPOLL_CTL_MOD, connection.fd, &event)
+        if ownership_release(connection):
+            return
+
+
+cdef inline void ring_read(Control* control) noexcept nogil:
+    cdef uint64_t token
+    cdef uint32_t queue
+    cdef bint is_one = True
+    while is_one:
+        pthread_mutex_lock(&control.flows.ring_lock)
+        token = flows_next(&control.flows, &is_one)
+        pthread_mutex_unlock(&control.flows.ring_lock)
+        queue = kecho_token_queue(token)
+        if is_one and queue < control.queue_count:
+            _report(
+                &control.queues[queue], kecho_token_index(token), kecho_token_generation(token))

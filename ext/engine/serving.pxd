@@ -1,0 +1,155 @@
+"""Serving a connection: recv, send at once, keep only what the kernel would not take.
+
+Every function here is called by the worker that owns the connection.
+"""
+from common.atomics cimport atomic_u32_load_relaxed, atomic_u32_store_relaxed
+from engine.connection cimport (
+    SERVED_ALL, SERVED_CLOSED, SERVED_MORE, SERVED_NOT, Served, busy_begin, busy_end,
+    connection_arm, connection_close, connection_fail, evict_slowest, flush_pending, keep_pending,
+    send_some,
+)
+from engine.counters cimport count, count_by
+from engine.flow cimport flow_is_whole
+from engine.in_kernel cimport in_kernel_serve
+from engine.layout cimport (
+    CLOSE_DRAINED, CLOSE_EOF, CLOSE_EVICTED, CONNECTION_ARMED_WRITE, CONNECTION_BUSY,
+    CONNECTION_IN_KERNEL, CONNECTION_PASSED, CONNECTION_READ_TO_END, CONNECTION_SILENT,
+    ERROR_EPOLL, ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES, Connection, Worker,
+)
+from engine.slab cimport ownership_release
+from kernel.socket cimport recv
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport uint32_t
+
+
+cdef enum:
+    READS_PER_TURN = 4  # of up to 64 KiB, then the others get theirs
+    GREETING_MS = 500   # from accept to the first bytes, when the server is about to stop
+
+
+cdef inline int _echo_chunk(Worker* worker, Connection* connection, size_t size) noexcept nogil:
+    """Sends back what recv has put into the worker's buffer. Returns 1 when all of it went, 0
+    when the rest is pending, or -errno."""
+    cdef ssize_t sent = send_some(connection, worker.buffer, size)
+    if sent < 0:
+        return <int>sent
+    count_by(&worker.counters.bytes_sent, sent)
+    if <size_t>sent == size:
+        count(&worker.counters.echoes)
+        return 1
+    return keep_pending(worker, connection, <uint32_t>sent, <uint32_t>size)
+
+
+cdef inline Served connection_serve(
+    Worker* worker, Connection* connection, int reads,
+) noexcept nogil:
+    """Echoes what is there, in at most `reads` chunks.
+
+    A recv that returns less than was asked for has emptied a TCP socket, and what comes later
+    makes a new edge, so there is no second recv just to see EAGAIN. Three things can stand
+    behind a short read all the same: an end of file, an error, and the rest of the stream behind
+    an urgent mark, where recv stops. The event names them (EPOLLRDHUP, EPOLLERR, EPOLLPRI), which
+    sets CONNECTION_READ_TO_END for good.
+
+    Of a flow that was handed over, recv gives nothing until the kernel has sent what it holds:
+    what is passed stands behind that in one queue. An end of file is then only one when that
+    queue is empty.
+    """
+    cdef bint to_end = connection.flags & CONNECTION_READ_TO_END != 0 or worker.is_draining
+    cdef ssize_t size
+    cdef int result
+    cdef Served served
+    if connection.flags & CONNECTION_IN_KERNEL:
+        served = in_kernel_serve(worker, connection)
+        if served != SERVED_NOT:
+            return served
+    if connection.pending != NULL:
+        result = flush_pending(worker, connection)
+        if result < 0:
+            return connection_fail(worker, connection, -result, ERROR_SEND)
+        if result == 0:
+            return SERVED_ALL
+    while True:
+        if reads == 0:
+            return SERVED_MORE
+        reads -= 1
+        size = recv(connection.fd, worker.buffer, KECHO_BUFFER_BYTES, 0)
+        if size < 0:
+            if errno == EAGAIN:
+                break
+            if errno == EINTR:
+                continue
+            return connection_fail(worker, connection, errno, ERROR_RECV)
+        if size == 0:
+            if connection.flags & CONNECTION_PASSED and not flow_is_whole(connection):
+                busy_begin(worker, connection, KECHO_BUFFER_BYTES)
+                break
+            connection_close(worker, connection, CLOSE_EOF)
+            return SERVED_CLOSED
+        busy_end(worker, connection)
+        count_by(&worker.counters.bytes_received, size)
+        connection.flags &= ~<unsigned int>CONNECTION_SILENT
+        atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
+        result = _echo_chunk(worker, connection, size)
+        if result < 0:
+            return connection_fail(worker, connection, -result, ERROR_SEND)
+        if result == 0:
+            break
+        if size < KECHO_BUFFER_BYTES and not to_end:
+            break
+    if connection.pending != NULL:
+        if not evict_slowest(worker):
+            connection_close(worker, connection, CLOSE_EVICTED)
+            return SERVED_CLOSED
+        if not connection.flags & CONNECTION_ARMED_WRITE:
+            result = connection_arm(worker, connection, True)
+            if result < 0:
+                return connection_fail(worker, connection, -result, ERROR_EPOLL)
+        return SERVED_ALL
+    if connection.flags & CONNECTION_ARMED_WRITE:
+        result = connection_arm(worker, connection, False)
+        if result < 0:
+            return connection_fail(worker, connection, -result, ERROR_EPOLL)
+    return SERVED_ALL
+
+
+cdef inline bint _is_new(Worker* worker, Connection* connection) noexcept nogil:
+    """In a drain: accepted a moment ago, and its first bytes, which the client sends when connect()
+    has returned, are on their way. Closed now, it would look to the client like a server that
+    does not serve."""
+    cdef uint32_t age_ms
+    if not connection.flags & CONNECTION_SILENT or worker.now_ms >= worker.greet_until_ms:
+        return False
+    age_ms = <uint32_t>worker.now_ms - atomic_u32_load_relaxed(&connection.last_active_ms)
+    return age_ms < GREETING_MS or age_ms >= 0x80000000u
+
+
+cdef inline void connection_settle(
+    Worker* worker, Connection* connection, Served served,
+) noexcept nogil:
+    """Ends the worker's turn with a connection it owns: lets go of it, or keeps it for the next.
+
+    A worker keeps one connection that has more to read; further ones go back to the end of
+    the kernel's ready list, from where any worker of the queue may take them.
+    """
+    cdef int result
+    while served != SERVED_CLOSED:
+        if served == SERVED_MORE:
+            if worker.held == NULL:
+                worker.held = connection
+                return
+            result = connection_arm(worker, connection, False)
+            if result < 0:
+                connection_fail(worker, connection, -result, ERROR_EPOLL)
+                return
+        elif (worker.is_draining and connection.pending == NULL
+                and not connection.flags & CONNECTION_BUSY
+                and not _is_new(worker, connection)):
+            if not connection.flags & CONNECTION_PASSED or flow_is_whole(connection):
+                connection_close(worker, connection, CLOSE_DRAINED)
+                return
+            busy_begin(worker, connection, KECHO_BUFFER_BYTES)
+        if ownership_release(connection):
+            return
+        if served == SERVED_ALL:
+            served = connection_serve(worker, connection, READS_PER_TURN)

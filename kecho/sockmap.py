@@ -1,0 +1,94 @@
+"""--engine sockmap: has the kernel echo TCP connections, if it can."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import resource
+
+from .config import ServerConfig
+from .errors import EngineError
+
+__all__ = ["open_flows"]
+
+_BTF = "/sys/kernel/btf/vmlinux"
+# Before, skbs that were passed to user space could overtake those that were redirected, and bytes
+# be lost: the "bpf sockmap fixes" of 2023.
+_OLDEST_KERNEL = (6, 5)
+_CAPACITY_LEAST = 1024
+_CAPACITY_MOST = 1 << 20
+
+log = logging.getLogger("kecho")
+
+
+def open_flows(config: ServerConfig, *, has_unix: bool) -> tuple[int, ...]:
+    """The descriptors of the kernel's echo for an Engine, which are the caller's; () where the
+    workers echo.
+
+    has_unix: a Unix socket is among the listeners. Raises EngineError, unless the engine is auto:
+    then a line says why it is epoll.
+    """
+    if config.engine == "epoll":
+        return ()
+    try:
+        if has_unix or config.udp:
+            raise EngineError(
+                None, f"TCP alone: the kernel does not echo {'Unix sockets' if has_unix else 'UDP'}"
+            )
+        return _open(_capacity(config))
+    except EngineError as error:
+        if config.engine != "auto":
+            raise
+        log.info("engine: epoll, for sockmap is not to be had: %s", error.reason)
+        return ()
+
+
+def _open(capacity: int) -> tuple[int, ...]:
+    release = os.uname().release
+    if _version(release) < _OLDEST_KERNEL:
+        oldest = ".".join(map(str, _OLDEST_KERNEL))
+        raise EngineError(None, f"it takes Linux {oldest} or newer, this is {release}")
+    try:
+        with open(_BTF, "rb") as file:
+            btf = file.read()
+    except OSError as error:
+        reason = f"{_BTF} (CONFIG_DEBUG_INFO_BTF): {error.strerror}"
+        raise EngineError(error.errno, reason) from None
+    from ._bpf import open_echo
+
+    try:
+        return open_echo(btf, capacity)
+    except LookupError as error:
+        raise EngineError(None, f"{_BTF}: {error.args[0]}") from None
+    except OSError as error:
+        if said := getattr(error, "verifier_log", ""):
+            log.error("what the kernel says about the program:\n%s", said)
+        raise EngineError(error.errno, f"{error.strerror}{_advice(error)}") from None
+
+
+def _advice(error: OSError) -> str:
+    if error.errno == errno.EPERM:
+        return "; it takes root, or CAP_BPF and CAP_NET_ADMIN"
+    if error.errno == errno.ENOSYS:
+        return "; this kernel has no bpf(2) (CONFIG_BPF_SYSCALL)"
+    if error.errno == errno.EINVAL and "SOCKHASH" in str(error.strerror):
+        return "; this kernel has no sockmap (CONFIG_BPF_STREAM_PARSER)"
+    return ""
+
+
+def _version(release: str) -> tuple[int, ...]:
+    """Of "6.18.44-generic": (6, 18)."""
+    parts = release.split("-")[0].split(".")[:2]
+    return tuple(int(part) if part.isdigit() else 0 for part in parts)
+
+
+def _capacity(config: ServerConfig) -> int:
+    """Connections that the maps have room for; further ones are echoed by the workers. The hash
+    table of the sockets has so many buckets from the start, 16 bytes each."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if most == resource.RLIM_INFINITY:
+        most = _CAPACITY_MOST
+    if config.max_connections is not None:
+        most = min(most, config.max_connections)
+    return min(max(most, _CAPACITY_LEAST), _CAPACITY_MOST)
