@@ -14,7 +14,7 @@ from engine.layout cimport (
     CLOSE_ABORTED, CLOSE_IDLE, CLOSE_STALLED, OWNERSHIP_FREE, PHASE_DRAINING, PHASE_RUNNING,
     PHASE_STOPPING, Connection, Control, Queue, Worker,
 )
-from engine.listener cimport TOKEN_LISTENERS, TOKEN_WAKE, listeners_resume
+from engine.listener cimport RESUME_AFTER_MS, TOKEN_LISTENERS, TOKEN_WAKE, listeners_resume
 from engine.slab cimport (
     CLAIM_WON, ownership_claim, ownership_release, ownership_try, slab_get, slab_high_water,
     slab_in_use,
@@ -229,16 +229,18 @@ cdef inline int _drain(Worker* worker) noexcept nogil:
     """Echoes what was received, and closes, until nothing is left, in the accept queues either, or
     the deadline has come. Returns 0 or -errno of epoll_wait."""
     cdef Control* control = worker.control
-    cdef uint64_t deadline_ms
+    cdef uint64_t deadline_ms, retry_ms
     cdef bint greeting = True
     cdef int result = 0
     worker.now_ms = clock_now_ms()
+    retry_ms = worker.now_ms + RESUME_AFTER_MS
     if atomic_u32_load(&control.phase) == PHASE_DRAINING:
         _serve_everybody(worker)
         if worker.held != NULL:
             _serve_held(worker)
     while atomic_u32_load(&control.phase) == PHASE_DRAINING:
-        if worker.listeners_left != 0:
+        if worker.listeners_left != 0 and worker.now_ms >= retry_ms:
+            retry_ms = worker.now_ms + RESUME_AFTER_MS
             empty_listeners(worker)
         if worker.listeners_left == 0 and slab_in_use(&worker.queue.slab) == 0:
             break
