@@ -31,7 +31,7 @@ class PatientHandler(logging.StreamHandler[TextIO]):
         try:
             patience_s = PATIENCE_S
             if self._lost:
-                text = f"{self._lost} lines were lost: nobody read them"
+                text = f"lines lost because nobody read them: {self._lost}"
                 lost = logging.makeLogRecord({"msg": text, **_WARNING})
                 if not self._write(self.format(lost), 0.0):
                     self._lost += 1

@@ -15,7 +15,9 @@ from engine.layout cimport (
     OWNERSHIP_FREE, PHASE_DRAINING, PHASE_RUNNING, PHASE_STOPPING, Connection, Control, Queue,
     Worker,
 )
-from engine.listener cimport TOKEN_LISTENERS, TOKEN_RING, TOKEN_WAKE, listeners_resume
+from engine.listener cimport (
+    RESUME_AFTER_MS, TOKEN_LISTENERS, TOKEN_RING, TOKEN_WAKE, listeners_resume,
+)
 from engine.ring cimport ring_read
 from engine.serving cimport GREETING_MS, READS_PER_TURN, connection_serve, connection_settle
 from engine.slab cimport (
@@ -272,16 +274,18 @@ cdef inline int _drain(Worker* worker) noexcept nogil:
     """Echoes what was received, and closes, until nothing is left, in the accept queues either, or
     the deadline has come. Returns 0 or -errno of epoll_wait."""
     cdef Control* control = worker.control
-    cdef uint64_t deadline_ms
+    cdef uint64_t deadline_ms, retry_ms
     cdef bint greeting = True
     cdef int result = 0
     worker.now_ms = clock_now_ms()
+    retry_ms = worker.now_ms + RESUME_AFTER_MS
     if atomic_u32_load(&control.phase) == PHASE_DRAINING:
         _serve_everybody(worker)
         if worker.held != NULL:
             _serve_held(worker)
     while atomic_u32_load(&control.phase) == PHASE_DRAINING:
-        if worker.listeners_left != 0:
+        if worker.listeners_left != 0 and worker.now_ms >= retry_ms:
+            retry_ms = worker.now_ms + RESUME_AFTER_MS
             empty_listeners(worker)
         if worker.listeners_left == 0 and slab_in_use(&worker.queue.slab) == 0:
             break

@@ -26,10 +26,14 @@ def stuff(process: ServerProcess) -> None:
         time.sleep(0.01)
 
 
+def set_pipe_size(process: ServerProcess, size: int) -> None:
+    assert process.process.stderr is not None
+    fcntl.fcntl(process.process.stderr, F_SETPIPE_SZ, size)
+
+
 def with_a_small_pipe(start_process: StartProcess, *arguments: str) -> ServerProcess:
     process = start_process(*arguments)
-    assert process.process.stderr is not None
-    fcntl.fcntl(process.process.stderr, F_SETPIPE_SZ, 4096)
+    set_pipe_size(process, 4096)
     return process
 
 
@@ -59,8 +63,9 @@ def test_a_reader_who_comes_back_is_told_how_many_lines_it_missed(
     process.stderr = ""
     process.send(signal.SIGUSR1)  # goes nowhere: the pipe is full
     process.wait_until_said("echoes/s")
+    set_pipe_size(process, 65_536)  # of one page, each line would have to be read before the next
     process.send(signal.SIGUSR1)
-    found = process.wait_until_said(r"\nkecho: warning: (\d+) lines were lost: nobody read them")
+    found = process.wait_until_said(r"\nkecho: warning: lines lost because nobody read them: (\d+)")
     assert int(found[1]) >= 1
     process.stderr = ""
     assert process.stop() == 0

@@ -85,7 +85,7 @@ def test_a_result_without_a_line_has_no_name(axis: Any) -> None:
 @pytest.mark.parametrize("values", [(0.3, 0.9), (150.0, 700.0), (0.01, 200.0)])
 def test_ticks_are_plain_numbers(axis: Any, values: tuple[float, float]) -> None:
     axis.plot([1, 2], values)
-    plot._set_log(axis, "y")
+    plot.set_log(axis, "y")
     axis.figure.canvas.draw()
     shown = [
         tick.get_text()
