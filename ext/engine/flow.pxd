@@ -12,7 +12,7 @@ from common.atomics cimport (
     atomic_u64_store_relaxed, atomic_u64_store_release,
 )
 from common.flows cimport (
-    FLOW_ECHOED, KECHO_FLOW_CHARGE_LEAST, KECHO_FLOW_CHARGE_MOST,
+    FLOW_BROKEN, FLOW_ECHOED, KECHO_FLOW_CHARGE_LEAST, KECHO_FLOW_CHARGE_MOST,
     KECHO_FLOW_RING_BYTES, Board, Flow, kecho_token,
 )
 from engine.layout cimport Connection, Control, Flows
@@ -199,6 +199,11 @@ cdef inline int flow_read(Control* control, Connection* connection, Flow* flow) 
     if result == 0:
         result = bpf_map_lookup(control.flows.flows_fd, &cookie, flow)
     return result
+
+
+cdef inline bint flow_is_broken(Control* control, Connection* connection) noexcept nogil:
+    cdef Flow flow
+    return flow_read(control, connection, &flow) == 0 and flow.mode == FLOW_BROKEN
 
 
 cdef inline int flow_look(Connection* connection, Look* look) noexcept nogil:

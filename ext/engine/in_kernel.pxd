@@ -1,7 +1,7 @@
 """Connections that the kernel echoes: what is left to do for one when something is reported of it,
 or its time has come to be looked at."""
 from common.atomics cimport atomic_u32_load_relaxed, atomic_u32_store_relaxed
-from common.flows cimport FLOW_ECHOED, Flow
+from common.flows cimport FLOW_BROKEN, FLOW_ECHOED, Flow
 from engine.connection cimport (
     SERVED_ALL, SERVED_CLOSED, SERVED_NOT, Served, busy_begin, busy_end, connection_arm,
     connection_close, connection_fail, evict_slowest, note_progress,
@@ -13,7 +13,7 @@ from engine.layout cimport (
     CONNECTION_PASSED, CONNECTION_SILENT, ERROR_EPOLL, ERROR_RECV, LOOK_AT_FLOW, LOOK_AT_NEITHER,
     Connection, Worker,
 )
-from libc.errno cimport ENOENT
+from libc.errno cimport ENOMEM
 from libc.stdint cimport UINT32_MAX, uint32_t, uint64_t
 
 
@@ -114,6 +114,8 @@ cdef inline Served in_kernel_serve(Worker* worker, Connection* connection) noexc
     if result < 0:
         return connection_fail(worker, connection, -result, ERROR_RECV)
     _note_movement(worker, connection, &look)
+    if flow.mode == FLOW_BROKEN:
+        return connection_fail(worker, connection, ENOMEM, ERROR_RECV)
     if flow.mode != FLOW_ECHOED:
         return _take_over(worker, connection)
     if _note_held(worker, connection, &look):
