@@ -10,7 +10,7 @@ import resource
 from .config import ServerConfig
 from .errors import EngineError
 
-__all__ = ["open_flows"]
+__all__ = ["load", "open_flows"]
 
 _BTF = "/sys/kernel/btf/vmlinux"
 # Before, skbs that were passed to user space could overtake those that were redirected, and bytes
@@ -56,6 +56,12 @@ def _open(capacity: int) -> tuple[int, ...]:
     except OSError as error:
         reason = f"{_BTF} (CONFIG_DEBUG_INFO_BTF): {error.strerror}"
         raise EngineError(error.errno, reason) from None
+    return load(btf, capacity)
+
+
+def load(btf: bytes, capacity: int) -> tuple[int, ...]:
+    """btf: how the kernel describes itself. Raises EngineError; what the kernel says about a
+    program that it refuses is logged."""
     from ._bpf import open_echo
 
     try:

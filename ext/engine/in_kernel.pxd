@@ -9,7 +9,7 @@ from engine.connection cimport (
 from engine.counters cimport count
 from engine.flow cimport Look, flow_end, flow_leave, flow_look, flow_read
 from engine.layout cimport (
-    CLOSE_ABORTED, CLOSE_EOF, CLOSE_EVICTED, CONNECTION_BUSY, CONNECTION_IN_KERNEL,
+    CLOSE_DRAINED, CLOSE_EOF, CLOSE_EVICTED, CONNECTION_BUSY, CONNECTION_IN_KERNEL,
     CONNECTION_PASSED, CONNECTION_SILENT, ERROR_EPOLL, ERROR_RECV, LOOK_AT_FLOW, LOOK_AT_NEITHER,
     Connection, Worker,
 )
@@ -50,11 +50,12 @@ cdef inline Served _take_over(Worker* worker, Connection* connection) noexcept n
 
 
 cdef inline Served _take_back(Worker* worker, Connection* connection) noexcept nogil:
-    """In a drain, everything having been handed back: what still comes is answered here."""
+    """In a drain, everything having been handed back: what still comes is answered here. Who has
+    sent something this very moment is reset, as one is whose bytes are not read any more."""
     cdef bint is_whole = flow_leave(worker.control, connection)
     busy_end(worker, connection)
     if not is_whole:
-        connection_close(worker, connection, CLOSE_ABORTED)
+        connection_close(worker, connection, CLOSE_DRAINED)
         return SERVED_CLOSED
     flow_end(worker.control, connection)
     _in_kernel_end(connection)
