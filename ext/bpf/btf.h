@@ -1,5 +1,5 @@
-/* Where a member of one of the kernel's structures lies, and what its functions are called, by the type information (BTF) that the
- * kernel describes itself with: Documentation/bpf/btf.rst. */
+/* Where a member of one of the kernel's structures lies, and what its functions are called, by the
+ * type information (BTF) that the kernel describes itself with: Documentation/bpf/btf.rst. */
 #ifndef KECHO_BPF_BTF_H
 #define KECHO_BPF_BTF_H
 

@@ -20,7 +20,7 @@ enum kecho_flow_mode {
 #define KECHO_SKB_CHARGE 1024u
 #define KECHO_FLOW_CHARGE_MOST (1u << 20)   /* of what waits to be sent: FLOW_PASSED beyond it */
 #define KECHO_FLOW_CHARGE_LEAST (1u << 16)  /* however many connections share a bound */
-#define KECHO_PASSED_CHARGE_MOST (2u << 20) /* of small skbs not read: packets are lost beyond it */
+#define KECHO_PASSED_CHARGE_MOST (2u << 20) /* of small skbs not read */
 
 struct kecho_flow {
     uint64_t token;      /* of user space: what the ring says when the mode changes */
@@ -34,7 +34,7 @@ struct kecho_flow {
     uint32_t mode; /* enum kecho_flow_mode */
     uint32_t is_told;
     uint32_t first; /* sequence number of the first byte */
-    uint32_t trim; /* the program's own: bytes that are to be taken off an skb */
+    uint32_t trim;  /* the program's own: bytes that are to be taken off an skb */
 };
 
 /* An array map of one element, mapped by user space. */

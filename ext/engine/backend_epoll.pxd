@@ -9,8 +9,9 @@ from engine.connection cimport (
 )
 from engine.in_kernel cimport in_kernel_note
 from engine.layout cimport (
-    CLOSE_ABORTED, CLOSE_IDLE, CLOSE_STALLED, CONNECTION_BUSY, CONNECTION_IN_KERNEL, OWNERSHIP_FREE, PHASE_DRAINING, PHASE_RUNNING,
-    PHASE_STOPPING, Connection, Control, Queue, Worker,
+    CLOSE_ABORTED, CLOSE_IDLE, CLOSE_STALLED, CONNECTION_BUSY, CONNECTION_IN_KERNEL,
+    OWNERSHIP_FREE, PHASE_DRAINING, PHASE_RUNNING, PHASE_STOPPING, Connection, Control, Queue,
+    Worker,
 )
 from engine.listener cimport (
     TOKEN_LISTENERS, TOKEN_RING, TOKEN_WAKE, listener_close, listener_disarm, listeners_resume,

@@ -7,7 +7,7 @@ from engine.connection cimport (
     connection_close, connection_fail, evict_slowest, note_progress,
 )
 from engine.counters cimport count
-from engine.flow cimport Look, flow_end, flow_leave, flow_look, flow_read
+from engine.flow cimport Look, flow_end, flow_leave, flow_look, flow_read, flow_run
 from engine.layout cimport (
     CLOSE_DRAINED, CLOSE_EOF, CLOSE_EVICTED, CONNECTION_BUSY, CONNECTION_IN_KERNEL,
     CONNECTION_PASSED, CONNECTION_SILENT, ERROR_EPOLL, ERROR_RECV, LOOK_AT_FLOW, LOOK_AT_NEITHER,
@@ -36,8 +36,9 @@ cdef inline Served _serve_here(Worker* worker, Connection* connection) noexcept 
 
 
 cdef inline Served _take_over(Worker* worker, Connection* connection) noexcept nogil:
-    """Too much waits to be sent: what comes now is passed, and bounded by the socket's window. Until
-    the kernel has sent the rest, the connection stands among those whose client does not read."""
+    """Too much waits to be sent: what comes now is passed, and bounded by the socket's window.
+    Until the kernel has sent the rest, the connection stands among those whose client does not
+    read."""
     busy_end(worker, connection)
     _in_kernel_end(connection)
     connection.flags |= CONNECTION_PASSED
@@ -122,6 +123,8 @@ cdef inline Served in_kernel_serve(Worker* worker, Connection* connection) noexc
     if _note_held(worker, connection, &look):
         return SERVED_ALL
     if look.has_ended:
+        # The FIN may stand behind bytes that had come before. Unread they would make it a RST.
+        flow_run(connection)
         connection_close(worker, connection, CLOSE_EOF)
         return SERVED_CLOSED
     if worker.is_draining:

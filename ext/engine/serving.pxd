@@ -9,7 +9,7 @@ from engine.connection cimport (
     send_some,
 )
 from engine.counters cimport count, count_by
-from engine.flow cimport flow_is_broken, flow_is_whole
+from engine.flow cimport flow_has_ended, flow_is_broken, flow_is_whole
 from engine.in_kernel cimport in_kernel_serve
 from engine.layout cimport (
     CLOSE_DRAINED, CLOSE_EOF, CLOSE_EVICTED, CONNECTION_ARMED_WRITE, CONNECTION_BUSY,
@@ -83,9 +83,10 @@ cdef inline Served connection_serve(
                 continue
             return connection_fail(worker, connection, errno, ERROR_RECV)
         if size == 0:
-            if connection.flags & CONNECTION_PASSED and not flow_is_whole(connection):
+            if connection.flags & CONNECTION_PASSED and not flow_has_ended(connection):
                 busy_begin(worker, connection, KECHO_BUFFER_BYTES)
                 break
+            busy_end(worker, connection)
             connection_close(worker, connection, CLOSE_EOF)
             return SERVED_CLOSED
         busy_end(worker, connection)
