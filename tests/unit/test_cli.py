@@ -30,6 +30,7 @@ TEXTS: dict[str, tuple[str, object]] = {
     "fd": ("3", (3,)),
     "backlog": ("7", 7),
     "dispatch": ("percpu", "percpu"),
+    "engine": ("auto", "auto"),
     "threads": ("3", 3),
     "reuse_port": ("yes", True),
     "max_connections": ("9", 9),
