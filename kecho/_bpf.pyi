@@ -3,6 +3,9 @@
 def offset_of(btf: bytes, structure: str, member: str) -> int:
     """Where a member of one of the kernel's structures lies, in bytes. Raises LookupError."""
 
+def function_id(btf: bytes, function: str) -> int:
+    """By which a program calls one of the kernel's functions. Raises LookupError."""
+
 def open_echo(btf: bytes, capacity: int) -> tuple[int, ...]:
     """Loads the programs; returns the descriptors of their maps, and of the filter that is for each
     socket: (sockets, flows, board, ring, filter), which are the caller's.

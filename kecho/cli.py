@@ -303,7 +303,8 @@ def _say_where(server: Server, backlog: int) -> None:
         f"listening on {describe_addresses(server.addresses)}"
         f"{', ' + describe_addresses(udp, 'udp') if udp else ''}"
         f"{', reachable from other hosts' if exposed else ''}"
-        f" (backlog {backlog}, dispatch {config.dispatch}{engine}, {plural(server.threads, 'thread')})",
+        f" (backlog {backlog}, dispatch {config.dispatch}{engine},"
+        f" {plural(server.threads, 'thread')})",
         "listening",
         addresses=server.addresses,
         udp_addresses=udp,

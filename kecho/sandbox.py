@@ -36,9 +36,7 @@ def prepare() -> None:
     _sandbox.load_unwinder()
 
 
-def enter(
-    *, tcp_ports: Sequence[int], socket_path: str | None, for_flows: bool
-) -> list[str]:
+def enter(*, tcp_ports: Sequence[int], socket_path: str | None, for_flows: bool) -> list[str]:
     """Confines this thread, and those that it starts; returns a reason for each part, seccomp or
     Landlock, that is not to be had here. The other one is in force all the same.
 
@@ -56,9 +54,7 @@ def enter(
         _try("Landlock", lambda: _restrict_access(tcp_ports, socket_path)),
         _try(
             "seccomp",
-            lambda: _sandbox.filter_calls(
-                for_a_file=socket_path is not None, for_flows=for_flows
-            ),
+            lambda: _sandbox.filter_calls(for_a_file=socket_path is not None, for_flows=for_flows),
         ),
     ]
     return [reason for reason in reasons if reason is not None]

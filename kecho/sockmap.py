@@ -10,12 +10,13 @@ import resource
 from .config import ServerConfig
 from .errors import EngineError
 
-__all__ = ["open_flows"]
+__all__ = ["load", "open_flows"]
 
 _BTF = "/sys/kernel/btf/vmlinux"
 # Before, skbs that were passed to user space could overtake those that were redirected, and bytes
 # be lost: the "bpf sockmap fixes" of 2023.
 _OLDEST_KERNEL = (6, 5)
+_LINES_OF_LOG = 40
 _CAPACITY_LEAST = 1024
 _CAPACITY_MOST = 1 << 20
 
@@ -55,6 +56,12 @@ def _open(capacity: int) -> tuple[int, ...]:
     except OSError as error:
         reason = f"{_BTF} (CONFIG_DEBUG_INFO_BTF): {error.strerror}"
         raise EngineError(error.errno, reason) from None
+    return load(btf, capacity)
+
+
+def load(btf: bytes, capacity: int) -> tuple[int, ...]:
+    """btf: how the kernel describes itself. Raises EngineError; what the kernel says about a
+    program that it refuses is logged."""
     from ._bpf import open_echo
 
     try:
@@ -63,7 +70,8 @@ def _open(capacity: int) -> tuple[int, ...]:
         raise EngineError(None, f"{_BTF}: {error.args[0]}") from None
     except OSError as error:
         if said := getattr(error, "verifier_log", ""):
-            log.error("what the kernel says about the program:\n%s", said)
+            last = "\n".join(said.splitlines()[-_LINES_OF_LOG:])
+            log.error("what the kernel says about the program, in the end:\n%s", last)
         raise EngineError(error.errno, f"{error.strerror}{_advice(error)}") from None
 
 

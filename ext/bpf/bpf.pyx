@@ -19,6 +19,7 @@ import os
 cdef extern from "bpf/btf.h":
     int kecho_btf_offset(
         const uint8_t* data, size_t size, const char* structure, const char* member)
+    int kecho_btf_function(const uint8_t* data, size_t size, const char* function)
 
 cdef extern from "bpf/program.h":
     enum:
@@ -37,6 +38,8 @@ cdef extern from "bpf/program.h":
         int16_t sk_sndbuf
         int16_t sk_wmem_queued
         int16_t sk_rcvbuf
+        int16_t seq
+        int32_t bpf_cast_to_kern_ctx
 
     uint32_t kecho_write_program(bpf_insn* program, const Places* places)
     uint32_t kecho_write_filter(bpf_insn* program, const Places* places)
@@ -59,6 +62,17 @@ def offset_of(bytes btf not None, str structure not None, str member not None):
     if not 0 <= offset < 32768:
         raise LookupError(f"struct {structure} has no member {member}")
     return offset
+
+
+def function_id(bytes btf not None, str function not None):
+    """By which a program calls one of the kernel's functions. Raises LookupError."""
+    cdef bytes name = function.encode()
+    cdef int number = kecho_btf_function(btf, len(btf), name)
+    if number == -EINVAL:
+        raise LookupError("this is no type information (BTF) that is known here")
+    if number < 0:
+        raise LookupError(f"this kernel has no function {function}()")
+    return number
 
 
 cdef int _map(list made, str what, uint32_t kind, uint32_t key_bytes, uint32_t value_bytes,
@@ -89,6 +103,8 @@ def open_echo(bytes btf not None, uint32_t capacity):
         places.sk_sndbuf = offset_of(btf, "sock", "sk_sndbuf")
         places.sk_wmem_queued = offset_of(btf, "sock", "sk_wmem_queued")
         places.sk_rcvbuf = offset_of(btf, "sock", "sk_rcvbuf")
+        places.seq = offset_of(btf, "sk_buff", "cb") + offset_of(btf, "tcp_skb_cb", "seq")
+        places.bpf_cast_to_kern_ctx = function_id(btf, "bpf_cast_to_kern_ctx")
         places.sockets_fd = _map(
             made, "SOCKHASH", BPF_MAP_TYPE_SOCKHASH, sizeof(uint64_t), sizeof(uint32_t), capacity,
             0)

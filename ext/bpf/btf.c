@@ -64,12 +64,16 @@ static int offset_in(const struct btf_type *type, struct text names, const char 
     return -ENOENT;
 }
 
-int kecho_btf_offset(const uint8_t *data, size_t size, const char *structure, const char *member) {
+/* Walks to the type of this kind and name; `found` is NULL if there is none. Returns its id, or
+ * -EINVAL. */
+static int find(const uint8_t *data, size_t size, uint32_t kind, const char *name,
+                const struct btf_type **found, struct text *names) {
     struct btf_header header;
     const struct btf_type *type;
     const uint8_t *at, *end;
-    struct text names;
     long more;
+    int id = 0;
+    *found = NULL;
     if (size < sizeof(header))
         return -EINVAL;
     memcpy(&header, data, sizeof(header));
@@ -81,8 +85,8 @@ int kecho_btf_offset(const uint8_t *data, size_t size, const char *structure, co
         header.str_off > size || header.str_len > size - header.str_off ||
         ((uintptr_t)data + header.type_off) % 4 != 0)
         return -EINVAL;
-    names.begin = (const char *)data + header.str_off;
-    names.size = header.str_len;
+    names->begin = (const char *)data + header.str_off;
+    names->size = header.str_len;
     at = data + header.type_off;
     end = at + header.type_len;
     while (at < end) {
@@ -92,10 +96,28 @@ int kecho_btf_offset(const uint8_t *data, size_t size, const char *structure, co
         more = more_bytes(type);
         if (more < 0 || more > end - at - (long)sizeof(*type))
             return -EINVAL;
-        if (BTF_INFO_KIND(type->info) == BTF_KIND_STRUCT &&
-            is_named(names, type->name_off, structure))
-            return offset_in(type, names, member);
+        id++;
+        if (BTF_INFO_KIND(type->info) == kind && is_named(*names, type->name_off, name)) {
+            *found = type;
+            return id;
+        }
         at += (long)sizeof(*type) + more;
     }
-    return -ENOENT;
+    return 0;
+}
+
+int kecho_btf_offset(const uint8_t *data, size_t size, const char *structure, const char *member) {
+    const struct btf_type *type;
+    struct text names;
+    int id = find(data, size, BTF_KIND_STRUCT, structure, &type, &names);
+    if (id < 0)
+        return id;
+    return type == NULL ? -ENOENT : offset_in(type, names, member);
+}
+
+int kecho_btf_function(const uint8_t *data, size_t size, const char *function) {
+    const struct btf_type *type;
+    struct text names;
+    int id = find(data, size, BTF_KIND_FUNC, function, &type, &names);
+    return id == 0 ? -ENOENT : id;
 }

@@ -9,6 +9,9 @@
 
 /* A place that is jumped to before it is known. */
 enum label {
+    LABEL_KNOWN,
+    LABEL_TRIMMED,
+    LABEL_BROKEN,
     LABEL_SAME_EPOCH,
     LABEL_FULL,
     LABEL_PASS,
@@ -54,6 +57,7 @@ static void put(struct writer *w, uint8_t code, int dst, int src, int16_t offset
 /* A map, or the address of its one element: two instructions. */
 #define MAP(dst, fd) put_wide(w, dst, BPF_PSEUDO_MAP_FD, fd, 0)
 #define ELEMENT(dst, fd, at) put_wide(w, dst, BPF_PSEUDO_MAP_VALUE, fd, (int32_t)(at))
+#define CALL_KERNEL(id) put(w, BPF_JMP | BPF_CALL, 0, BPF_PSEUDO_KFUNC_CALL, 0, id)
 #define GOTO(label) jump(w, BPF_JMP | BPF_JA, 0, 0, 0, label)
 #define GOTO_IF_NUMBER(left, test, value, label)                                                   \
     jump(w, BPF_JMP | test | BPF_K, left, 0, (int32_t)(value), label)
@@ -83,6 +87,10 @@ static void resolve(struct writer *w) {
 /* On the stack. */
 #define COOKIE (-8)
 #define BYTE (-16)
+#define WORD (-24)
+
+#define TRIM_MOST 4095
+#define TRIMS_MOST 160
 
 /* Registers that calls leave alone. */
 #define SKB R(6)
@@ -128,6 +136,60 @@ static void write_beginning(struct writer *w, const struct kecho_program_places 
     GOTO_IF_NUMBER(LENGTH, BPF_JEQ, 0, LABEL_DROP);
     write_lookup(w, places); /* none: it is being closed */
     write_tcp_sock(w);
+    LOAD32(R(1), FLOW, OF_FLOW(mode));
+    GOTO_IF_NUMBER(R(1), BPF_JEQ, FLOW_BROKEN, LABEL_DROP);
+}
+
+/* An skb may begin with bytes that an earlier one has brought, when a sender that missed an
+ * acknowledgement sent several segments again as one. recv() leaves them out, tcp_read_skb() does
+ * not: without this they would be echoed twice. */
+static void write_trim(struct writer *w, const struct kecho_program_places *places) {
+    uint32_t again;
+    /* The first one begins where nobody has read yet. */
+    LOAD64(R(2), FLOW, OF_FLOW(redirected));
+    LOAD64(R(3), FLOW, OF_FLOW(passed));
+    ADD(R(2), R(3));
+    GOTO_IF_NUMBER(R(2), BPF_JNE, 0, LABEL_KNOWN);
+    LOAD32(R(1), TCP, places->copied_seq);
+    STORE32(FLOW, OF_FLOW(first), R(1));
+    HERE(LABEL_KNOWN);
+    LOAD32(R(3), FLOW, OF_FLOW(first));
+    ADD(R(2), R(3));
+    STORE32(R(10), WORD, R(2));
+    /* r9 = the sequence number that is due, less the skb's. */
+    MOVE(R(1), SKB);
+    CALL_KERNEL(places->bpf_cast_to_kern_ctx);
+    LOAD32(R(1), R(0), places->seq);
+    LOAD32(R(9), R(10), WORD);
+    SUBTRACT32(R(9), R(1));
+    STORE32(FLOW, OF_FLOW(trim), R(9));
+    GOTO_IF_NUMBER(R(9), BPF_JEQ, 0, LABEL_TRIMMED);
+    LOAD32(R(1), SKB, offsetof(struct __sk_buff, len));
+    GOTO_IF(R(9), BPF_JGT, R(1), LABEL_BROKEN); /* or bytes are missing before it */
+    /* bpf_skb_adjust_room() takes off 4095 at most. What is left stands in the map, where the
+     * verifier does not follow it: it would go through every value. */
+    SET(R(9), 0);
+    again = w->count;
+    MOVE(R(1), SKB);
+    LOAD32(R(2), FLOW, OF_FLOW(trim));
+    put(w, BPF_JMP | BPF_JLE | BPF_K, 2, 0, 1, TRIM_MOST);
+    SET(R(2), TRIM_MOST);
+    LOAD32(R(3), FLOW, OF_FLOW(trim));
+    SUBTRACT(R(3), R(2));
+    STORE32(FLOW, OF_FLOW(trim), R(3));
+    put(w, BPF_ALU64 | BPF_NEG, 2, 0, 0, 0);
+    SET(R(3), 0);
+    SET(R(4), 0);
+    CALL(skb_adjust_room);
+    GOTO_IF_NUMBER(R(0), BPF_JNE, 0, LABEL_BROKEN);
+    LOAD32(R(1), FLOW, OF_FLOW(trim));
+    GOTO_IF_NUMBER(R(1), BPF_JEQ, 0, LABEL_TRIMMED);
+    ADD_NUMBER(R(9), 1);
+    put(w, BPF_JMP | BPF_JLT | BPF_K, 9, 0, (int16_t)((int)again - (int)w->count - 1), TRIMS_MOST);
+    GOTO(LABEL_BROKEN);
+    HERE(LABEL_TRIMMED);
+    LOAD32(LENGTH, SKB, offsetof(struct __sk_buff, len));
+    GOTO_IF_NUMBER(LENGTH, BPF_JEQ, 0, LABEL_DROP);
     LOAD32(R(1), FLOW, OF_FLOW(mode));
     GOTO_IF_NUMBER(R(1), BPF_JNE, FLOW_ECHOED, LABEL_PASS);
 }
@@ -241,6 +303,16 @@ static void write_pass(struct writer *w, const struct kecho_program_places *plac
     HERE(LABEL_LEAVE);
     SET(R(0), SK_PASS);
     EXIT();
+    HERE(LABEL_BROKEN);
+    /* There was no memory to trim it. User space sees it when it is told, or looks. */
+    SET(R(1), FLOW_BROKEN);
+    STORE32(FLOW, OF_FLOW(mode), R(1));
+    MAP(R(1), places->ring_fd);
+    MOVE(R(2), FLOW);
+    ADD_NUMBER(R(2), OF_FLOW(token));
+    SET(R(3), sizeof(((struct kecho_flow *)0)->token));
+    SET(R(4), BPF_RB_FORCE_WAKEUP);
+    CALL(ringbuf_output);
     HERE(LABEL_DROP);
     SET(R(0), SK_DROP);
     EXIT();
@@ -249,6 +321,7 @@ static void write_pass(struct writer *w, const struct kecho_program_places *plac
 uint32_t kecho_write_program(struct bpf_insn *program, const struct kecho_program_places *places) {
     struct writer writer = {.program = program};
     write_beginning(&writer, places);
+    write_trim(&writer, places);
     write_echo(&writer, places);
     write_pass(&writer, places);
     resolve(&writer);
@@ -266,7 +339,7 @@ uint32_t kecho_write_filter(struct bpf_insn *program, const struct kecho_program
     MOVE(SKB, R(1));
     write_lookup(w, places);
     LOAD32(R(1), FLOW, OF_FLOW(mode));
-    GOTO_IF_NUMBER(R(1), BPF_JEQ, FLOW_ECHOED, LABEL_LEAVE);
+    GOTO_IF_NUMBER(R(1), BPF_JNE, FLOW_PASSED, LABEL_LEAVE);
     write_tcp_sock(w);
     /* Segments without data are never in the way. */
     MOVE(R(1), SKB);

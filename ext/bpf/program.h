@@ -8,7 +8,7 @@
 #include <linux/bpf.h>
 #include <stdint.h>
 
-#define KECHO_PROGRAM_MOST 160 /* instructions */
+#define KECHO_PROGRAM_MOST 192 /* instructions */
 
 /* What stands in the program as numbers. */
 struct kecho_program_places {
@@ -19,6 +19,8 @@ struct kecho_program_places {
     /* In struct tcp_sock, and in struct sock, which it begins with. */
     int16_t bytes_acked, write_seq, snd_una, rcv_nxt, copied_seq;
     int16_t sk_sndbuf, sk_wmem_queued, sk_rcvbuf;
+    int16_t seq;                  /* in struct sk_buff: of its struct tcp_skb_cb */
+    int32_t bpf_cast_to_kern_ctx; /* id of that function: the struct sk_buff of the context */
 };
 
 /* Each returns how many instructions it has written. */

@@ -11,7 +11,8 @@
 
 enum kecho_flow_mode {
     FLOW_ECHOED = 0, /* every skb goes back where it came from */
-    FLOW_PASSED      /* for good: what comes is for user space to read, behind what is queued */
+    FLOW_PASSED,     /* for good: what comes is for user space to read, behind what is queued */
+    FLOW_BROKEN      /* for good: bytes were lost, it is to be reset */
 };
 
 /* Charges stand for the kernel's memory, which nobody else counts: bytes, and so much for each skb
@@ -19,7 +20,7 @@ enum kecho_flow_mode {
 #define KECHO_SKB_CHARGE 1024u
 #define KECHO_FLOW_CHARGE_MOST (1u << 20)   /* of what waits to be sent: FLOW_PASSED beyond it */
 #define KECHO_FLOW_CHARGE_LEAST (1u << 16)  /* however many connections share a bound */
-#define KECHO_PASSED_CHARGE_MOST (2u << 20) /* of small skbs not read: packets are lost beyond it */
+#define KECHO_PASSED_CHARGE_MOST (2u << 20) /* of small skbs not read */
 
 struct kecho_flow {
     uint64_t token;      /* of user space: what the ring says when the mode changes */
@@ -32,6 +33,8 @@ struct kecho_flow {
     uint32_t charge;
     uint32_t mode; /* enum kecho_flow_mode */
     uint32_t is_told;
+    uint32_t first; /* sequence number of the first byte */
+    uint32_t trim;  /* the program's own: bytes that are to be taken off an skb */
 };
 
 /* An array map of one element, mapped by user space. */

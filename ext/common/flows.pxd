@@ -5,6 +5,7 @@ cdef extern from "common/flows.h" nogil:
     enum:
         FLOW_ECHOED
         FLOW_PASSED
+        FLOW_BROKEN
 
     const uint32_t KECHO_FLOW_CHARGE_MOST
     const uint32_t KECHO_FLOW_CHARGE_LEAST
@@ -22,6 +23,7 @@ cdef extern from "common/flows.h" nogil:
         uint32_t charge
         uint32_t mode
         uint32_t is_told
+        uint32_t first
 
     ctypedef struct FlowCounters "struct kecho_flow_counters":
         uint64_t bytes

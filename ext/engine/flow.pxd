@@ -12,7 +12,7 @@ from common.atomics cimport (
     atomic_u64_store_relaxed, atomic_u64_store_release,
 )
 from common.flows cimport (
-    FLOW_ECHOED, KECHO_FLOW_CHARGE_LEAST, KECHO_FLOW_CHARGE_MOST,
+    FLOW_BROKEN, FLOW_ECHOED, KECHO_FLOW_CHARGE_LEAST, KECHO_FLOW_CHARGE_MOST,
     KECHO_FLOW_RING_BYTES, Board, Flow, kecho_token,
 )
 from engine.layout cimport Connection, Control, Flows
@@ -160,6 +160,13 @@ cdef inline int _cookie(int fd, uint64_t* cookie) noexcept nogil:
     return 0
 
 
+cdef inline void flow_run(Connection* connection) noexcept nogil:
+    """Has TCP call the program for what is in the receive queue, under the socket's lock, and waits
+    for whoever does it already: tcp_set_rcvlowat()."""
+    cdef int one = 1
+    setsockopt(connection.fd, SOL_SOCKET, SO_RCVLOWAT, &one, sizeof(one))
+
+
 cdef inline int flow_begin(
     Control* control, uint32_t queue, Connection* connection,
 ) noexcept nogil:
@@ -168,7 +175,6 @@ cdef inline int flow_begin(
     cdef Flows* flows = &control.flows
     cdef uint64_t cookie = 0
     cdef uint32_t fd = <uint32_t>connection.fd
-    cdef int one = 1
     cdef Flow flow
     cdef int result = _cookie(connection.fd, &cookie)
     if result < 0:
@@ -187,8 +193,7 @@ cdef inline int flow_begin(
     if result < 0:
         bpf_map_delete(flows.flows_fd, &cookie)
         return result
-    # Has TCP call the program for what came before, under the socket's lock: tcp_set_rcvlowat().
-    setsockopt(connection.fd, SOL_SOCKET, SO_RCVLOWAT, &one, sizeof(one))
+    flow_run(connection)
     return 0
 
 
@@ -201,13 +206,19 @@ cdef inline int flow_read(Control* control, Connection* connection, Flow* flow) 
     return result
 
 
+cdef inline bint flow_is_broken(Control* control, Connection* connection) noexcept nogil:
+    cdef Flow flow
+    return flow_read(control, connection, &flow) == 0 and flow.mode == FLOW_BROKEN
+
+
 cdef inline int flow_look(Connection* connection, Look* look) noexcept nogil:
     """What became of its bytes. Returns 0 or -errno.
 
     `received` and what was acknowledged are of one moment; what the socket holds is asked for
     afterwards. So of what had been received then, `handed` may be too little, and never too much:
-    bytes that are acknowledged between the two calls are in neither. (tcpi_bytes_sent less tcpi_bytes_retrans would be more
-    than was sent after a local drop, which counts a segment twice.)
+    bytes that are acknowledged between the two calls are in neither. (tcpi_bytes_sent less
+    tcpi_bytes_retrans would be more than was sent after a local drop, which counts a segment
+    twice.)
     """
     cdef tcp_info info
     cdef socklen_t size = sizeof(info)
@@ -238,6 +249,13 @@ cdef inline bint flow_is_whole(Connection* connection) noexcept nogil:
     return flow_look(connection, &look) == 0 and look.received <= look.handed
 
 
+cdef inline bint flow_has_ended(Connection* connection) noexcept nogil:
+    """That, and the client sends nothing more."""
+    cdef Look look
+    return (
+        flow_look(connection, &look) == 0 and look.has_ended and look.received <= look.handed)
+
+
 cdef inline bint flow_leave(Control* control, Connection* connection) noexcept nogil:
     """Takes a connection of which everything was handed back out of the kernel's hands: what comes
     now stays in the receive queue. False: something came at the same moment, and was lost with the
@@ -245,14 +263,14 @@ cdef inline bint flow_leave(Control* control, Connection* connection) noexcept n
     cdef uint64_t cookie = 0
     cdef Look look
     cdef Flow flow
-    cdef int i
+    cdef int _i
     if _cookie(connection.fd, &cookie) < 0:
         return False
     if bpf_map_delete(control.flows.sockets_fd, &cookie) < 0:
         return False
     if bpf_map_lookup(control.flows.flows_fd, &cookie, &flow) < 0:
         return False
-    for i in range(LOOKS):
+    for _i in range(LOOKS):
         if flow_look(connection, &look) < 0 or flow.mode != FLOW_ECHOED:
             return False
         if look.handed == flow.redirected:

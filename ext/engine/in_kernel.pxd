@@ -1,19 +1,19 @@
 """Connections that the kernel echoes: what is left to do for one when something is reported of it,
 or its time has come to be looked at."""
 from common.atomics cimport atomic_u32_load_relaxed, atomic_u32_store_relaxed
-from common.flows cimport FLOW_ECHOED, Flow
+from common.flows cimport FLOW_BROKEN, FLOW_ECHOED, Flow
 from engine.connection cimport (
     SERVED_ALL, SERVED_CLOSED, SERVED_NOT, Served, busy_begin, busy_end, connection_arm,
     connection_close, connection_fail, evict_slowest, note_progress,
 )
 from engine.counters cimport count
-from engine.flow cimport Look, flow_end, flow_leave, flow_look, flow_read
+from engine.flow cimport Look, flow_end, flow_leave, flow_look, flow_read, flow_run
 from engine.layout cimport (
-    CLOSE_ABORTED, CLOSE_EOF, CLOSE_EVICTED, CONNECTION_BUSY, CONNECTION_IN_KERNEL,
+    CLOSE_DRAINED, CLOSE_EOF, CLOSE_EVICTED, CONNECTION_BUSY, CONNECTION_IN_KERNEL,
     CONNECTION_PASSED, CONNECTION_SILENT, ERROR_EPOLL, ERROR_RECV, LOOK_AT_FLOW, LOOK_AT_NEITHER,
     Connection, Worker,
 )
-from libc.errno cimport ENOENT
+from libc.errno cimport ENOMEM
 from libc.stdint cimport UINT32_MAX, uint32_t, uint64_t
 
 
@@ -36,8 +36,9 @@ cdef inline Served _serve_here(Worker* worker, Connection* connection) noexcept 
 
 
 cdef inline Served _take_over(Worker* worker, Connection* connection) noexcept nogil:
-    """Too much waits to be sent: what comes now is passed, and bounded by the socket's window. Until
-    the kernel has sent the rest, the connection stands among those whose client does not read."""
+    """Too much waits to be sent: what comes now is passed, and bounded by the socket's window.
+    Until the kernel has sent the rest, the connection stands among those whose client does not
+    read."""
     busy_end(worker, connection)
     _in_kernel_end(connection)
     connection.flags |= CONNECTION_PASSED
@@ -50,11 +51,12 @@ cdef inline Served _take_over(Worker* worker, Connection* connection) noexcept n
 
 
 cdef inline Served _take_back(Worker* worker, Connection* connection) noexcept nogil:
-    """In a drain, everything having been handed back: what still comes is answered here."""
+    """In a drain, everything having been handed back: what still comes is answered here. Who has
+    sent something this very moment is reset, as one is whose bytes are not read any more."""
     cdef bint is_whole = flow_leave(worker.control, connection)
     busy_end(worker, connection)
     if not is_whole:
-        connection_close(worker, connection, CLOSE_ABORTED)
+        connection_close(worker, connection, CLOSE_DRAINED)
         return SERVED_CLOSED
     flow_end(worker.control, connection)
     _in_kernel_end(connection)
@@ -114,11 +116,15 @@ cdef inline Served in_kernel_serve(Worker* worker, Connection* connection) noexc
     if result < 0:
         return connection_fail(worker, connection, -result, ERROR_RECV)
     _note_movement(worker, connection, &look)
+    if flow.mode == FLOW_BROKEN:
+        return connection_fail(worker, connection, ENOMEM, ERROR_RECV)
     if flow.mode != FLOW_ECHOED:
         return _take_over(worker, connection)
     if _note_held(worker, connection, &look):
         return SERVED_ALL
     if look.has_ended:
+        # The FIN may stand behind bytes that had come before. Unread they would make it a RST.
+        flow_run(connection)
         connection_close(worker, connection, CLOSE_EOF)
         return SERVED_CLOSED
     if worker.is_draining:

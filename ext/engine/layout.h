@@ -40,8 +40,8 @@ enum kecho_connection_flag {
 };
 
 struct kecho_connection {
-    uint64_t ownership;     /* atomic: generation << 32 | enum kecho_ownership */
-    uint8_t *pending;       /* what the kernel would not take yet; NULL unless backpressured */
+    uint64_t ownership; /* atomic: generation << 32 | enum kecho_ownership */
+    uint8_t *pending;   /* what the kernel would not take yet; NULL unless backpressured */
     union {
         uint32_t pending_begin; /* [begin, end) of `pending`, bytes */
         uint32_t look_at_ms;    /* BUSY: when to ask the kernel again, low 32 bits of the clock */

@@ -9,7 +9,7 @@ from engine.connection cimport (
     send_some,
 )
 from engine.counters cimport count, count_by
-from engine.flow cimport flow_is_whole
+from engine.flow cimport flow_has_ended, flow_is_broken, flow_is_whole
 from engine.in_kernel cimport in_kernel_serve
 from engine.layout cimport (
     CLOSE_DRAINED, CLOSE_EOF, CLOSE_EVICTED, CONNECTION_ARMED_WRITE, CONNECTION_BUSY,
@@ -18,7 +18,7 @@ from engine.layout cimport (
 )
 from engine.slab cimport ownership_release
 from kernel.socket cimport recv
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EAGAIN, EINTR, ENOMEM, errno
 from libc.stdint cimport uint32_t
 
 
@@ -63,6 +63,8 @@ cdef inline Served connection_serve(
         served = in_kernel_serve(worker, connection)
         if served != SERVED_NOT:
             return served
+    elif connection.flags & CONNECTION_PASSED and flow_is_broken(worker.control, connection):
+        return connection_fail(worker, connection, ENOMEM, ERROR_RECV)
     if connection.pending != NULL:
         result = flush_pending(worker, connection)
         if result < 0:
@@ -81,9 +83,10 @@ cdef inline Served connection_serve(
                 continue
             return connection_fail(worker, connection, errno, ERROR_RECV)
         if size == 0:
-            if connection.flags & CONNECTION_PASSED and not flow_is_whole(connection):
+            if connection.flags & CONNECTION_PASSED and not flow_has_ended(connection):
                 busy_begin(worker, connection, KECHO_BUFFER_BYTES)
                 break
+            busy_end(worker, connection)
             connection_close(worker, connection, CLOSE_EOF)
             return SERVED_CLOSED
         busy_end(worker, connection)

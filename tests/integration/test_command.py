@@ -40,6 +40,7 @@ SAMPLES: dict[str, tuple[str, object, str, object, str]] = {
     "fd": ("9", [9], "7,8", [7, 8], "0,-1"),
     "backlog": ("7", 7, "0", 0, "2147483648"),
     "dispatch": ("percpu", "percpu", "shared", "shared", "Shared"),
+    "engine": ("sockmap", "sockmap", "auto", "auto", "bpf"),
     "threads": ("3", 3, "1024", 1024, "1025"),
     "busy_poll": ("auto", "auto", "200", 200, "-1"),
     "reuse_port": ("1", True, "no", False, "maybe"),

@@ -32,6 +32,7 @@ TEXTS: dict[str, tuple[str, object]] = {
     "fd": ("3", (3,)),
     "backlog": ("7", 7),
     "dispatch": ("percpu", "percpu"),
+    "engine": ("auto", "auto"),
     "threads": ("3", 3),
     "busy_poll": ("forever", "forever"),
     "reuse_port": ("yes", True),

@@ -1,0 +1,379 @@
+"""--engine sockmap: what is its own. What it shares with epoll, the tests with the mark `engines`
+show under both."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import kecho
+from clients import (
+    DEADLINE_S,
+    connect,
+    connected,
+    random_bytes,
+    receive_exactly,
+    send_until_blocked,
+    wait_for,
+)
+from conftest import why_no_sockmap
+from processes import ServerProcess
+
+StartServer = Callable[..., kecho.Server]
+StartProcess = Callable[..., ServerProcess]
+
+needs_sockmap = pytest.mark.skipif(
+    why_no_sockmap() is not None, reason=why_no_sockmap() or "there is sockmap"
+)
+BOUND_BYTES = 4 << 20  # beyond socket buffers, for one connection
+
+
+def available_bytes() -> int:
+    found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    assert found
+    return int(found[1]) << 10
+
+
+def bpf_objects(pid: int | str) -> list[str]:
+    """What /proc says of the maps and programs that a process has open."""
+    found = []
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            target = os.readlink(f"/proc/{pid}/fd/{name}")
+        except FileNotFoundError:
+            continue
+        if "bpf" in target:
+            found.append(target)
+    return found
+
+
+def programs() -> set[str]:
+    """All there are of ours, by address and name of their code in the kernel."""
+    symbols = Path("/proc/kallsyms").read_text()
+    return {line for line in symbols.splitlines() if "_kecho_" in line and "bpf_prog_" in line}
+
+
+# ---- the kernel echoes ------------------------------------------------------------------------
+
+
+@needs_sockmap
+def test_established_connections_echo_while_the_server_is_stopped(
+    start_process: StartProcess, dispatch: str
+) -> None:
+    process = start_process("--engine", "sockmap", "--dispatch", dispatch)
+    with connected(process.port, 10) as clients:
+        for client in clients:
+            client.sendall(b"before")
+            assert receive_exactly(client, 6) == b"before"
+        os.kill(process.pid, signal.SIGSTOP)
+        try:
+            for client in clients:
+                client.sendall(random_bytes(5000))
+                assert receive_exactly(client, 5000) == random_bytes(5000)
+        finally:
+            os.kill(process.pid, signal.SIGCONT)
+
+
+@needs_sockmap
+@pytest.mark.parametrize("size", [1, 1000, 300_000])
+def test_bytes_that_came_before_accept_are_echoed_before_those_that_come_at_it(
+    start_process: StartProcess, dispatch: str, size: int
+) -> None:
+    """Clients send while nobody accepts, and go on while the server begins to."""
+    process = start_process("--engine", "sockmap", "--dispatch", dispatch, "--threads", "2")
+    rounds, payload = 20, random_bytes(20 * size)
+    os.kill(process.pid, signal.SIGSTOP)
+    with connected(process.port, 8) as clients:
+        for client in clients:
+            client.sendall(payload[:size])
+
+        def send_rest(client: socket.socket) -> None:
+            for number in range(1, rounds):
+                client.sendall(payload[number * size : (number + 1) * size])
+
+        senders = [threading.Thread(target=send_rest, args=(client,)) for client in clients]
+        for sender in senders:
+            sender.start()
+        os.kill(process.pid, signal.SIGCONT)
+        for client in clients:
+            assert receive_exactly(client, len(payload)) == payload
+        for sender in senders:
+            sender.join(DEADLINE_S)
+
+
+@needs_sockmap
+def test_the_first_bytes_are_never_echoed_twice(start_server: StartServer, dispatch: str) -> None:
+    """4 MiB at once right after connect(): the sender sends segments again as one, of which the
+    first had arrived. About 1 in 20 came back with a segment twice before they were trimmed."""
+    server = start_server(engine="sockmap", dispatch=dispatch)
+    payload = random_bytes(4 << 20)
+    for _ in range(60):
+        with connect(server) as client:
+            sent = send_what_fits(client, payload)
+            client.shutdown(socket.SHUT_WR)
+            assert receive_exactly(client, sent) == payload[:sent]
+            assert client.recv(1) == b""
+
+
+def send_what_fits(client: socket.socket, data: bytes) -> int:
+    client.setblocking(False)
+    try:
+        return client.send(data)
+    finally:
+        client.settimeout(DEADLINE_S)
+
+
+@needs_sockmap
+def test_50_megabytes_and_a_half_close_come_back_byte_for_byte(
+    start_server: StartServer, dispatch: str
+) -> None:
+    server = start_server(engine="sockmap", dispatch=dispatch)
+    part, parts = random_bytes(1 << 20), 50
+    with connect(server) as client:
+
+        def send() -> None:
+            for _ in range(parts):
+                client.sendall(part)
+            client.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        for _ in range(parts):
+            assert receive_exactly(client, len(part)) == part
+        assert client.recv(1) == b""
+        sender.join(DEADLINE_S)
+
+
+@needs_sockmap
+def test_many_half_closed_streams_come_back_byte_for_byte(
+    start_server: StartServer, dispatch: str
+) -> None:
+    server = start_server(engine="sockmap", dispatch=dispatch, backlog=300)
+    payload = random_bytes(50_000)
+    with connected(server, 200) as clients:
+        for number, client in enumerate(clients):
+            client.sendall(payload[number:])
+            client.shutdown(socket.SHUT_WR)
+        for number, client in enumerate(clients):
+            assert receive_exactly(client, len(payload) - number) == payload[number:]
+            assert client.recv(1) == b""
+    wait_for(lambda: server.stats().active == 0, "all have ended")
+    stats = server.stats()
+    assert stats.closed["eof"] == 200
+    assert stats.bytes_received == stats.bytes_sent == sum(50_000 - n for n in range(200))
+
+
+# ---- memory -----------------------------------------------------------------------------------
+
+
+@needs_sockmap
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_memory_for_a_client_that_never_reads_is_bounded(
+    start_server: StartServer, size: int
+) -> None:
+    """Small buffers at the client; what is between is the server's. In single bytes, too, whose
+    skbs cost a thousand times as much."""
+    server = start_server(engine="sockmap", graceful_timeout=0)
+    with connect(server, receive_buffer=4096) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        payload = random_bytes(64 << 20) if size > 1 else b""
+        before = available_bytes()
+        flood(client, payload)
+        # 4 MiB of send buffer on each side, a receive buffer, and what others do meanwhile.
+        assert before - available_bytes() < BOUND_BYTES + (48 << 20)
+
+
+def flood(client: socket.socket, payload: bytes) -> None:
+    """Sends until there is no room any more; without a payload single bytes, for two seconds."""
+    if payload:
+        send_until_blocked(client, payload)
+        return
+    client.settimeout(0.2)
+    end_s = time.monotonic() + 2
+    while time.monotonic() < end_s:
+        try:
+            client.send(b"x")
+        except TimeoutError:
+            break
+
+
+@needs_sockmap
+def test_max_buffer_memory_holds_for_many_clients_that_never_read(
+    start_server: StartServer,
+) -> None:
+    server = start_server(engine="sockmap", max_buffer_memory=1 << 17, graceful_timeout=0)
+    count, payload = 24, random_bytes(1 << 20)
+    with connected(server, count, receive_buffer=4096) as clients:
+        for client in clients:
+            client.setblocking(False)
+
+        def send_on() -> bool:
+            for client in clients:
+                with contextlib.suppress(BlockingIOError, ConnectionError):
+                    client.send(payload)
+            return server.stats().closed["evicted"] >= count // 2
+
+        wait_for(send_on, "those who are too many are reset")
+
+
+# ---- nothing remains --------------------------------------------------------------------------
+
+
+@needs_sockmap
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_remains_in_the_kernel(start_process: StartProcess, number: int) -> None:
+    before = programs()
+    process = start_process("--engine", "sockmap")
+    with connect(process.port) as client:
+        client.sendall(b"x")
+        assert receive_exactly(client, 1) == b"x"
+        added = programs() - before
+        assert len(added) >= 2
+        assert len(bpf_objects(process.pid)) >= 4
+        os.kill(process.pid, number)
+        process.process.wait(DEADLINE_S)
+    # Freed after an RCU grace period.
+    wait_for(lambda: not programs() & added, "the programs are gone")
+
+
+@needs_sockmap
+def test_no_descriptor_is_left_after_stop(dispatch: str) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with kecho.Server(port=0, engine="sockmap", dispatch=dispatch) as server:
+            assert server.engine == "sockmap"
+            with connect(server) as client:
+                client.sendall(b"x")
+                assert receive_exactly(client, 1) == b"x"
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert not bpf_objects("self")
+
+
+# ---- where it is not to be had ----------------------------------------------------------------
+
+
+def said(error: pytest.ExceptionInfo[kecho.EngineError]) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_a_unix_socket_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(kecho.EngineError) as error:
+        kecho.Server(uds=str(tmp_path / "s"), engine="sockmap").start()
+    assert said(error) == "engine: TCP alone: the kernel does not echo Unix sockets"
+
+
+def test_udp_is_refused_in_one_line() -> None:
+    with pytest.raises(kecho.EngineError) as error:
+        kecho.Server(port=0, udp=True, engine="sockmap").start()
+    assert said(error) == "engine: TCP alone: the kernel does not echo UDP"
+
+
+def test_auto_falls_back_to_epoll_and_says_so(
+    start_server: StartServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "kecho"):
+        server = start_server(uds=str(tmp_path / "s"), engine="auto")
+    assert server.engine == "epoll"
+    lines = [one.getMessage() for one in caplog.records if "engine" in one.getMessage()]
+    assert lines == [
+        "engine: epoll, for sockmap is not to be had: "
+        "TCP alone: the kernel does not echo Unix sockets"
+    ]
+
+
+def test_epoll_says_nothing_about_engines(
+    start_server: StartServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("DEBUG", "kecho"):
+        assert start_server().engine == "epoll"
+    assert not [one for one in caplog.records if "engine" in one.getMessage()]
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[tuple[str, ...]]:
+    if os.geteuid() != 0:
+        yield ()
+    else:
+        yield ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs")
+
+
+def test_without_privileges_one_line_says_what_is_missing(unprivileged: tuple[str, ...]) -> None:
+    process = ServerProcess(["--engine", "sockmap"], before=unprivileged)
+    try:
+        assert process.process.wait(DEADLINE_S) == 1
+        assert process.process.stderr is not None
+        lines = process.process.stderr.read().decode().splitlines()
+    finally:
+        process.kill()
+    assert len(lines) == 1
+    assert lines[0].startswith("kecho: error: --engine: bpf(BPF_")
+    assert lines[0].endswith("Operation not permitted; it takes root, or CAP_BPF and CAP_NET_ADMIN")
+
+
+def test_without_privileges_auto_serves_by_epoll(unprivileged: tuple[str, ...]) -> None:
+    process = ServerProcess(["--engine", "auto"], before=unprivileged)
+    try:
+        process.wait_until_listening()
+        assert "engine epoll" in process.stderr
+        assert "engine: epoll, for sockmap is not to be had: " in process.stderr
+        with connect(process.port) as client:
+            client.sendall(b"x")
+            assert receive_exactly(client, 1) == b"x"
+    finally:
+        process.kill()
+
+
+@needs_sockmap
+def test_behind_the_sandbox_and_as_somebody_else_the_kernel_still_echoes(
+    start_process: StartProcess,
+) -> None:
+    process = start_process("--engine", "sockmap", "--user", "65534:65534", "--sandbox")
+    with connected(process.port, 5) as clients:
+        for client in clients:
+            client.sendall(b"before")
+            assert receive_exactly(client, 6) == b"before"
+        os.kill(process.pid, signal.SIGSTOP)
+        try:
+            for client in clients:
+                client.sendall(b"after")
+                assert receive_exactly(client, 5) == b"after"
+        finally:
+            os.kill(process.pid, signal.SIGCONT)
+
+
+@needs_sockmap
+def test_a_program_that_the_kernel_refuses_shows_what_it_says(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """By type information in which a pointer and a number of struct sock have changed places."""
+    from kecho.sockmap import load
+
+    btf = Path("/sys/kernel/btf/vmlinux").read_bytes()
+    for name, other in ((b"sk_sndbuf", b"?"), (b"sk_socket", b"sk_sndbuf"), (b"?", b"sk_socket")):
+        padded = (one.ljust(9, b"?") for one in (name, other))
+        btf = btf.replace(*(b"\0" + one + b"\0" for one in padded))
+    with caplog.at_level("ERROR", "kecho"), pytest.raises(kecho.EngineError) as error:
+        load(btf, 1024)
+    assert said(error).startswith("engine: bpf(BPF_PROG_LOAD, kecho_echo): ")
+    assert "cannot access ptr member" in caplog.text
+
+
+@needs_sockmap
+@pytest.mark.parametrize("btf", [b"", b"\0" * 64, b"\x9f\xeb\x01\0\x18\0\0\0" + b"\xff" * 32])
+def test_type_information_that_is_none_is_refused(btf: bytes) -> None:
+    from kecho.sockmap import load
+
+    with pytest.raises(kecho.EngineError) as error:
+        load(btf, 1024)
+    assert "is no type information" in said(error)
