@@ -38,7 +38,7 @@ struct kecho_flow {
 };
 
 /* An array map of one element, mapped by user space. */
-#define KECHO_FLOW_CPUS 1024 /* a power of two: CPUs beyond it share counters */
+#define KECHO_FLOW_CPUS 1024u /* a power of two: CPUs beyond it share counters */
 
 struct kecho_flow_counters {
     uint64_t bytes;

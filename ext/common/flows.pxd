@@ -10,9 +10,7 @@ cdef extern from "common/flows.h" nogil:
     const uint32_t KECHO_FLOW_CHARGE_MOST
     const uint32_t KECHO_FLOW_CHARGE_LEAST
     const uint32_t KECHO_FLOW_RING_BYTES
-
-    enum:
-        KECHO_FLOW_CPUS
+    const uint32_t KECHO_FLOW_CPUS
 
     ctypedef struct Flow "struct kecho_flow":
         uint64_t token

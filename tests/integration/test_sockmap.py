@@ -26,6 +26,7 @@ from clients import (
     wait_for,
 )
 from conftest import why_no_sockmap
+from kecho.sandbox import IS_SANITIZED
 from processes import ServerProcess
 
 StartServer = Callable[..., kecho.Server]
@@ -335,6 +336,7 @@ def test_without_privileges_auto_serves_by_epoll(unprivileged: tuple[str, ...]) 
 
 
 @needs_sockmap
+@pytest.mark.skipif(IS_SANITIZED, reason="a sanitizer needs more than the sandbox gives")
 def test_behind_the_sandbox_and_as_somebody_else_the_kernel_still_echoes(
     start_process: StartProcess,
 ) -> None:
