@@ -64,7 +64,7 @@ class Run:
         self._ended = threading.Event()
         self._callbacks: list[Callable[[], object]] = []
         self._failures: list[BaseException] = []
-        self._unaccepted = (0, 0)  # clients, errno
+        self._unaccepted = (0, 0, 0)  # clients, errno, clients left to other holders
         # Daemons: at exit the interpreter would wait for other threads before it calls the
         # finalizer that ends these.
         self._threads = [
@@ -241,7 +241,7 @@ class Run:
             _call(callback)
 
     def _warn_of_resets(self) -> None:
-        count, error = self._unaccepted
+        count, error, left = self._unaccepted
         if count:
             why = "the server was told to stop at once"
             if error in (errno.EMFILE, errno.ENFILE):
@@ -255,6 +255,12 @@ class Run:
                 "%d clients that waited to be accepted when the server stopped are reset: %s",
                 count,
                 why,
+            )
+        if left:
+            log.warning(
+                "%d clients wait to be accepted at inherited sockets: whoever else has those may "
+                "serve them; if nobody has, they are reset",
+                left,
             )
         if not self._shares_ports:
             return
