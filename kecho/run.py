@@ -228,6 +228,7 @@ class Run:
                 self._final = self._stats_now(self._accept_queues())
                 assert self._engine is not None
                 self._unaccepted = self._engine.unaccepted()
+                has_failed = bool(self._failures)  # before somebody takes them
                 self._engine = self._udp = None  # and with them their descriptors and buffers
                 if self._watch is not None and self._watcher.ident is None:
                     self._watch.close()
@@ -236,15 +237,17 @@ class Run:
             finally:
                 callbacks, self._callbacks = self._callbacks, []
                 self._ended.set()
-        self._warn_of_resets()
+        self._warn_of_resets(has_failed)
         for callback in callbacks:
             _call(callback)
 
-    def _warn_of_resets(self) -> None:
+    def _warn_of_resets(self, has_failed: bool) -> None:
         count, error, left = self._unaccepted
         if count:
             why = "the server was told to stop at once"
-            if error in (errno.EMFILE, errno.ENFILE):
+            if has_failed:
+                why = "a thread of the server failed"
+            elif error in (errno.EMFILE, errno.ENFILE):
                 why = (
                     "there was no descriptor for them until the graceful timeout "
                     f"(RLIMIT_NOFILE {tuning.descriptor_limit()}, or fs.file-max)"
