@@ -60,9 +60,10 @@ class Engine:
 
         The caller closes `fd`. Raises OSError, EBADF when the engine has stopped accepting.
         """
-    def unaccepted(self) -> tuple[int, int]:
-        """Once every worker has ended: how many clients were left in accept queues and reset, and
-        the errno of the accept4 that left them there; 0: there was no time to try."""
+    def unaccepted(self) -> tuple[int, int, int]:
+        """Once every worker has ended: how many clients were left in accept queues and reset, the
+        errno of the accept4 that left them there (0: there was no time to try), and how many were
+        left to the other holders of inherited listeners."""
     def counters(self) -> list[dict[str, Any]]:
         """What each worker has counted so far, at any time, from any thread."""
 

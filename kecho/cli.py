@@ -81,7 +81,7 @@ class CommandConfig(ServerConfig):
     )
 
 
-_DESCRIPTORS_OF_OUR_OWN = 32  # epoll sets, pipes, standard streams, what was open before
+_DESCRIPTORS_TO_COME = 8  # beside the clients', once it listens
 
 OPTIONS: dict[str, Option] = {"bench": BENCH, **options_of(CommandConfig)}
 
@@ -241,11 +241,15 @@ def _log_fields(message: str, event: str, **fields: object) -> None:
 
 
 def _serve(config: CommandConfig, identity: privileges.Identity | None) -> int:
-    _prepare_descriptors(config)
+    tuning.raise_descriptor_limit()
     server = Server.from_config(config)
     notifier = _notifier()
     # Now: behind the sandbox it cannot be read.
     backlog = tuning.backlog_in_force(config.backlog)
+
+    def prepare() -> None:
+        _say_descriptors(config)
+        confine(server.addresses, config, identity, for_flows=server.engine == "sockmap")
 
     def start_to_serve(server: Server) -> None:
         _say_where(server, backlog)
@@ -254,9 +258,7 @@ def _serve(config: CommandConfig, identity: privileges.Identity | None) -> int:
     try:
         stats = foreground.run(
             server,
-            on_listening=lambda: confine(
-                server.addresses, config, identity, for_flows=server.engine == "sockmap"
-            ),
+            on_listening=prepare,
             on_start=start_to_serve,
             on_stop_signal=_say_stopping(server, notifier),
             report=_say_counters(),
@@ -272,9 +274,11 @@ def _serve(config: CommandConfig, identity: privileges.Identity | None) -> int:
     return 0
 
 
-def _prepare_descriptors(config: CommandConfig) -> None:
-    limit = tuning.raise_descriptor_limit()
-    left = max(0, limit - _DESCRIPTORS_OF_OUR_OWN - len(config.host) * 2 * (config.threads or 1))
+def _say_descriptors(config: CommandConfig) -> None:
+    """While the server is open and nobody is served yet: what it takes itself, workers' epoll sets
+    and sockets, depends on more than the options."""
+    limit = tuning.descriptor_limit()
+    left = max(0, limit - tuning.open_descriptors() - _DESCRIPTORS_TO_COME)
     log.debug("descriptors: at most %d, some %d connections", limit, left)
     if config.max_connections is not None and config.max_connections > left:
         log.warning(

@@ -65,7 +65,7 @@ class Run:
         self._ended = threading.Event()
         self._callbacks: list[Callable[[], object]] = []
         self._failures: list[BaseException] = []
-        self._unaccepted = (0, 0)  # clients, errno
+        self._unaccepted = (0, 0, 0)  # clients, errno, clients left to other holders
         # Daemons: at exit the interpreter would wait for other threads before it calls the
         # finalizer that ends these.
         self._threads = [
@@ -237,6 +237,7 @@ class Run:
                 self._final = self._stats_now(self._accept_queues())
                 assert self._engine is not None
                 self._unaccepted = self._engine.unaccepted()
+                has_failed = bool(self._failures)  # before somebody takes them
                 self._engine = self._udp = None  # and with them their descriptors and buffers
                 if self._watch is not None and self._watcher.ident is None:
                     self._watch.close()
@@ -245,15 +246,17 @@ class Run:
             finally:
                 callbacks, self._callbacks = self._callbacks, []
                 self._ended.set()
-        self._warn_of_resets()
+        self._warn_of_resets(has_failed)
         for callback in callbacks:
             _call(callback)
 
-    def _warn_of_resets(self) -> None:
-        count, error = self._unaccepted
+    def _warn_of_resets(self, has_failed: bool) -> None:
+        count, error, left = self._unaccepted
         if count:
             why = "the server was told to stop at once"
-            if error in (errno.EMFILE, errno.ENFILE):
+            if has_failed:
+                why = "a thread of the server failed"
+            elif error in (errno.EMFILE, errno.ENFILE):
                 why = (
                     "there was no descriptor for them until the graceful timeout "
                     f"(RLIMIT_NOFILE {tuning.descriptor_limit()}, or fs.file-max)"
@@ -264,6 +267,12 @@ class Run:
                 "%d clients that waited to be accepted when the server stopped are reset: %s",
                 count,
                 why,
+            )
+        if left:
+            log.warning(
+                "%d clients wait to be accepted at inherited sockets: whoever else has those may "
+                "serve them; if nobody has, they are reset",
+                left,
             )
         if not self._shares_ports:
             return

@@ -7,6 +7,7 @@ Documentation/networking/ip-sysctl.rst, tried on Linux 6.18. The three sysctls o
 
 from __future__ import annotations
 
+import os
 import resource
 from pathlib import Path
 
@@ -14,6 +15,7 @@ __all__ = [
     "backlog_in_force",
     "descriptor_limit",
     "migrates_requests",
+    "open_descriptors",
     "raise_descriptor_limit",
     "read_sysctl",
     "read_sysctl_text",
@@ -114,6 +116,14 @@ def migrates_requests(*, root: Path | None = None) -> bool | None:
     its SO_REUSEPORT group. Of this network namespace; None if it cannot be read (Linux 5.14)."""
     value = read_sysctl(MIGRATE_REQUESTS, root=root)
     return None if value is None else value == 1
+
+
+def open_descriptors() -> int:
+    """Of this process; 0 if it cannot be read. proc_pid_fd(5)."""
+    try:
+        return len(os.listdir("/proc/self/fd")) - 1  # the one that lists them
+    except OSError:
+        return 0
 
 
 def raise_descriptor_limit() -> int:

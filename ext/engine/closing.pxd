@@ -38,7 +38,9 @@ cdef inline void empty_listeners(Worker* worker) noexcept nogil:
         if listener.fd < 0:
             continue
         if listener.is_inherited:
-            # Whoever waits there waits for the other holders, too: closing resets nobody.
+            # Whoever waits there waits for the other holders, too: closing resets nobody, if there
+            # are any. The kernel does not tell.
+            control.left_to_others += listener_queued(listener)
             listener_disarm(control, number)
             _close(control, listener)
             continue

@@ -301,9 +301,11 @@ cdef class Engine:
             raise _system_error(-result, "dup3 or epoll_ctl")
 
     def unaccepted(self):
-        """Once every worker has ended: how many clients were left in accept queues and reset, and
-        the errno of the accept4 that left them there; 0: there was no time to try."""
-        return self._control.unaccepted, self._control.unaccepted_errno
+        """Once every worker has ended: how many clients were left in accept queues and reset, the
+        errno of the accept4 that left them there (0: there was no time to try), and how many were
+        left to the other holders of inherited listeners."""
+        cdef Control* control = &self._control
+        return control.unaccepted, control.unaccepted_errno, control.left_to_others
 
     def counters(self):
         """What each worker has counted so far: a list of dict, at any time, from any thread."""
@@ -320,7 +322,7 @@ cdef _add_flows(Control* control, list found):
     cdef FlowCounters* counters
     cdef uint32_t cpu
     cdef uint64_t size
-    for cpu in range(KECHO_FLOW_CPUS):
+    for cpu in range(<uint32_t>KECHO_FLOW_CPUS):
         counters = &control.flows.board.cpus[cpu]
         size = atomic_u64_load_relaxed(&counters.bytes)
         if size != 0:

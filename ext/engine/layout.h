@@ -191,6 +191,7 @@ struct kecho_control {
     uint32_t workers_accepting;  /* atomic: workers that have not yet seen the stop */
     uint32_t unaccepted;         /* clients whom the end found in an accept queue, and reset */
     int32_t unaccepted_errno;    /* of the accept4 that left them there; 0: nobody tried */
+    uint32_t left_to_others;     /* clients in the queues of inherited listeners, at the stop */
     uint32_t max_connections;    /* UINT32_MAX: no limit of ours */
     uint32_t idle_timeout_ms;    /* 0: none */
     uint32_t write_timeout_ms;   /* 0: none */

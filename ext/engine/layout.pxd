@@ -166,6 +166,7 @@ cdef extern from "engine/layout.h" nogil:
         uint32_t workers_accepting
         uint32_t unaccepted
         int32_t unaccepted_errno
+        uint32_t left_to_others
         uint32_t max_connections
         uint32_t idle_timeout_ms
         uint32_t write_timeout_ms

@@ -7,10 +7,12 @@ whose runtime has to be the first library.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import random
+import re
 import shutil
 import socket
 import time
@@ -384,6 +386,24 @@ def test_a_wait_that_fails_is_one_line_and_status_1(faulty: FaultyServer, error:
     assert len(said) == 2
     assert said[1]["level"] == "error"
     assert "epoll_wait" in said[1]["message"]
+
+
+def test_clients_whom_a_failed_worker_leaves_in_the_queues_are_told_apart_from_a_stop(
+    start_faulty: StartFaulty,
+) -> None:
+    faulty = start_faulty("--max-connections=1")
+    with contextlib.ExitStack() as stack:
+        inside = stack.enter_context(connect(faulty.port))
+        assert echo(inside, b"hello") == b"hello"
+        for client in connect_from_each_cpu(faulty.port, 4):
+            stack.enter_context(client)
+        faulty.faults.inject("epoll_wait", [errno.EBADF], most=1)
+        inside.sendall(b"hello")
+        assert faulty.process.wait() == 1
+    said = [json.loads(line)["message"] for line in faulty.process.stderr.splitlines()]
+    wanted = "4 clients that waited .*: a thread of the server failed"
+    assert sum(re.match(wanted, one) is not None for one in said) == 1
+    assert "told to stop" not in faulty.process.stderr
 
 
 def test_a_wait_that_fails_in_a_drain_is_one_line_and_status_1(faulty: FaultyServer) -> None:

@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 
 import kecho
-from clients import connect, echo, send_until_blocked, transfer, wait_for
+from clients import (
+    connect,
+    echo,
+    receive_until_end,
+    receive_until_reset,
+    send_until_blocked,
+    transfer,
+    wait_for,
+)
 from kecho import ListenError, OptionError, ServerConfig, systemd
 from processes import ServerProcess, after, run_command
 
@@ -224,6 +232,25 @@ def test_the_command_keeps_no_copy_that_clients_could_wait_at(tcp: socket.socket
         ]
         assert len(held) == 1
         assert process.stop() == 0
+
+
+@pytest.mark.e2e
+def test_clients_whom_a_stop_leaves_to_nobody_are_counted_in_a_warning(dispatch: str) -> None:
+    """The last holder of a socket cannot know that it is."""
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        port, fd = one.getsockname()[1], one.fileno()
+        arguments = ["--dispatch", dispatch, "--threads=2", "--max-connections=1", "--fd", str(fd)]
+        process = ServerProcess(arguments, pass_fds=[fd])
+        with process:
+            process.wait_until_listening()
+            one.close()
+            with contextlib.ExitStack() as stack:
+                inside, *waiting = (stack.enter_context(connect(port)) for _ in range(6))
+                assert echo(inside, b"inside") == b"inside"
+                assert process.stop() == 0
+                assert receive_until_end(inside) == b""
+                assert [receive_until_reset(client) for client in waiting] == [b""] * 5
+    assert process.stderr.count("warning: 5 clients wait to be accepted at inherited sockets") == 1
 
 
 @pytest.mark.e2e

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import resource
 import selectors
 import socket
@@ -35,7 +36,7 @@ from clients import (
     wait_until_delivered,
 )
 from kecho.tuning import somaxconn
-from processes import ServerProcess
+from processes import ServerProcess, after
 
 pytestmark = pytest.mark.engines
 
@@ -356,6 +357,25 @@ def test_more_connections_than_there_are_descriptors_for_are_said_to_be_too_many
     quiet = start_process("--dispatch", dispatch, "--max-connections", "100")
     assert quiet.stop() == 0
     assert "RLIMIT" not in quiet.stderr
+
+
+@pytest.mark.e2e
+def test_as_many_connections_as_are_said_to_be_left_are_served(
+    start_process: StartProcess, dispatch: str
+) -> None:
+    """Though each of many workers takes an epoll set, an eventfd and sockets."""
+    limit = after("resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))")
+    arguments = ["--dispatch", dispatch, "--threads=24", "--udp", "--log-level=debug"]
+    with ServerProcess(arguments, before=limit) as process:
+        process.wait_until_listening()
+        said = re.search(r"at most 256, some (\d+) connections", process.stderr)
+        assert said, process.stderr
+        left = int(said[1])
+        assert left > 100
+        with connected(process.port, left) as clients:
+            assert [echo(client, b"hello") for client in clients] == [b"hello"] * left
+        assert process.stop() == 0
+    assert "no descriptor is left" not in process.stderr
 
 
 @pytest.mark.e2e

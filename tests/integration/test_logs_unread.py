@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import fcntl
+import logging
+import os
+import pty
 import signal
+import threading
 import time
 from collections.abc import Callable
 
 import pytest
 
 from clients import connect, echo
-from kecho.logs import PATIENCE_S
+from kecho.logs import PATIENCE_S, PatientHandler
 from processes import ServerProcess
 
 pytestmark = pytest.mark.e2e
@@ -52,6 +56,24 @@ def test_a_command_whose_lines_nobody_reads_serves_and_ends(
         assert process.process.wait(60) == 0  # without reading anything meanwhile
         assert time.monotonic() - begun < PATIENCE_S + 5
         assert client.recv(1) == b""
+
+
+@pytest.mark.parametrize("length", [60, 200, 3000])
+def test_a_terminal_that_nobody_reads_is_waited_for_no_longer(length: int) -> None:
+    """It takes the beginning of a line, and a write would wait until it takes the rest."""
+    controller, terminal = pty.openpty()
+    with os.fdopen(terminal, "w") as stream:
+        handler = PatientHandler(stream)
+        record = logging.makeLogRecord({"msg": "x" * length})
+        lines = 100_000 // length  # a terminal holds 64 KiB
+        writing = threading.Thread(target=lambda: [handler.emit(record) for _ in range(lines)])
+        writing.start()
+        writing.join(PATIENCE_S + 10)
+        was_held_up = writing.is_alive()
+        os.close(controller)  # ends whatever waits
+        writing.join()
+        handler.close()
+    assert not was_held_up
 
 
 def test_a_reader_who_comes_back_is_told_how_many_lines_it_missed(
