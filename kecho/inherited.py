@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from .errors import ListenError
 
-__all__ = ["Recipe", "adopt", "recipe_of"]
+__all__ = ["Recipe", "adopt", "recipe_of", "set_unless_mptcp"]
 
 _PROTOCOLS = {
     socket.AF_INET: (socket.IPPROTO_TCP, socket.IPPROTO_MPTCP),
@@ -100,17 +100,23 @@ def adopt(fds: Sequence[int], adopted: list[socket.socket], user_timeout_ms: int
             one.setblocking(False)
             if one.family != socket.AF_UNIX:
                 one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
                 # A socket keeps its port when it is destroyed, as long as anybody has it, and so
                 # do its connections: another one can be bound there if all of them have this.
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 # 0 as well: the server before this one may have set another.
-                with suppress(OSError):  # MPTCP has no such option
-                    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout_ms)
+                set_unless_mptcp(one, user_timeout_ms)
         except OSError as error:
             if isinstance(error, ListenError):
                 raise
             raise ListenError("fd", error.errno, f"descriptor {fd}: {error.strerror}") from None
+
+
+def set_unless_mptcp(one: socket.socket, user_timeout_ms: int) -> None:
+    """MPTCP has neither option, nor urgent data: mptcp_setsockopt() in net/mptcp/sockopt.c."""
+    if one.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) == socket.IPPROTO_MPTCP:
+        return
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout_ms)
 
 
 def _check_open(fd: int) -> None:

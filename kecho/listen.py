@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from .config import ServerConfig
 from .errors import ListenError
-from .inherited import Recipe, adopt, recipe_of
+from .inherited import Recipe, adopt, recipe_of, set_unless_mptcp
 
 __all__ = [
     "FREE_PORT_TRIES",
@@ -313,9 +313,8 @@ def _bind_tcp(
     # Accepted sockets inherit the options below. TCP_NODELAY: an echo must not wait for the
     # acknowledgement of the one before. SO_OOBINLINE: an urgent byte is a byte of the stream.
     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    one.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _user_timeout_ms(config))
+    set_unless_mptcp(one, _user_timeout_ms(config))
     if reuse_port:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     if target.family == socket.AF_INET6:

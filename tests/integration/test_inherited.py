@@ -86,6 +86,23 @@ def test_options_of_accepted_connections_are_those_of_a_listener_of_its_own(
     assert tcp.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE)
 
 
+def test_a_multipath_socket_is_served(start_server: StartServer, dispatch: str) -> None:
+    try:
+        one = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP)
+    except OSError as error:
+        pytest.skip(f"this kernel has no MPTCP: {error.strerror}")
+    with one:
+        one.bind(("127.0.0.1", 0))
+        one.listen()
+        server = start_server(fd=one.fileno(), dispatch=dispatch, write_timeout=5)
+        for protocol in (0, socket.IPPROTO_MPTCP):
+            with socket.socket(one.family, socket.SOCK_STREAM, protocol) as client:
+                client.settimeout(30)
+                client.connect(one.getsockname())
+                assert transfer(client, b"hello" * 1000) == b"hello" * 1000
+        server.stop()
+
+
 def test_an_address_may_stand_beside_it(start_server: StartServer, tcp: socket.socket) -> None:
     server = start_server(fd=tcp.fileno(), host="127.0.0.2", port=0)
     assert len(server.addresses) == 2
