@@ -16,20 +16,26 @@ import kecho
 from processes import ServerProcess
 
 DISPATCHES = ("shared", "percpu")
-ENGINES = ("epoll", "sockmap")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", "engines: the tests that start a server run under each engine (not a Unix one)"
+        "markers",
+        "engines(sanitized=False): the tests that start a server run under each engine (not a Unix "
+        "one); sanitized: under `make asan` and `make tsan`, too",
     )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Modules with the mark `engines`: their tests of TCP run under each engine."""
-    if "engine" in metafunc.fixturenames and metafunc.definition.get_closest_marker("engines"):
-        is_unix = "unix" in metafunc.function.__name__
-        metafunc.parametrize("engine", ENGINES[:1] if is_unix else ENGINES, indirect=True)
+    mark = metafunc.definition.get_closest_marker("engines")
+    if mark is None or "engine" not in metafunc.fixturenames:
+        return
+    engines: list[object] = ["epoll"]
+    if "unix" not in metafunc.function.__name__:
+        left_out = [] if mark.kwargs.get("sanitized") else [pytest.mark.slow_under_sanitizers]
+        engines.append(pytest.param("sockmap", marks=left_out))
+    metafunc.parametrize("engine", engines, indirect=True)
 
 
 @functools.cache

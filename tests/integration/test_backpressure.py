@@ -27,7 +27,7 @@ from clients import (
 )
 from processes import ServerProcess
 
-pytestmark = pytest.mark.engines
+pytestmark = pytest.mark.engines(sanitized=True)
 
 BUFFER = 65536  # what the server keeps at most of a connection
 MIB = 1 << 20

@@ -32,7 +32,7 @@ from clients import (
 from kecho._engine import CLOSE_REASONS
 from processes import ServerProcess
 
-pytestmark = pytest.mark.engines
+pytestmark = pytest.mark.engines(sanitized=True)
 
 StartServer = Callable[..., kecho.Server]
 StartProcess = Callable[..., ServerProcess]

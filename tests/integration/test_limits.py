@@ -38,7 +38,7 @@ from clients import (
 from kecho.tuning import somaxconn
 from processes import ServerProcess, after
 
-pytestmark = pytest.mark.engines
+pytestmark = pytest.mark.engines(sanitized=True)
 
 StartServer = Callable[..., kecho.Server]
 StartProcess = Callable[..., ServerProcess]

@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 import kecho
 from clients import DEADLINE_S, connect, random_bytes, reset, wait_for
 
-pytestmark = pytest.mark.engines
+pytestmark = pytest.mark.engines(sanitized=True)
 
 EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "60"))
 
