@@ -6,9 +6,11 @@ import functools
 import gc
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,9 @@ import kecho
 from processes import ServerProcess
 
 DISPATCHES = ("shared", "percpu")
+
+# For those who test benchmarks/. At the end: kecho is that of the build in question.
+sys.path.append(str(Path(__file__).parents[1]))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -209,7 +209,7 @@ cdef inline void accept_turn(Worker* worker, uint32_t number, int limit) noexcep
 
 cdef inline int accept_last(Worker* worker, uint32_t number, int limit) noexcept nogil:
     """In a drain: empties the queue of a listener that is about to be closed, whether it was paused
-    or not. Returns 0, or -errno: of accept4 when somebody may be left, or -EAGAIN at `limit`."""
+    or not. Returns 0, 1 at `limit`, or -errno of accept4 when somebody may be left."""
     cdef Listener* listener = &worker.control.listeners[number]
     cdef uint32_t life
     cdef int result
@@ -220,4 +220,4 @@ cdef inline int accept_last(Worker* worker, uint32_t number, int limit) noexcept
         result = accept_one(worker, listener)
         if result < 0 and not _accept_failed(worker, listener, life, -result):
             return 0 if result == -EAGAIN or listener_is_dead(listener) else result
-    return -EAGAIN
+    return 1

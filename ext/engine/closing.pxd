@@ -5,24 +5,31 @@ Closing a listener resets the clients that wait in its accept queue. In a drain 
 emptied first, beyond max_connections too: memory is bounded by the backlogs. Where there is no
 descriptor or no memory for somebody, it is tried again as connections end, until the deadline.
 """
-from common.atomics cimport atomic_u32_load
-from engine.accept cimport accept_last
+from common.atomics cimport atomic_u32_load, atomic_u64_load_relaxed
+from engine.accept cimport ACCEPTS_PER_TURN, accept_last
 from engine.layout cimport PHASE_DRAINING, Control, Listener, Worker
 from engine.listener cimport (
     listener_close, listener_disarm, listener_queued, listener_take_no_more,
 )
+from kernel.clock cimport clock_now_ms
 from kernel.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
 from libc.stdint cimport uint32_t
-
-
-cdef enum:
-    ACCEPTS_AT_ONCE = 65536  # more than any backlog in use; then those who are inside get a turn
 
 
 cdef inline void _close(Control* control, Listener* listener) noexcept nogil:
     pthread_mutex_lock(&control.listeners_lock)
     listener_close(listener)
     pthread_mutex_unlock(&control.listeners_lock)
+
+
+cdef inline int _accept_all(Worker* worker, uint32_t number) noexcept nogil:
+    """Returns 0, 1 when the deadline has come before the end, or -errno of accept4."""
+    cdef Control* control = worker.control
+    cdef int result = accept_last(worker, number, ACCEPTS_PER_TURN)
+    while (result == 1 and atomic_u32_load(&control.phase) == PHASE_DRAINING
+            and clock_now_ms() < atomic_u64_load_relaxed(&control.deadline_ms)):
+        result = accept_last(worker, number, ACCEPTS_PER_TURN)
+    return result
 
 
 cdef inline void empty_listeners(Worker* worker) noexcept nogil:
@@ -45,12 +52,12 @@ cdef inline void empty_listeners(Worker* worker) noexcept nogil:
             _close(control, listener)
             continue
         if atomic_u32_load(&control.phase) == PHASE_DRAINING:
-            result = accept_last(worker, number, ACCEPTS_AT_ONCE)
+            result = _accept_all(worker, number)
             # Without descriptors accept4 fails before it looks whether anybody waits.
             if result == 0 or listener_queued(listener) == 0:
                 _close(control, listener)
                 continue
-            worker.accept_errno = -result
+            worker.accept_errno = -result if result < 0 else 0
         listener_take_no_more(listener)
         worker.listeners_left += 1
 

@@ -111,7 +111,8 @@ struct kecho_listener {
     uint32_t is_inherited; /* other processes may accept from it, too */
     int32_t queue;         /* index of the queue that accepts from it, or KECHO_EVERY_QUEUE */
     uint32_t state;        /* atomic: life << 2 | enum kecho_listener_state; a life is a socket's */
-    uint32_t dropped;      /* SYNs that sockets dropped which have gone; under listeners_lock */
+    uint32_t drops_seen;   /* of this socket, in 32 bits as the kernel has them; listeners_lock */
+    uint64_t dropped;      /* SYNs, of this socket until then and of those before; listeners_lock */
 };
 
 /* ---- queue ------------------------------------------------------------------------------- */

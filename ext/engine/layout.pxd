@@ -108,7 +108,8 @@ cdef extern from "engine/layout.h" nogil:
         uint32_t is_inherited
         int32_t queue
         uint32_t state
-        uint32_t dropped
+        uint32_t drops_seen
+        uint64_t dropped
 
     ctypedef struct Queue "struct kecho_queue":
         int32_t epoll_fd

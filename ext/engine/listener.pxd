@@ -26,7 +26,7 @@ from kernel.socket cimport (
 )
 from kernel.tcp cimport IPPROTO_TCP, TCP_INFO, tcp_info
 from libc.errno cimport EBADF, EEXIST, errno
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 from posix.unistd cimport close
 
 
@@ -150,21 +150,23 @@ cdef inline void listeners_resume(Worker* worker) noexcept nogil:
 # ---- from the thread that watches: under listeners_lock -----------------------------------------
 
 cdef struct Figures:
-    uint32_t dropped      # SYNs, of this socket and those before it
+    uint64_t dropped      # SYNs, of this socket and those before it
     uint32_t length       # connections that wait to be accepted
     uint32_t length_most  # how many may
     bint is_dead          # accept has said so, or it listens no more; not: closed by us
     bint is_listening  # SO_ACCEPTCONN: so says the kernel
 
 
-cdef inline uint32_t _dropped(int fd) noexcept nogil:
+cdef inline void _count_drops(Listener* listener) noexcept nogil:
     """SYNs that found the accept queue full; one that is sent again counts again: SO_MEMINFO,
-    socket(7). Other drops of a listener (a failed checksum, say) are among them."""
+    socket(7). Other drops of a listener (a failed checksum, say) are among them. The kernel's 32
+    bits are full after hours of a flood, so they are added up, which has to be more often."""
     cdef uint32_t info[SK_MEMINFO_VARS]
     cdef socklen_t size = sizeof(info)
-    if getsockopt(fd, SOL_SOCKET, SO_MEMINFO, info, &size) < 0 or size < sizeof(info):
-        return 0
-    return info[SK_MEMINFO_DROPS]
+    if getsockopt(listener.fd, SOL_SOCKET, SO_MEMINFO, info, &size) < 0 or size < sizeof(info):
+        return
+    listener.dropped += <uint32_t>(info[SK_MEMINFO_DROPS] - listener.drops_seen)
+    listener.drops_seen = info[SK_MEMINFO_DROPS]
 
 
 cdef inline bint _is_listening(int fd) noexcept nogil:
@@ -177,6 +179,8 @@ cdef inline void listener_figures(Listener* listener, Figures* figures) noexcept
     """Of a listener that is closed, what was so in the end."""
     cdef tcp_info info
     cdef socklen_t size = sizeof(info)
+    if listener.fd >= 0 and not listener.is_unix:
+        _count_drops(listener)
     figures.dropped = listener.dropped
     figures.length = figures.length_most = 0
     figures.is_listening = listener.fd >= 0 and _is_listening(listener.fd)
@@ -185,7 +189,6 @@ cdef inline void listener_figures(Listener* listener, Figures* figures) noexcept
         listener_is_dead(listener) or not figures.is_listening)
     if listener.fd < 0 or listener.is_unix:
         return
-    figures.dropped += _dropped(listener.fd)
     # For a listener these two stand for the accept queue: tcp_get_info() in net/ipv4/tcp.c.
     if getsockopt(listener.fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0:
         figures.length = info.tcpi_unacked
@@ -221,7 +224,7 @@ cdef inline void listener_close(Listener* listener) noexcept nogil:
     if listener.fd < 0:
         return
     if not listener.is_unix:
-        listener.dropped += _dropped(listener.fd)
+        _count_drops(listener)
     close(listener.fd)
     listener.fd = -1
 
@@ -241,9 +244,10 @@ cdef inline int listener_revive(Control* control, uint32_t number, int fd) noexc
         if listener.is_inherited:
             listener.is_inherited = 0
         listener_disarm(control, number)
-        listener.dropped += _dropped(listener.fd)
+        _count_drops(listener)
         if dup3(fd, listener.fd, O_CLOEXEC) < 0:
             return -errno
+        listener.drops_seen = 0
     # A worker may pause it, or be told that it is dead, at the same time.
     while not atomic_u32_swap(
             &listener.state, word, _with_state(word + LISTENER_STATES + 1, LISTENER_OPEN)):

@@ -18,6 +18,8 @@ from kecho.bench import Histogram, Result, Verdict, Workload
 from kecho.bench.verdict import judge
 from kecho.bench.witness import Observation
 
+pytestmark = pytest.mark.python_only
+
 FIGURES = ("rate", "cpu", "p50", "p99")
 ECHOES = 1_000_000
 QUIET = Observation(
