@@ -25,7 +25,8 @@ from kecho.options import flag
 from kecho.tuning import read_sysctl, somaxconn
 from processes import ServerProcess, after, run_command
 
-pytestmark = pytest.mark.e2e
+# What the command says; what it does under the sanitizers is in test_process_life.py and others.
+pytestmark = [pytest.mark.e2e, pytest.mark.slow_under_sanitizers]
 
 StartProcess = Callable[..., ServerProcess]
 StartServer = Callable[..., kecho.Server]
