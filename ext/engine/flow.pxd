@@ -151,6 +151,16 @@ cdef inline uint64_t flows_next(Flows* flows, bint* is_one) noexcept nogil:
     return 0
 
 
+cdef inline bint flows_are_untold(Flows* flows) noexcept nogil:
+    """The ring had no room for some, until what has just been read of it. Called with its lock
+    held."""
+    cdef uint64_t untold = atomic_u64_load_relaxed(&flows.board.untold)
+    if untold == flows.untold_seen:
+        return False
+    flows.untold_seen = untold
+    return True
+
+
 # ---- one flow, by the worker that owns the connection ------------------------------------------
 
 cdef inline int _cookie(int fd, uint64_t* cookie) noexcept nogil:
