@@ -278,10 +278,11 @@ cdef inline bint flow_leave(Control* control, Connection* connection) noexcept n
         return False
     if bpf_map_delete(control.flows.sockets_fd, &cookie) < 0:
         return False
-    if bpf_map_lookup(control.flows.flows_fd, &cookie, &flow) < 0:
-        return False
     for _i in range(LOOKS):
-        if flow_look(connection, &look) < 0 or flow.mode != FLOW_ECHOED:
+        # After TCP_INFO, which takes the socket's lock: the program may still have been running.
+        if (flow_look(connection, &look) < 0
+                or bpf_map_lookup(control.flows.flows_fd, &cookie, &flow) < 0
+                or flow.mode != FLOW_ECHOED):
             return False
         if look.handed == flow.redirected:
             return True
