@@ -26,6 +26,7 @@ from clients import (
     receive_exactly,
     send_until_blocked,
     wait_for,
+    wait_until_delivered,
 )
 from conftest import why_no_sockmap
 from kecho.sandbox import IS_SANITIZED
@@ -178,7 +179,7 @@ def test_many_half_closed_streams_come_back_byte_for_byte(
 
 @needs_sockmap
 @pytest.mark.skipif(
-    resource.getrlimit(resource.RLIMIT_NOFILE)[1] < RING_RECORDS + 1000,
+    resource.getrlimit(resource.RLIMIT_NOFILE)[1] < RING_RECORDS + 2000,
     reason="RLIMIT_NOFILE is too low for more clients than the ring has room for",
 )
 def test_flows_for_which_the_ring_has_no_room_are_echoed_to_the_end(
@@ -192,16 +193,18 @@ def test_flows_for_which_the_ring_has_no_room_are_echoed_to_the_end(
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     clients: dict[socket.socket, int] = {}
     try:
-        for _ in range(RING_RECORDS + 300):
+        for _ in range(RING_RECORDS + 1000):
             client = socket.create_connection(
                 ("127.0.0.1", process.port), DEADLINE_S, source_address=("127.1.0.1", 0)
             )
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # nothing follows later
             clients[client] = size
         for client in clients:
             assert echo(client, b"x") == b"x"  # the kernel has it
         os.kill(process.pid, signal.SIGSTOP)
         for client in clients:
             client.sendall(bytes(size))
+        wait_until_delivered(*clients)
         os.kill(process.pid, signal.SIGCONT)
 
         def is_all_there() -> bool:
