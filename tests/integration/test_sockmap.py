@@ -24,6 +24,7 @@ from clients import (
     echo,
     random_bytes,
     receive_exactly,
+    reset,
     send_until_blocked,
     wait_for,
     wait_until_delivered,
@@ -195,7 +196,7 @@ def test_flows_for_which_the_ring_has_no_room_are_echoed_to_the_end(
     try:
         for _ in range(RING_RECORDS + 1000):
             client = socket.create_connection(
-                ("127.0.0.1", process.port), DEADLINE_S, source_address=("127.1.0.1", 0)
+                ("127.0.0.1", process.port), DEADLINE_S, source_address=("127.1.0.2", 0)
             )
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # nothing follows later
             clients[client] = size
@@ -220,7 +221,7 @@ def test_flows_for_which_the_ring_has_no_room_are_echoed_to_the_end(
         wait_for(is_all_there, "every client has its bytes, or is reset")
     finally:
         for client in clients:
-            client.close()
+            reset(client)  # no port stays behind in TIME_WAIT
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
