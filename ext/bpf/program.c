@@ -50,6 +50,9 @@ static void put(struct writer *w, uint8_t code, int dst, int src, int16_t offset
 #define LOAD32(dst, src, at) put(w, BPF_LDX | BPF_MEM | BPF_W, dst, src, (int16_t)(at), 0)
 #define STORE64(dst, at, src) put(w, BPF_STX | BPF_MEM | BPF_DW, dst, src, (int16_t)(at), 0)
 #define STORE32(dst, at, src) put(w, BPF_STX | BPF_MEM | BPF_W, dst, src, (int16_t)(at), 0)
+/* src becomes what was there; a full barrier, which without BPF_FETCH it is not everywhere. */
+#define FETCH_ADD64(dst, at, src)                                                                  \
+    put(w, BPF_STX | BPF_ATOMIC | BPF_DW, dst, src, (int16_t)(at), BPF_ADD | BPF_FETCH)
 #define ATOMIC_ADD64(dst, at, src)                                                                 \
     put(w, BPF_STX | BPF_ATOMIC | BPF_DW, dst, src, (int16_t)(at), BPF_ADD)
 #define CALL(function) put(w, BPF_JMP | BPF_CALL, 0, 0, 0, BPF_FUNC_##function)
@@ -252,6 +255,31 @@ static void write_echo(struct writer *w, const struct kecho_program_places *plac
     EXIT();
 }
 
+static void write_output(struct writer *w, const struct kecho_program_places *places) {
+    MAP(R(1), places->ring_fd);
+    MOVE(R(2), FLOW);
+    ADD_NUMBER(R(2), OF_FLOW(token));
+    SET(R(3), sizeof(((struct kecho_flow *)0)->token));
+    /* Always wakes whoever waits: by itself it would not while others are being read. */
+    SET(R(4), BPF_RB_FORCE_WAKEUP);
+    CALL(ringbuf_output);
+}
+
+/* Tells user space of the flow; r0 = 0 if the ring had room. If not, there may be no later skb to
+ * try it with: `untold` has user space look at every flow, when it has read what fills the ring.
+ * Tried again after that, since all of it may have been read just before. */
+static void write_tell(struct writer *w, const struct kecho_program_places *places) {
+    uint32_t told;
+    write_output(w, places);
+    told = w->count;
+    put(w, BPF_JMP | BPF_JEQ | BPF_K, 0, 0, 0, 0);
+    ELEMENT(R(1), places->board_fd, offsetof(struct kecho_flow_board, untold));
+    SET(R(2), 1);
+    FETCH_ADD64(R(1), 0, R(2));
+    write_output(w, places);
+    w->program[told].off = (int16_t)(w->count - told - 1);
+}
+
 /* FLOW_PASSED: to the queue that user space reads, behind what was redirected. That one is charged
  * to the socket, so its window closes; but by bytes, so that small skbs, of which a window holds
  * many, are counted here, for the filter. */
@@ -287,16 +315,10 @@ static void write_pass(struct writer *w, const struct kecho_program_places *plac
     ADD(R(4), R(5));
     HERE(LABEL_UNCHARGED);
     STORE32(FLOW, OF_FLOW(charge), R(4));
-    /* User space learns of it once; if the ring is full, with a later skb. */
+    /* User space learns of it once. */
     LOAD32(R(1), FLOW, OF_FLOW(is_told));
     GOTO_IF_NUMBER(R(1), BPF_JNE, 0, LABEL_LEAVE);
-    MAP(R(1), places->ring_fd);
-    MOVE(R(2), FLOW);
-    ADD_NUMBER(R(2), OF_FLOW(token));
-    SET(R(3), sizeof(((struct kecho_flow *)0)->token));
-    /* Always wakes whoever waits: by itself it would not while others are being read. */
-    SET(R(4), BPF_RB_FORCE_WAKEUP);
-    CALL(ringbuf_output);
+    write_tell(w, places);
     GOTO_IF_NUMBER(R(0), BPF_JNE, 0, LABEL_LEAVE);
     SET(R(1), 1);
     STORE32(FLOW, OF_FLOW(is_told), R(1));
@@ -307,12 +329,7 @@ static void write_pass(struct writer *w, const struct kecho_program_places *plac
     /* There was no memory to trim it. User space sees it when it is told, or looks. */
     SET(R(1), FLOW_BROKEN);
     STORE32(FLOW, OF_FLOW(mode), R(1));
-    MAP(R(1), places->ring_fd);
-    MOVE(R(2), FLOW);
-    ADD_NUMBER(R(2), OF_FLOW(token));
-    SET(R(3), sizeof(((struct kecho_flow *)0)->token));
-    SET(R(4), BPF_RB_FORCE_WAKEUP);
-    CALL(ringbuf_output);
+    write_tell(w, places);
     HERE(LABEL_DROP);
     SET(R(0), SK_DROP);
     EXIT();

@@ -8,7 +8,7 @@
 #include <linux/bpf.h>
 #include <stdint.h>
 
-#define KECHO_PROGRAM_MOST 192 /* instructions */
+#define KECHO_PROGRAM_MOST 256 /* instructions */
 
 /* What stands in the program as numbers. */
 struct kecho_program_places {

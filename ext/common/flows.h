@@ -48,8 +48,9 @@ struct kecho_flow_counters {
 
 struct kecho_flow_board {
     uint64_t charge_most; /* written by user space, read by the program */
-    uint64_t unused[7];
-    struct kecho_flow_counters cpus[KECHO_FLOW_CPUS]; /* the other way round */
+    uint64_t untold; /* flows for which the ring had no room; from here on the other way round */
+    uint64_t unused[6];
+    struct kecho_flow_counters cpus[KECHO_FLOW_CPUS];
 };
 
 _Static_assert(sizeof(struct kecho_flow_counters) == 64, "a cache line for each CPU");

@@ -29,6 +29,7 @@ cdef extern from "common/flows.h" nogil:
 
     ctypedef struct Board "struct kecho_flow_board":
         uint64_t charge_most
+        uint64_t untold
         FlowCounters cpus[1]  # KECHO_FLOW_CPUS of them
 
     uint64_t kecho_token(uint32_t queue, uint32_t index, uint32_t generation)

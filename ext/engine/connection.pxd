@@ -263,7 +263,8 @@ cdef inline void _spare(Worker* worker, Connection* connection) noexcept nogil:
     """Lets go of a waiting connection that was claimed, and misses no event of it."""
     cdef int result
     while not ownership_release(connection):
-        result = connection_arm(worker, connection, True)  # reports anew what came meanwhile
+        # Reports anew what came meanwhile.
+        result = connection_arm(worker, connection, connection.pending != NULL)
         if result < 0:
             connection_fail(worker, connection, -result, ERROR_EPOLL)
             return

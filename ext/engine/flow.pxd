@@ -151,6 +151,16 @@ cdef inline uint64_t flows_next(Flows* flows, bint* is_one) noexcept nogil:
     return 0
 
 
+cdef inline bint flows_are_untold(Flows* flows) noexcept nogil:
+    """The ring had no room for some, until what has just been read of it. Called with its lock
+    held."""
+    cdef uint64_t untold = atomic_u64_load_relaxed(&flows.board.untold)
+    if untold == flows.untold_seen:
+        return False
+    flows.untold_seen = untold
+    return True
+
+
 # ---- one flow, by the worker that owns the connection ------------------------------------------
 
 cdef inline int _cookie(int fd, uint64_t* cookie) noexcept nogil:
@@ -268,10 +278,11 @@ cdef inline bint flow_leave(Control* control, Connection* connection) noexcept n
         return False
     if bpf_map_delete(control.flows.sockets_fd, &cookie) < 0:
         return False
-    if bpf_map_lookup(control.flows.flows_fd, &cookie, &flow) < 0:
-        return False
     for _i in range(LOOKS):
-        if flow_look(connection, &look) < 0 or flow.mode != FLOW_ECHOED:
+        # After TCP_INFO, which takes the socket's lock: the program may still have been running.
+        if (flow_look(connection, &look) < 0
+                or bpf_map_lookup(control.flows.flows_fd, &cookie, &flow) < 0
+                or flow.mode != FLOW_ECHOED):
             return False
         if look.handed == flow.redirected:
             return True

@@ -174,6 +174,7 @@ struct kecho_flows {
     const uint64_t *produced;       /* mapped: bytes of the ring that were written, ever; atomic */
     const uint8_t *records;         /* mapped, twice in a row */
     pthread_mutex_t ring_lock;      /* guards the ring */
+    uint64_t untold_seen;           /* of the board's `untold`; guarded by ring_lock */
 };
 
 /* ---- control: what all the threads of an engine look at ---------------------------------- */

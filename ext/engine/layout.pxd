@@ -158,6 +158,7 @@ cdef extern from "engine/layout.h" nogil:
         const uint64_t* produced
         const uint8_t* records
         pthread_mutex_t ring_lock
+        uint64_t untold_seen
 
     ctypedef struct Control "struct kecho_control":
         uint32_t phase

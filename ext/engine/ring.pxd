@@ -1,12 +1,17 @@
 """The ring in which the kernel's program says that a flow has changed its mode. It is in every
 queue's epoll set; whoever reads it has the connection reported to the queue that it belongs to."""
-from common.flows cimport kecho_token_generation, kecho_token_index, kecho_token_queue
-from engine.flow cimport flows_next
-from engine.layout cimport CONNECTION_ARMED_WRITE, Connection, Control, Queue
+from common.flows cimport (
+    FLOW_ECHOED, Flow, kecho_token_generation, kecho_token_index, kecho_token_queue,
+)
+from engine.flow cimport flow_read, flows_are_untold, flows_next
+from engine.layout cimport (
+    CONNECTION_ARMED_WRITE, CONNECTION_IN_KERNEL, Connection, Control, Queue,
+)
 from engine.listener cimport TOKEN_RING
 from engine.slab cimport (
-    CLAIM_WON, ownership_claim, ownership_release, slab_get, slab_high_water,
+    CLAIM_WON, ownership_claim, ownership_generation, ownership_release, slab_get, slab_high_water,
 )
+from engine.waiting cimport is_marked_flow, is_marked_waiting
 from kernel.epoll cimport (
     EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLET, EPOLLEXCLUSIVE, EPOLLIN, EPOLLOUT, EPOLLRDHUP,
     epoll_ctl, epoll_event,
@@ -28,10 +33,14 @@ cdef inline int ring_arm(Control* control, Queue* queue) noexcept nogil:
     return 0
 
 
-cdef inline void _report(Queue* queue, uint32_t index, uint32_t generation) noexcept nogil:
+cdef inline void _report(
+    Control* control, Queue* queue, uint32_t index, uint32_t generation, bint is_told,
+) noexcept nogil:
     """Has epoll report a connection to its queue: bytes that are passed and not read are there. If
-    a worker serves it at this moment, that one looks again, and sees the mode."""
+    a worker serves it at this moment, that one looks again, and sees the mode. Where nobody has
+    told of it, the mode is looked at here: the other flows are not to wake a worker for data."""
     cdef epoll_event event
+    cdef Flow flow
     cdef Connection* connection
     if index >= slab_high_water(&queue.slab):
         return
@@ -40,6 +49,9 @@ cdef inline void _report(Queue* queue, uint32_t index, uint32_t generation) noex
         return
     while True:
         event.events = EPOLLIN | EPOLLRDHUP | EPOLLET
+        if (not is_told and connection.flags & CONNECTION_IN_KERNEL
+                and flow_read(control, connection, &flow) == 0 and flow.mode == FLOW_ECHOED):
+            event.events = EPOLLRDHUP | EPOLLET
         if connection.flags & CONNECTION_ARMED_WRITE:
             event.events |= EPOLLOUT
         event.data.u64 = <uint64_t>generation << 32 | index
@@ -49,15 +61,32 @@ cdef inline void _report(Queue* queue, uint32_t index, uint32_t generation) noex
             return
 
 
+cdef inline void _report_untold(Control* control) noexcept nogil:
+    cdef uint32_t number, index
+    cdef Queue* queue
+    cdef Connection* connection
+    for number in range(control.queue_count):
+        queue = &control.queues[number]
+        for index in range(slab_high_water(&queue.slab)):
+            connection = slab_get(&queue.slab, index)
+            if is_marked_flow(connection) or is_marked_waiting(connection):
+                _report(control, queue, index, ownership_generation(connection), False)
+
+
 cdef inline void ring_read(Control* control) noexcept nogil:
     cdef uint64_t token
     cdef uint32_t queue
-    cdef bint is_one = True
+    cdef bint is_one = True, are_untold = False
     while is_one:
         pthread_mutex_lock(&control.flows.ring_lock)
         token = flows_next(&control.flows, &is_one)
+        if not is_one:
+            are_untold = flows_are_untold(&control.flows)
         pthread_mutex_unlock(&control.flows.ring_lock)
         queue = kecho_token_queue(token)
         if is_one and queue < control.queue_count:
             _report(
-                &control.queues[queue], kecho_token_index(token), kecho_token_generation(token))
+                control, &control.queues[queue], kecho_token_index(token),
+                kecho_token_generation(token), True)
+    if are_untold:
+        _report_untold(control)

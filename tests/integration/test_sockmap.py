@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import signal
 import socket
 import threading
@@ -20,10 +21,13 @@ from clients import (
     DEADLINE_S,
     connect,
     connected,
+    echo,
     random_bytes,
     receive_exactly,
+    reset,
     send_until_blocked,
     wait_for,
+    wait_until_delivered,
 )
 from conftest import why_no_sockmap
 from kecho.sandbox import IS_SANITIZED
@@ -35,6 +39,7 @@ StartProcess = Callable[..., ServerProcess]
 needs_sockmap = pytest.mark.skipif(
     why_no_sockmap() is not None, reason=why_no_sockmap() or "there is sockmap"
 )
+RING_RECORDS = (256 << 10) // 16  # KECHO_FLOW_RING_BYTES by a header and a token
 BOUND_BYTES = 4 << 20  # beyond socket buffers, for one connection
 
 
@@ -171,6 +176,53 @@ def test_many_half_closed_streams_come_back_byte_for_byte(
     stats = server.stats()
     assert stats.closed["eof"] == 200
     assert stats.bytes_received == stats.bytes_sent == sum(50_000 - n for n in range(200))
+
+
+@needs_sockmap
+@pytest.mark.skipif(
+    resource.getrlimit(resource.RLIMIT_NOFILE)[1] < RING_RECORDS + 2000,
+    reason="RLIMIT_NOFILE is too low for more clients than the ring has room for",
+)
+def test_flows_for_which_the_ring_has_no_room_are_echoed_to_the_end(
+    start_process: StartProcess, dispatch: str
+) -> None:
+    """All of them outrun the kernel while nobody reads the ring, and send nothing afterwards."""
+    arguments = ("--engine", "sockmap", "--dispatch", dispatch, "--backlog", "4096")
+    process = start_process(*arguments, "--max-buffer-memory", "64K")
+    size = 70_000  # more than the least that the kernel queues for one
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    clients: dict[socket.socket, int] = {}
+    try:
+        for _ in range(RING_RECORDS + 1000):
+            client = socket.create_connection(
+                ("127.0.0.1", process.port), DEADLINE_S, source_address=("127.1.0.2", 0)
+            )
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # nothing follows later
+            clients[client] = size
+        for client in clients:
+            assert echo(client, b"x") == b"x"  # the kernel has it
+        os.kill(process.pid, signal.SIGSTOP)
+        for client in clients:
+            client.sendall(bytes(size))
+        wait_until_delivered(*clients)
+        os.kill(process.pid, signal.SIGCONT)
+
+        def is_all_there() -> bool:
+            for client in [client for client, left in clients.items() if left > 0]:
+                try:
+                    clients[client] -= len(client.recv(size, socket.MSG_DONTWAIT))
+                except BlockingIOError:
+                    continue
+                except ConnectionResetError:  # too slow for --max-buffer-memory
+                    clients[client] = 0
+            return not any(clients.values())
+
+        wait_for(is_all_there, "every client has its bytes, or is reset")
+    finally:
+        for client in clients:
+            reset(client)  # no port stays behind in TIME_WAIT
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 # ---- memory -----------------------------------------------------------------------------------
