@@ -178,6 +178,7 @@ def test_many_half_closed_streams_come_back_byte_for_byte(
     assert stats.bytes_received == stats.bytes_sent == sum(50_000 - n for n in range(200))
 
 
+@pytest.mark.slow_under_sanitizers  # opens 17,500 connections
 @needs_sockmap
 @pytest.mark.skipif(
     resource.getrlimit(resource.RLIMIT_NOFILE)[1] < RING_RECORDS + 2000,
