@@ -3,6 +3,7 @@
 What stays in the kernel belongs to the descriptors that open_echo() returns: it is gone with the
 last of them, however the process ends.
 """
+from common.errors cimport system_error
 from common.flows cimport KECHO_FLOW_RING_BYTES, Board, Flow
 from kernel.bpf cimport (
     BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_HASH,
@@ -13,8 +14,6 @@ from libc.errno cimport EINVAL
 from libc.stdint cimport int16_t, int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from posix.unistd cimport close
-
-import os
 
 cdef extern from "bpf/btf.h":
     int kecho_btf_offset(
@@ -49,10 +48,6 @@ cdef enum:
     LOG_BYTES = 1 << 20
 
 
-cdef object _system_error(int error, str call):
-    return OSError(error, f"{call}: {os.strerror(error)}")
-
-
 def offset_of(bytes btf not None, str structure not None, str member not None):
     """Where a member of one of the kernel's structures lies, in bytes. Raises LookupError."""
     cdef bytes outer = structure.encode(), name = member.encode()
@@ -79,7 +74,7 @@ cdef int _map(list made, str what, uint32_t kind, uint32_t key_bytes, uint32_t v
               uint32_t entries, uint32_t flags) except -1:
     cdef int fd = bpf_map_create(kind, key_bytes, value_bytes, entries, flags)
     if fd < 0:
-        raise _system_error(-fd, f"bpf(BPF_MAP_CREATE, {what})")
+        raise system_error(-fd, f"bpf(BPF_MAP_CREATE, {what})")
     made.append(fd)
     return fd
 
@@ -130,7 +125,7 @@ cdef int _load(
     cdef char* log
     if fd >= 0:
         return fd
-    error = _system_error(-fd, f"bpf(BPF_PROG_LOAD, {name.decode()})")
+    error = system_error(-fd, f"bpf(BPF_PROG_LOAD, {name.decode()})")
     log = <char*>malloc(LOG_BYTES)
     if log != NULL:
         # Once more, for what the kernel has to say about it.
@@ -151,7 +146,7 @@ cdef int _attach(const Places* places) except -1:
     cdef int result = bpf_prog_attach(places.sockets_fd, fd, BPF_SK_SKB_STREAM_VERDICT)
     close(fd)  # the map has it
     if result < 0:
-        raise _system_error(-result, "bpf(BPF_PROG_ATTACH, SK_SKB_STREAM_VERDICT)")
+        raise system_error(-result, "bpf(BPF_PROG_ATTACH, SK_SKB_STREAM_VERDICT)")
     return 0
 
 

@@ -1,4 +1,5 @@
 """Clients by prefix: the most specific rule decides. rules.h says what each field means."""
+from common.memory cimport cache_lines
 from kernel.inet cimport AF_INET, be64toh, ntohl, sockaddr_in, sockaddr_in6
 from kernel.socket cimport sockaddr
 from libc.stdint cimport uint32_t, uint64_t
@@ -43,27 +44,28 @@ cdef inline bint address_is_v4(const Address* address) noexcept nogil:
     return address.high == 0 and address.low >> 32 == 0xFFFF
 
 
-cdef inline void rules_add(
-    Rules* rules, uint64_t high, uint64_t low, uint32_t length, bint is_allowed,
-) noexcept nogil:
-    """The next one, in their order; `all` has room for it."""
-    cdef Rule* rule = &rules.all[rules.count]
-    rule.prefix.high = high
-    rule.prefix.low = low
-    rule.length = length
-    rule.is_allowed = is_allowed
-    rules.count += 1
-
-
-cdef inline void rules_are_complete(Rules* rules) noexcept nogil:
-    cdef uint32_t i = rules.count
+cdef inline int rules_take(Rules* rules, list given, bint is_allowed_otherwise) except -1:
+    """For the .pyx files, which hold the GIL. given: (prefix as an integer of 128 bits, its length,
+    whether it is allowed), the longest first and then in ascending order. `all` is to be freed.
+    Raises OSError."""
     cdef Rule* rule
+    cdef uint32_t i
+    rules.is_allowed_otherwise = is_allowed_otherwise
+    rules.all = <Rule*>cache_lines(len(given) * sizeof(Rule))
+    for prefix, length, is_allowed in given:
+        rule = &rules.all[rules.count]
+        rule.prefix.high, rule.prefix.low = prefix >> 64, prefix & 0xFFFFFFFFFFFFFFFF
+        rule.length = length
+        rule.is_allowed = is_allowed
+        rules.count += 1
+    i = rules.count
     while i > 0:
         i -= 1
         rule = &rules.all[i]
         rule.same_length = 1
         if i + 1 < rules.count and rule[1].length == rule.length:
             rule.same_length += rule[1].same_length
+    return 0
 
 
 cdef inline Address _first_bits(const Address* address, uint32_t length) noexcept nogil:

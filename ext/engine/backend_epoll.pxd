@@ -3,6 +3,7 @@ from common.atomics cimport (
     atomic_u32_decrement, atomic_u32_load, atomic_u32_load_relaxed, atomic_u32_store,
     atomic_u64_load_relaxed, atomic_u64_swap_acquire,
 )
+from common.life cimport PHASE_DRAINING, PHASE_RUNNING, PHASE_STOPPING
 from engine.accept cimport ACCEPTS_PER_TURN, accept_turn
 from engine.busy_poll cimport busy_poll_wait
 from engine.closing cimport close_listeners_at_last, empty_listeners
@@ -12,8 +13,7 @@ from engine.connection cimport (
 from engine.in_kernel cimport in_kernel_note
 from engine.layout cimport (
     CLOSE_ABORTED, CLOSE_IDLE, CLOSE_STALLED, CONNECTION_BUSY, CONNECTION_IN_KERNEL,
-    OWNERSHIP_FREE, PHASE_DRAINING, PHASE_RUNNING, PHASE_STOPPING, Connection, Control, Queue,
-    Worker,
+    OWNERSHIP_FREE, Connection, Control, Queue, Worker,
 )
 from engine.listener cimport (
     RESUME_AFTER_MS, TOKEN_LISTENERS, TOKEN_RING, TOKEN_WAKE, listeners_resume,

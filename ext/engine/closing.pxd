@@ -6,8 +6,9 @@ emptied first, beyond max_connections too: memory is bounded by the backlogs. Wh
 descriptor or no memory for somebody, it is tried again as connections end, until the deadline.
 """
 from common.atomics cimport atomic_u32_load, atomic_u64_load_relaxed
+from common.life cimport PHASE_DRAINING
 from engine.accept cimport ACCEPTS_PER_TURN, accept_last
-from engine.layout cimport PHASE_DRAINING, Control, Listener, Worker
+from engine.layout cimport Control, Listener, Worker
 from engine.listener cimport (
     listener_close, listener_disarm, listener_queued, listener_take_no_more,
 )

@@ -3,12 +3,12 @@
 This is the only file that knows the GIL. A Python thread enters Engine.run_worker(), lets go of
 the GIL once, and comes back when the engine stops.
 """
-from common.atomics cimport (
-    atomic_u32_load, atomic_u32_load_relaxed, atomic_u32_store, atomic_u64_load_relaxed,
-    atomic_u64_store_relaxed,
-)
+from common.atomics cimport atomic_u32_load_relaxed, atomic_u32_store, atomic_u64_load_relaxed
+from common.errors cimport system_error
 from common.flows cimport KECHO_FLOW_CPUS, FlowCounters
-from common.rules cimport Rule, rules_add, rules_are_complete
+from common.life cimport PHASE_STOPPING, life_drain
+from common.memory cimport cache_lines
+from common.rules cimport rules_take
 from engine.backend_epoll cimport wake_everybody, worker_run
 from engine.busy_poll cimport busy_poll_init, busy_poll_listener
 from engine.dispatch cimport (
@@ -19,26 +19,20 @@ from engine.flow cimport (
     flows_are_open, flows_close, flows_disown, flows_open, flows_reset, flows_share,
 )
 from engine.layout cimport (
-    CLOSE_ABORTED, CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_EVICTED, CLOSE_IDLE, CLOSE_RESET,
-    CLOSE_STALLED, CLOSE_TIMED_OUT, ERROR_ACCEPT, ERROR_DESCRIPTORS, ERROR_EPOLL, ERROR_LISTENER,
-    ERROR_MEMORY, ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES, KECHO_CACHE_LINE,
-    KECHO_LISTENERS_MOST, PHASE_DRAINING, PHASE_RUNNING, PHASE_STOPPING, REFUSED_DENIED,
-    REFUSED_PER_ADDRESS, REFUSED_RATE, Access, Control, Counters, Listener, Queue, Worker,
+    CLOSE_ABORTED, CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_EVICTED, CLOSE_IDLE,
+    CLOSE_RESET, CLOSE_STALLED, CLOSE_TIMED_OUT, ERROR_ACCEPT, ERROR_DESCRIPTORS, ERROR_EPOLL,
+    ERROR_LISTENER, ERROR_MEMORY, ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES,
+    KECHO_LISTENERS_MOST, REFUSED_DENIED, REFUSED_PER_ADDRESS, REFUSED_RATE, Access, Control,
+    Counters, Listener, Queue, Worker,
 )
 from engine.listener cimport Figures, listener_figures, listener_revive
 from engine.peers cimport peers_destroy, peers_init
 from engine.ring cimport ring_arm
-from engine.slab cimport aligned_alloc
-from kernel.clock cimport clock_now_ms
 from kernel.pthread cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
 )
-from libc.errno cimport ENOMEM
 from libc.stdint cimport UINT32_MAX, uint32_t, uint64_t
 from libc.stdlib cimport free
-from libc.string cimport memset
-
-import os
 
 CLOSE_REASONS = {
     "eof": CLOSE_EOF,
@@ -67,20 +61,6 @@ REFUSALS = {
     "per_address": REFUSED_PER_ADDRESS,
     "rate": REFUSED_RATE,
 }
-
-
-cdef void* _zeroed(size_t size) except NULL:
-    """Cache-line aligned and zeroed; free() gives it back."""
-    size = (size + KECHO_CACHE_LINE - 1) // KECHO_CACHE_LINE * KECHO_CACHE_LINE
-    cdef void* memory = aligned_alloc(KECHO_CACHE_LINE, max(size, <size_t>KECHO_CACHE_LINE))
-    if memory == NULL:
-        raise _system_error(ENOMEM, "aligned_alloc")
-    memset(memory, 0, size)
-    return memory
-
-
-cdef object _system_error(int error, str syscall):
-    return OSError(error, f"{syscall}: {os.strerror(error)}")
 
 
 cdef class Engine:
@@ -139,32 +119,32 @@ cdef class Engine:
         if result == 0:
             result = -pthread_mutex_init(&control.listeners_lock, NULL)
         if result < 0:
-            raise _system_error(-result, "pthread_mutex_init")
+            raise system_error(-result, "pthread_mutex_init")
         self._set_access(rules, is_allowed_otherwise, per_address, rate_per_s)
         control.workers_accepting = worker_count
-        control.listeners = <Listener*>_zeroed(len(listeners) * sizeof(Listener))
+        control.listeners = <Listener*>cache_lines(len(listeners) * sizeof(Listener))
         for fd, queue, is_unix, is_inherited in listeners:
             control.listeners[control.listener_count].fd = fd
             control.listeners[control.listener_count].queue = queue
             control.listeners[control.listener_count].is_unix = is_unix
             control.listeners[control.listener_count].is_inherited = is_inherited
             control.listener_count += 1
-        control.workers = <Worker*>_zeroed(worker_count * sizeof(Worker))
+        control.workers = <Worker*>cache_lines(worker_count * sizeof(Worker))
         for i in range(worker_count):
             control.workers[i].control = control
             control.workers[i].index = i
             control.worker_count += 1
-            control.workers[i].buffer = <unsigned char*>_zeroed(KECHO_BUFFER_BYTES)
-        control.queues = <Queue*>_zeroed((worker_count if percpu else 1) * sizeof(Queue))
+            control.workers[i].buffer = <unsigned char*>cache_lines(KECHO_BUFFER_BYTES)
+        control.queues = <Queue*>cache_lines((worker_count if percpu else 1) * sizeof(Queue))
         for i in range(worker_count if percpu else 1):
             control.queue_count += 1
             result = queue_open(&control.queues[i], &call)
             if result < 0:
-                raise _system_error(-result, call.decode())
+                raise system_error(-result, call.decode())
         busy_poll_init(control, busy_poll_ns, busy_poll_by_gaps)
         result = dispatch_percpu(control) if percpu else dispatch_shared(control)
         if result < 0:
-            raise _system_error(-result, "epoll_ctl")
+            raise system_error(-result, "epoll_ctl")
         if flows:
             self._open_flows(flows)
         self._owns_listeners = True
@@ -179,13 +159,13 @@ cdef class Engine:
         fds[0], fds[1], fds[2], fds[3], fds[4] = flows
         result = flows_open(&control.flows, fds, &call)
         if result < 0:
-            raise _system_error(-result, call.decode())
+            raise system_error(-result, call.decode())
         flows_share(control)
         for i in range(control.queue_count):
             result = ring_arm(control, &control.queues[i])
             if result < 0:
                 flows_disown(&control.flows)
-                raise _system_error(-result, "epoll_ctl")
+                raise system_error(-result, "epoll_ctl")
         return 0
 
     cdef int _set_access(
@@ -194,12 +174,7 @@ cdef class Engine:
         cdef Access* access = &self._control.access
         access.per_address = per_address
         access.rate_per_s = rate_per_s
-        access.rules.is_allowed_otherwise = is_allowed_otherwise
-        access.rules.all = <Rule*>_zeroed(len(rules) * sizeof(Rule))
-        for prefix, length, is_allowed in rules:
-            rules_add(
-                &access.rules, prefix >> 64, prefix & 0xFFFFFFFFFFFFFFFF, length, is_allowed)
-        rules_are_complete(&access.rules)
+        rules_take(&access.rules, rules, is_allowed_otherwise)
         return 0
 
     def __dealloc__(self):
@@ -231,17 +206,12 @@ cdef class Engine:
         with nogil:
             worker_run(worker)
         if worker.fatal_errno != 0:
-            raise _system_error(worker.fatal_errno, worker.fatal_syscall.decode())
+            raise system_error(worker.fatal_errno, worker.fatal_syscall.decode())
 
     def stop(self, uint64_t graceful_timeout_ms):
         """Starts the drain, or brings its deadline forward. Returns at once; any thread."""
         cdef Control* control = &self._control
-        cdef uint64_t deadline_ms = clock_now_ms() + graceful_timeout_ms
-        if atomic_u32_load(&control.phase) == PHASE_RUNNING:
-            atomic_u64_store_relaxed(&control.deadline_ms, deadline_ms)
-            atomic_u32_store(&control.phase, PHASE_DRAINING)
-        elif deadline_ms < atomic_u64_load_relaxed(&control.deadline_ms):
-            atomic_u64_store_relaxed(&control.deadline_ms, deadline_ms)
+        life_drain(&control.phase, &control.deadline_ms, graceful_timeout_ms)
         wake_everybody(control)
 
     def abort(self):
@@ -298,7 +268,7 @@ cdef class Engine:
             busy_poll_listener(&control.listeners[number], control)
         pthread_mutex_unlock(&control.listeners_lock)
         if result < 0:
-            raise _system_error(-result, "dup3 or epoll_ctl")
+            raise system_error(-result, "dup3 or epoll_ctl")
 
     def unaccepted(self):
         """Once every worker has ended: how many clients were left in accept queues and reset, the
@@ -371,4 +341,4 @@ def attach_cpu_steering(int fd, list cpus not None):
         numbers[<int>i] = cpu
     result = steer_by_cpu(fd, numbers, <uint32_t>len(cpus))
     if result < 0:
-        raise _system_error(-result, "setsockopt(SO_ATTACH_REUSEPORT_CBPF)")
+        raise system_error(-result, "setsockopt(SO_ATTACH_REUSEPORT_CBPF)")

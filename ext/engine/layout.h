@@ -13,9 +13,9 @@
 #include <stdint.h>
 
 #include "common/flows.h"
+#include "common/life.h"
+#include "common/memory.h"
 #include "common/rules.h"
-
-#define KECHO_CACHE_LINE 64
 
 /* ---- connection -------------------------------------------------------------------------- */
 
@@ -178,12 +178,6 @@ struct kecho_flows {
 };
 
 /* ---- control: what all the threads of an engine look at ---------------------------------- */
-
-enum kecho_phase {
-    PHASE_RUNNING = 0,
-    PHASE_DRAINING, /* no new connections; echo what was received, until the deadline */
-    PHASE_STOPPING  /* leave now */
-};
 
 struct kecho_control {
     uint32_t phase;              /* atomic: enum kecho_phase, only ever grows */

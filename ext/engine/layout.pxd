@@ -28,7 +28,6 @@ cdef extern from "engine/layout.h" nogil:
         LOOK_AT_FLOW
 
     enum:
-        KECHO_CACHE_LINE
         KECHO_SLAB_CHUNK_CONNECTIONS
         KECHO_SLAB_CHUNKS
         KECHO_BUFFER_BYTES
@@ -45,11 +44,6 @@ cdef extern from "engine/layout.h" nogil:
         LISTENER_PAUSED
         LISTENER_DEAD
         LISTENER_STATES
-
-    enum:
-        PHASE_RUNNING
-        PHASE_DRAINING
-        PHASE_STOPPING
 
     enum:
         CLOSE_EOF

@@ -10,10 +10,11 @@ from common.atomics cimport (
     atomic_u32_decrement, atomic_u32_increment, atomic_u32_load, atomic_u32_store,
     atomic_u32_swap,
 )
+from common.life cimport PHASE_RUNNING
 from engine.counters cimport count
 from engine.layout cimport (
-    KECHO_EVERY_QUEUE, LISTENER_DEAD, LISTENER_OPEN, LISTENER_PAUSED, LISTENER_STATES,
-    PHASE_RUNNING, Control, Listener, Queue, Worker,
+    KECHO_EVERY_QUEUE, LISTENER_DEAD, LISTENER_OPEN, LISTENER_PAUSED, LISTENER_STATES, Control,
+    Listener, Queue, Worker,
 )
 from kernel.epoll cimport (
     EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLET, EPOLLEXCLUSIVE, EPOLLIN, epoll_ctl, epoll_event,

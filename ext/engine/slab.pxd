@@ -10,9 +10,10 @@ from common.atomics cimport (
     atomic_u64_store_release,
     atomic_u64_swap_acquire, atomic_u64_swap_release,
 )
+from common.memory cimport KECHO_CACHE_LINE, aligned_alloc
 from engine.layout cimport (
-    CONNECTION_READ_TO_END, KECHO_CACHE_LINE, KECHO_SLAB_CHUNK_CONNECTIONS, KECHO_SLAB_CHUNKS,
-    KECHO_SLAB_END, OWNERSHIP_FREE, OWNERSHIP_NOBODY, OWNERSHIP_ONE, OWNERSHIP_ONE_RECALL,
+    CONNECTION_READ_TO_END, KECHO_SLAB_CHUNKS, KECHO_SLAB_CHUNK_CONNECTIONS, KECHO_SLAB_END,
+    OWNERSHIP_FREE, OWNERSHIP_NOBODY, OWNERSHIP_ONE, OWNERSHIP_ONE_RECALL,
     OWNERSHIP_ONE_RECALL_TO_END, Connection, Slab,
 )
 from kernel.pthread cimport (
@@ -21,10 +22,6 @@ from kernel.pthread cimport (
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
-
-
-cdef extern from "<stdlib.h>" nogil:
-    void* aligned_alloc(size_t alignment_bytes, size_t size_bytes)
 
 
 cdef inline int slab_init(Slab* slab) noexcept nogil:

@@ -1,7 +1,7 @@
 """<linux/bpf.h>: bpf(2), the commands of it that kecho uses."""
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
-cdef extern from *:
+cdef extern from * nogil:
     """
     #include <errno.h>
     #include <linux/bpf.h>
@@ -94,11 +94,11 @@ cdef extern from *:
     # Each returns what bpf(2) does, or -errno.
     int bpf_map_create(
         uint32_t kind, uint32_t key_bytes, uint32_t value_bytes, uint32_t entries,
-        uint32_t flags) nogil
-    int bpf_map_lookup(int map_fd, const void* key, void* value) nogil
-    int bpf_map_update(int map_fd, const void* key, const void* value) nogil
-    int bpf_map_delete(int map_fd, const void* key) nogil
+        uint32_t flags)
+    int bpf_map_lookup(int map_fd, const void* key, void* value)
+    int bpf_map_update(int map_fd, const void* key, const void* value)
+    int bpf_map_delete(int map_fd, const void* key)
     int bpf_prog_load(
         uint32_t kind, uint32_t attach_type, const char* name, const bpf_insn* program,
-        uint32_t count, char* log, uint32_t log_bytes) nogil
-    int bpf_prog_attach(int target_fd, int program_fd, uint32_t attach_type) nogil
+        uint32_t count, char* log, uint32_t log_bytes)
+    int bpf_prog_attach(int target_fd, int program_fd, uint32_t attach_type)

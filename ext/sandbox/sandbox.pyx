@@ -3,6 +3,7 @@
 Each function acts on the calling thread, and on the threads that it starts from then on. None of
 it can be undone. Each raises OSError that names the system call.
 """
+from common.errors cimport system_error
 from kernel.capability cimport (
     _LINUX_CAPABILITY_U32S_3, _LINUX_CAPABILITY_VERSION_3, __user_cap_data_struct,
     __user_cap_header_struct,
@@ -33,8 +34,6 @@ from sandbox.policy cimport (
     KECHO_PERMITS_OF_FLOWS, kecho_permits, kecho_permits_of_a_file, kecho_permits_of_flows,
 )
 
-import os
-
 cdef extern from "<dlfcn.h>":
     enum:
         RTLD_NOW
@@ -56,10 +55,6 @@ cdef enum:
     CAPABILITIES_MOST = 64
 
 
-cdef object _system_error(int error, str call):
-    return OSError(error, f"{call}: {os.strerror(error)}")
-
-
 def load_unwinder():
     """pthread_exit() of glibc opens this library when it is first called, and aborts without it:
     Python calls it in threads that outlive the interpreter. Where there is none, none is needed."""
@@ -69,7 +64,7 @@ def load_unwinder():
 def set_no_new_privileges():
     """execve() gives this thread no privileges any more: prctl(2)."""
     if prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0:
-        raise _system_error(errno, "prctl(PR_SET_NO_NEW_PRIVS)")
+        raise system_error(errno, "prctl(PR_SET_NO_NEW_PRIVS)")
 
 
 def drop_bounding_set():
@@ -80,7 +75,7 @@ def drop_bounding_set():
         if prctl(PR_CAPBSET_DROP, number, 0, 0, 0) < 0:
             if errno == EINVAL or errno == EPERM:  # the last one there is; not allowed
                 return
-            raise _system_error(errno, "prctl(PR_CAPBSET_DROP)")
+            raise system_error(errno, "prctl(PR_CAPBSET_DROP)")
 
 
 def drop_capabilities():
@@ -92,9 +87,9 @@ def drop_capabilities():
     memset(data, 0, sizeof(data))
     # The kernel keeps the ambient set within the others, which are about to be empty.
     if prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0 and errno != EINVAL:
-        raise _system_error(errno, "prctl(PR_CAP_AMBIENT)")
+        raise system_error(errno, "prctl(PR_CAP_AMBIENT)")
     if syscall(SYS_capset, &header, data) < 0:
-        raise _system_error(errno, "capset")
+        raise system_error(errno, "capset")
 
 
 # ---- Landlock --------------------------------------------------------------------------------
@@ -104,7 +99,7 @@ def landlock_abi():
     """The version of Landlock that this kernel has. OSError: ENOSYS without, EOPNOTSUPP off."""
     cdef long abi = syscall(SYS_landlock_create_ruleset, NULL, 0, CREATE_RULESET_VERSION)
     if abi < 0:
-        raise _system_error(errno, "landlock_create_ruleset")
+        raise system_error(errno, "landlock_create_ruleset")
     return abi
 
 
@@ -134,20 +129,20 @@ def restrict_access(int abi, list tcp_ports not None, int removable_fd):
     # A kernel that knows a shorter struct takes this one as long as the rest is zero.
     fd = <int>syscall(SYS_landlock_create_ruleset, &ruleset, sizeof(ruleset), 0)
     if fd < 0:
-        raise _system_error(errno, "landlock_create_ruleset")
+        raise system_error(errno, "landlock_create_ruleset")
     try:
         if removable_fd >= 0:
             beneath.allowed_access = FS_REMOVE_FILE
             beneath.parent_fd = removable_fd
             if syscall(SYS_landlock_add_rule, fd, RULE_PATH_BENEATH, &beneath, 0) < 0:
-                raise _system_error(errno, "landlock_add_rule(LANDLOCK_RULE_PATH_BENEATH)")
+                raise system_error(errno, "landlock_add_rule(LANDLOCK_RULE_PATH_BENEATH)")
         for port in tcp_ports if abi >= 4 else ():
             rule.allowed_access = NET_BIND_TCP
             rule.port = port
             if syscall(SYS_landlock_add_rule, fd, RULE_NET_PORT, &rule, 0) < 0:
-                raise _system_error(errno, "landlock_add_rule(LANDLOCK_RULE_NET_PORT)")
+                raise system_error(errno, "landlock_add_rule(LANDLOCK_RULE_NET_PORT)")
         if syscall(SYS_landlock_restrict_self, fd, 0) < 0:
-            raise _system_error(errno, "landlock_restrict_self")
+            raise system_error(errno, "landlock_restrict_self")
     finally:
         close(fd)
 
@@ -177,6 +172,6 @@ def filter_calls(*, bint for_a_file, bint for_flows):
         flags = SECCOMP_FILTER_FLAG_TSYNC
         result = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &described)
     if result < 0:
-        raise _system_error(errno, "seccomp")
+        raise system_error(errno, "seccomp")
     if result > 0:
         raise OSError(ESRCH, f"seccomp: thread {result} has filters of its own")

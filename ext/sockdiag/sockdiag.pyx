@@ -2,6 +2,7 @@
 
 This is the only file of it that knows the GIL.
 """
+from common.errors cimport system_error
 from kernel.inet_diag cimport (
     INET_DIAG_NOCOOKIE, SOCK_DESTROY, SOCK_DIAG_BY_FAMILY, inet_diag_msg, inet_diag_sockid,
 )
@@ -38,22 +39,18 @@ cdef enum:
     V6_BYTES = 16
 
 
-cdef object _system_error(int error, str syscall):
-    return OSError(error, f"{syscall}: {os.strerror(error)}")
-
-
 cdef int _open_netlink() except -1:
     cdef sockaddr_nl address
     cdef int on = 1, error
     cdef int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG)
     if fd < 0:
-        raise _system_error(errno, "socket(NETLINK_SOCK_DIAG)")
+        raise system_error(errno, "socket(NETLINK_SOCK_DIAG)")
     memset(&address, 0, sizeof(address))
     address.nl_family = AF_NETLINK
     if bind(fd, <sockaddr*>&address, sizeof(address)) < 0:
         error = errno
         close(fd)
-        raise _system_error(error, "bind(NETLINK_SOCK_DIAG)")
+        raise system_error(error, "bind(NETLINK_SOCK_DIAG)")
     # Acks of errors then leave out the request; Linux 4.3, and only to save room.
     setsockopt(fd, SOL_NETLINK, NETLINK_CAP_ACK, &on, sizeof(on))
     return fd
@@ -65,7 +62,7 @@ cdef int _open_netlink_in(int namespace_fd) except -1:
     outside = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         if setns(namespace_fd, CLONE_NEWNET) < 0:
-            raise _system_error(errno, "setns")
+            raise system_error(errno, "setns")
         try:
             fd = _open_netlink()
         finally:
@@ -73,7 +70,7 @@ cdef int _open_netlink_in(int namespace_fd) except -1:
                 error = errno
                 if fd >= 0:
                     close(fd)
-                raise _system_error(error, "setns back")
+                raise system_error(error, "setns back")
     finally:
         close(outside)
     return fd
@@ -190,7 +187,7 @@ cdef class Handle:
                         fd, self._buffer, &request, self._patience_ms, &found
                     )
             if result < 0:
-                raise _system_error(-result, "SOCK_DIAG_BY_FAMILY")
+                raise system_error(-result, "SOCK_DIAG_BY_FAMILY")
             return _as_tuples(&found)
         finally:
             free(found.messages)
@@ -252,7 +249,7 @@ cdef class Handle:
                     )
                     at += size
         if result < 0:
-            raise _system_error(-result, "SOCK_DESTROY" if destroys else "SOCK_DIAG_BY_FAMILY")
+            raise system_error(-result, "SOCK_DESTROY" if destroys else "SOCK_DIAG_BY_FAMILY")
         return [answers[i] for i in range(count)]
 
 
@@ -269,7 +266,7 @@ def parse_dump(bytes datagram not None, uint32_t sequence):
             <uint8_t*><char*>datagram, <size_t>len(datagram), sequence, &found
         )
         if result < 0:
-            raise _system_error(-result, "SOCK_DIAG_BY_FAMILY")
+            raise system_error(-result, "SOCK_DIAG_BY_FAMILY")
         return result == 1, _as_tuples(&found)
     finally:
         free(found.messages)

@@ -14,9 +14,9 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 
+#include "common/life.h"
+#include "common/memory.h"
 #include "common/rules.h"
-
-#define KECHO_UDP_CACHE_LINE 64
 
 /* ---- what is taken and given at once ----------------------------------------------------- */
 
@@ -101,7 +101,7 @@ struct kecho_udp_counters {
     uint64_t bytes_sent;
     uint64_t refused[REFUSALS];
     uint64_t errors[UDP_ERROR_KINDS];
-} __attribute__((aligned(KECHO_UDP_CACHE_LINE)));
+} __attribute__((aligned(KECHO_CACHE_LINE)));
 
 /* ---- limiter ----------------------------------------------------------------------------- */
 
@@ -117,9 +117,9 @@ struct kecho_udp_bucket {
 
 struct kecho_udp_set {
     struct kecho_udp_bucket buckets[KECHO_UDP_WAYS];
-} __attribute__((aligned(KECHO_UDP_CACHE_LINE)));
+} __attribute__((aligned(KECHO_CACHE_LINE)));
 
-_Static_assert(sizeof(struct kecho_udp_set) == KECHO_UDP_CACHE_LINE, "a look-up is one cache miss");
+_Static_assert(sizeof(struct kecho_udp_set) == KECHO_CACHE_LINE, "a look-up is one cache miss");
 
 /* A rate and how far ahead of it a bucket may run. interval_ticks 0: no limit. */
 struct kecho_udp_rate {
@@ -138,12 +138,6 @@ struct kecho_udp_limiter {
 
 /* ---- control ----------------------------------------------------------------------------- */
 
-enum kecho_udp_phase {
-    UDP_RUNNING = 0,
-    UDP_DRAINING, /* answer what has been received, until the deadline */
-    UDP_STOPPING  /* leave now */
-};
-
 struct kecho_udp_socket {
     int32_t fd;            /* atomic: -1 once its worker has closed it */
     uint32_t worker;       /* index */
@@ -161,10 +155,10 @@ struct kecho_udp_worker {
     uint32_t socket_count;
     int32_t wake_fd;     /* eventfd, written when the phase changes, never read */
     int32_t fatal_errno; /* of poll, why the worker gave up; read after its thread was joined */
-} __attribute__((aligned(KECHO_UDP_CACHE_LINE)));
+} __attribute__((aligned(KECHO_CACHE_LINE)));
 
 struct kecho_udp_control {
-    uint32_t phase;       /* atomic: enum kecho_udp_phase, only ever grows */
+    uint32_t phase;       /* atomic: enum kecho_phase, only ever grows */
     uint64_t deadline_ms; /* atomic: end of the drain, on the clock of clock_now_ms() */
     uint16_t own_port;
     uint16_t source_port_least;

@@ -10,7 +10,6 @@ cdef extern from "udp/layout.h" nogil:
     enum:
         KECHO_UDP_BATCH
         KECHO_UDP_BUFFER_BYTES
-        KECHO_UDP_CACHE_LINE
         KECHO_UDP_CONTROL_BYTES
         KECHO_UDP_REPLIES
         KECHO_UDP_SEGMENTS
@@ -34,11 +33,6 @@ cdef extern from "udp/layout.h" nogil:
         UDP_ERROR_DENIED
         UDP_ERROR_SEND
         UDP_ERROR_RECV
-
-    enum:
-        UDP_RUNNING
-        UDP_DRAINING
-        UDP_STOPPING
 
     ctypedef struct sockaddr_any "struct sockaddr":
         uint16_t sa_family

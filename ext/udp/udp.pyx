@@ -3,33 +3,28 @@
 This is the only file that knows the GIL. A Python thread enters Echo.run_worker(), lets go of the
 GIL once, and comes back when the echo stops.
 """
-from common.atomics cimport (
-    atomic_u32_load, atomic_u32_store, atomic_u64_load_relaxed, atomic_u64_store_relaxed,
-)
-from common.rules cimport Rule, rules_add, rules_are_complete
-from kernel.clock cimport clock_now_ms
+from common.atomics cimport atomic_u32_store, atomic_u64_load_relaxed
+from common.errors cimport system_error
+from common.life cimport PHASE_STOPPING, life_drain
+from common.memory cimport cache_lines
+from common.rules cimport rules_take
 from kernel.eventfd cimport EFD_CLOEXEC, EFD_NONBLOCK, eventfd
 from kernel.poll cimport pollfd
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
-from libc.string cimport memset
 from posix.unistd cimport close
 from udp.inbox cimport inbox_init
 from udp.layout cimport (
-    KECHO_UDP_BATCH, KECHO_UDP_BUFFER_BYTES, KECHO_UDP_CACHE_LINE, KECHO_UDP_SETS,
-    REFUSED_ADDRESS, REFUSED_DENIED, REFUSED_OWN_PORT, REFUSED_PORT, REFUSED_RATE, REFUSED_TOTAL,
-    UDP_DRAINING, UDP_ERROR_DENIED, UDP_ERROR_FULL, UDP_ERROR_MEMORY, UDP_ERROR_RECV,
-    UDP_ERROR_SEND, UDP_ERROR_TRUNCATED, UDP_ERROR_UNREACHABLE, UDP_RUNNING, UDP_STOPPING,
-    BucketSet, Control, Counters, Inbox, Outbox, Socket, Worker,
+    KECHO_UDP_BATCH, KECHO_UDP_BUFFER_BYTES, KECHO_UDP_SETS, REFUSED_ADDRESS, REFUSED_DENIED,
+    REFUSED_OWN_PORT, REFUSED_PORT, REFUSED_RATE, REFUSED_TOTAL, UDP_ERROR_DENIED,
+    UDP_ERROR_FULL, UDP_ERROR_MEMORY, UDP_ERROR_RECV, UDP_ERROR_SEND, UDP_ERROR_TRUNCATED,
+    UDP_ERROR_UNREACHABLE, BucketSet, Control, Counters, Inbox, Outbox, Socket, Worker,
 )
 from udp.limiter cimport limiter_destroy, limiter_init
 from udp.worker cimport socket_close, socket_drops, wake_everybody, worker_run
 
 import os
-
-cdef extern from "<stdlib.h>" nogil:
-    void* aligned_alloc(size_t alignment_bytes, size_t size_bytes)
 
 REFUSALS = {
     "port": REFUSED_PORT,
@@ -49,22 +44,6 @@ ERROR_KINDS = {
     "send": UDP_ERROR_SEND,
     "recv": UDP_ERROR_RECV,
 }
-
-
-cdef void* _room(size_t size, bint zeroed=True) except NULL:
-    """Cache-line aligned; free() gives it back."""
-    size = (size + KECHO_UDP_CACHE_LINE - 1) // KECHO_UDP_CACHE_LINE * KECHO_UDP_CACHE_LINE
-    cdef void* memory = aligned_alloc(
-        KECHO_UDP_CACHE_LINE, max(size, <size_t>KECHO_UDP_CACHE_LINE))
-    if memory == NULL:
-        raise MemoryError
-    if zeroed:
-        memset(memory, 0, size)
-    return memory
-
-
-cdef object _system_error(int error, str syscall):
-    return OSError(error, f"{syscall}: {os.strerror(error)}")
 
 
 cdef class Echo:
@@ -98,24 +77,19 @@ cdef class Echo:
                 raise ValueError(f"sockets: there is no worker {worker}")
         control.own_port = own_port
         control.source_port_least = source_port_least
-        control.rules.is_allowed_otherwise = is_allowed_otherwise
-        control.rules.all = <Rule*>_room(len(rules) * sizeof(Rule))
-        for prefix, length, is_allowed in rules:
-            rules_add(
-                &control.rules, prefix >> 64, prefix & 0xFFFFFFFFFFFFFFFF, length, is_allowed)
-        rules_are_complete(&control.rules)
-        control.limiter.sets = <BucketSet*>_room(KECHO_UDP_SETS * sizeof(BucketSet))
+        rules_take(&control.rules, rules, is_allowed_otherwise)
+        control.limiter.sets = <BucketSet*>cache_lines(KECHO_UDP_SETS * sizeof(BucketSet))
         result = limiter_init(
             &control.limiter, rate_per_source, rate_total, int.from_bytes(os.urandom(8), "little"))
         if result < 0:
-            raise _system_error(-result, "pthread_mutex_init")
+            raise system_error(-result, "pthread_mutex_init")
         self._has_limiter = True
-        control.sockets = <Socket*>_room(len(sockets) * sizeof(Socket))
+        control.sockets = <Socket*>cache_lines(len(sockets) * sizeof(Socket))
         for fd, worker in sorted(sockets, key=lambda pair: pair[1]):
             control.sockets[control.socket_count].fd = fd
             control.sockets[control.socket_count].worker = worker
             control.socket_count += 1
-        control.workers = <Worker*>_room(worker_count * sizeof(Worker))
+        control.workers = <Worker*>cache_lines(worker_count * sizeof(Worker))
         for i in range(worker_count):
             control.workers[i].wake_fd = -1
         control.worker_count = worker_count
@@ -133,15 +107,15 @@ cdef class Echo:
                 if worker.socket_count == 0:
                     worker.sockets = &self._control.sockets[i]
                 worker.socket_count += 1
-        worker.polls = <pollfd*>_room((worker.socket_count + 1) * sizeof(pollfd))
-        worker.outbox = <Outbox*>_room(sizeof(Outbox))
-        worker.inbox = <Inbox*>_room(sizeof(Inbox))
+        worker.polls = <pollfd*>cache_lines((worker.socket_count + 1) * sizeof(pollfd))
+        worker.outbox = <Outbox*>cache_lines(sizeof(Outbox))
+        worker.inbox = <Inbox*>cache_lines(sizeof(Inbox))
         # Not zeroed: what no datagram was long enough to touch takes no memory.
-        buffer = <uint8_t*>_room(<size_t>KECHO_UDP_BATCH * KECHO_UDP_BUFFER_BYTES, False)
+        buffer = <uint8_t*>cache_lines(<size_t>KECHO_UDP_BATCH * KECHO_UDP_BUFFER_BYTES, False)
         inbox_init(worker.inbox, buffer)
         worker.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         if worker.wake_fd < 0:
-            raise _system_error(errno, "eventfd")
+            raise system_error(errno, "eventfd")
         return 0
 
     def __dealloc__(self):
@@ -185,22 +159,17 @@ cdef class Echo:
         with nogil:
             worker_run(worker)
         if worker.fatal_errno != 0:
-            raise _system_error(worker.fatal_errno, "poll")
+            raise system_error(worker.fatal_errno, "poll")
 
     def stop(self, uint64_t graceful_timeout_ms):
         """Starts the drain, or brings its deadline forward. Returns at once; any thread."""
         cdef Control* control = &self._control
-        cdef uint64_t deadline_ms = clock_now_ms() + graceful_timeout_ms
-        if atomic_u32_load(&control.phase) == UDP_RUNNING:
-            atomic_u64_store_relaxed(&control.deadline_ms, deadline_ms)
-            atomic_u32_store(&control.phase, UDP_DRAINING)
-        elif deadline_ms < atomic_u64_load_relaxed(&control.deadline_ms):
-            atomic_u64_store_relaxed(&control.deadline_ms, deadline_ms)
+        life_drain(&control.phase, &control.deadline_ms, graceful_timeout_ms)
         wake_everybody(control)
 
     def abort(self):
         """Stops at once: what has been received and not answered is lost. Any thread."""
-        atomic_u32_store(&self._control.phase, UDP_STOPPING)
+        atomic_u32_store(&self._control.phase, PHASE_STOPPING)
         wake_everybody(&self._control)
 
     def forget(self):

@@ -3,6 +3,7 @@ from common.atomics cimport (
     atomic_u32_load, atomic_u32_load_relaxed, atomic_u32_store, atomic_u64_add_single_writer,
     atomic_u64_load_relaxed, atomic_u64_store_release,
 )
+from common.life cimport PHASE_DRAINING, PHASE_RUNNING, PHASE_STOPPING
 from kernel.clock cimport clock_now_ms
 from kernel.datagram cimport SK_MEMINFO_DROPS, SK_MEMINFO_VARS, SO_MEMINFO, getsockopt
 from kernel.eventfd cimport eventfd_write
@@ -15,8 +16,8 @@ from posix.unistd cimport close
 from udp.guard cimport guard_refusal, guard_source
 from udp.inbox cimport inbox_read, inbox_receive
 from udp.layout cimport (
-    KECHO_UDP_BATCH, REFUSALS, REFUSED_RATE, REFUSED_TOTAL, UDP_DRAINING, UDP_ERROR_RECV,
-    UDP_ERROR_TRUNCATED, UDP_RUNNING, UDP_STOPPING, Control, Limiter, Request, Socket, Worker,
+    KECHO_UDP_BATCH, REFUSALS, REFUSED_RATE, REFUSED_TOTAL, UDP_ERROR_RECV, UDP_ERROR_TRUNCATED,
+    Control, Limiter, Request, Socket, Worker,
 )
 from udp.limiter cimport limiter_lock, limiter_now, limiter_take, limiter_unlock
 from udp.outbox cimport outbox_answer, outbox_flush
@@ -169,7 +170,7 @@ cdef inline void _drain(Worker* worker) noexcept nogil:
     cdef bint more = True
     for i in range(worker.socket_count):
         _take_no_more(worker.sockets[i].fd)
-    while more and atomic_u32_load(&control.phase) == UDP_DRAINING:
+    while more and atomic_u32_load(&control.phase) == PHASE_DRAINING:
         more = False
         for i in range(worker.socket_count):
             # Not _turn(): a batch that is not full may have ended at an error, with more behind.
@@ -218,11 +219,11 @@ cdef inline void worker_run(Worker* worker) noexcept nogil:
     cdef Control* control = worker.control
     cdef uint32_t i
     cdef int result = 0
-    while result == 0 and atomic_u32_load(&control.phase) == UDP_RUNNING:
+    while result == 0 and atomic_u32_load(&control.phase) == PHASE_RUNNING:
         result = _round(worker)
     if result < 0:
         worker.fatal_errno = -result
-        atomic_u32_store(&control.phase, UDP_STOPPING)
+        atomic_u32_store(&control.phase, PHASE_STOPPING)
         wake_everybody(control)
     _drain(worker)
     for i in range(worker.socket_count):
