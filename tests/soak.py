@@ -98,7 +98,7 @@ class Life:
     def _choose(self, port: int) -> list[str]:
         options = [
             *("--port", str(port), "--log-format=json", "--graceful-timeout=2"),
-            *("--dispatch", self.chance.choice(["shared", "percpu"])),
+            *("--dispatch", ("shared", "percpu")[self.figures.lives % 2]),
             *("--threads", str(self.chance.choice([1, 2, 2, 4]))),
             *("--backlog", str(self.chance.choice([1, 16, 128, 4096]))),
         ]

@@ -205,11 +205,12 @@ def test_who_asks_everybody_gets_no_answer(
         assert udp.refused["address"] == udp.received - 1 > 0
 
 
+@DISPATCHES
 def test_a_way_that_cannot_carry_joined_replies_gets_them_one_by_one(
-    hosts: tuple[Namespace, Namespace],
+    hosts: tuple[Namespace, Namespace], dispatch: str
 ) -> None:
     """Segments longer than the MTU of the way back: sendmmsg says EMSGSIZE."""
-    with serving(hosts[0], host="0.0.0.0") as server:
+    with serving(hosts[0], dispatch=dispatch, host="0.0.0.0") as server:
         hosts[0].run("ip", "route", "replace", f"{CLIENT_V4}/32", "dev", "veth0", "mtu", "1000")
         data = random_bytes(1400 * 20 + 7)
         with hosts[1], client() as one:
@@ -220,10 +221,11 @@ def test_a_way_that_cannot_carry_joined_replies_gets_them_one_by_one(
         assert udp.errors.total == 0
 
 
+@DISPATCHES
 def test_a_firewall_that_forbids_the_reply_is_counted(
-    hosts: tuple[Namespace, Namespace],
+    hosts: tuple[Namespace, Namespace], dispatch: str
 ) -> None:
-    with serving(hosts[0], host="0.0.0.0") as server:
+    with serving(hosts[0], dispatch=dispatch, host="0.0.0.0") as server:
         hosts[0].run("ip", "route", "add", "prohibit", "198.51.100.0/24")
         with hosts[1], client() as one:
             one.sendto(b"!", (SERVER_V4, server.port))
@@ -236,13 +238,14 @@ def test_a_firewall_that_forbids_the_reply_is_counted(
         assert counted(server).errors["denied"] == 1
 
 
+@DISPATCHES
 def test_replies_that_wait_for_a_neighbour_do_not_hold_up_the_worker(
-    hosts: tuple[Namespace, Namespace],
+    hosts: tuple[Namespace, Namespace], dispatch: str
 ) -> None:
     """Packets for a host that does not answer ARP fill the send buffer: EAGAIN, for a while."""
     hosts[0].set("net.ipv4.neigh.veth0.unres_qlen_bytes", 1 << 28)
     hosts[0].set("net.ipv4.neigh.veth0.retrans_time_ms", 300)
-    with serving(hosts[0], host="0.0.0.0") as server:
+    with serving(hosts[0], dispatch=dispatch, host="0.0.0.0") as server:
         with hosts[1]:
             for number in range(4000):
                 send_forged(("192.0.2.99", 5000), (SERVER_V4, server.port), bytes(1400))
