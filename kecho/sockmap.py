@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import resource
 
 from .config import ServerConfig
 from .errors import EngineError
+from .kernel import RELEASE, VERSION
 
 __all__ = ["load", "open_flows"]
 
@@ -46,10 +46,9 @@ def open_flows(config: ServerConfig, *, has_unix: bool) -> tuple[int, ...]:
 
 
 def _open(capacity: int) -> tuple[int, ...]:
-    release = os.uname().release
-    if _version(release) < _OLDEST_KERNEL:
+    if VERSION < _OLDEST_KERNEL:
         oldest = ".".join(map(str, _OLDEST_KERNEL))
-        raise EngineError(None, f"it takes Linux {oldest} or newer, this is {release}")
+        raise EngineError(None, f"it takes Linux {oldest} or newer, this is {RELEASE}")
     try:
         with open(_BTF, "rb") as file:
             btf = file.read()
@@ -83,12 +82,6 @@ def _advice(error: OSError) -> str:
     if error.errno == errno.EINVAL and "SOCKHASH" in str(error.strerror):
         return "; this kernel has no sockmap (CONFIG_BPF_STREAM_PARSER)"
     return ""
-
-
-def _version(release: str) -> tuple[int, ...]:
-    """Of "6.18.44-generic": (6, 18)."""
-    parts = release.split("-")[0].split(".")[:2]
-    return tuple(int(part) if part.isdigit() else 0 for part in parts)
 
 
 def _capacity(config: ServerConfig) -> int:

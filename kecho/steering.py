@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from .config import ServerConfig
 from .cpus import usable_cpus
+from .kernel import VERSION
 from .listen import Address, Listener
 
 if TYPE_CHECKING:
@@ -21,10 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["Group", "cpus_of_workers", "steer", "steer_without_order"]
 
 _SO_DETACH_REUSEPORT_BPF = 68  # <asm-generic/socket.h>, Linux 5.3
-# Before Linux 6.2 a group's choice does not look at SO_INCOMING_CPU. Asked now: in the sandbox
-# uname(2) is refused.
-_VERSION = [int(part) for part in re.findall(r"\d+", os.uname().release)[:2]]
-_CHOOSES_BY_INCOMING_CPU = _VERSION >= [6, 2]
+# Before, a group's choice does not look at SO_INCOMING_CPU.
+_CHOOSES_BY_INCOMING_CPU = VERSION >= (6, 2)
 
 log = logging.getLogger("kecho")
 
