@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import os
 import signal
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import kecho
+from engines import why_no_sockmap
 from processes import ServerProcess
 
 DISPATCHES = ("shared", "percpu")
@@ -41,16 +41,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         left_out = [] if mark.kwargs.get("sanitized") else [pytest.mark.slow_under_sanitizers]
         engines.append(pytest.param("sockmap", marks=left_out))
     metafunc.parametrize("engine", engines, indirect=True)
-
-
-@functools.cache
-def why_no_sockmap() -> str | None:
-    """Why this machine cannot have the engine; None: it can."""
-    try:
-        with kecho.Server(port=0, threads=1, engine="sockmap"):
-            return None
-    except kecho.EngineError as error:
-        return str(error)
 
 
 @pytest.fixture

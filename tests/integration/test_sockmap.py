@@ -29,7 +29,7 @@ from clients import (
     wait_for,
     wait_until_delivered,
 )
-from conftest import why_no_sockmap
+from engines import why_no_sockmap
 from kecho.sandbox import IS_SANITIZED
 from processes import ServerProcess
 

@@ -1,0 +1,17 @@
+"""Which engines this machine can have."""
+
+from __future__ import annotations
+
+import functools
+
+import kecho
+
+
+@functools.cache
+def why_no_sockmap() -> str | None:
+    """Why this machine cannot have the engine; None: it can."""
+    try:
+        with kecho.Server(port=0, threads=1, engine="sockmap"):
+            return None
+    except kecho.EngineError as error:
+        return str(error)
