@@ -129,3 +129,12 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
         text=True,
         timeout=DEADLINE_S,
     )
+
+
+def assert_refused(finished: subprocess.CompletedProcess[str], status: int, *words: str) -> None:
+    """One line, which has these words, on stderr and nothing else."""
+    assert finished.returncode == status, finished.stderr
+    assert finished.stdout == ""
+    assert re.fullmatch(r"kecho: error: .*\n", finished.stderr), finished.stderr
+    for word in words:
+        assert word in finished.stderr
