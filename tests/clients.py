@@ -48,6 +48,14 @@ def connect(server: kecho.Server | int | str, **options: int) -> socket.socket:
     return client
 
 
+def connected_to(one: socket.socket) -> socket.socket:
+    """A client of a listening socket, of whatever family."""
+    client = socket.socket(one.family)
+    client.settimeout(DEADLINE_S)
+    client.connect(one.getsockname())
+    return client
+
+
 def receive_exactly(client: socket.socket, size: int) -> bytes:
     """Reads `size` bytes, fewer only if the stream ends before."""
     chunks = []
