@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import kecho
+from kecho._engine import CLOSE_REASONS
 
 DEADLINE_S = 30.0
 
@@ -202,3 +203,10 @@ def plenty() -> bytes:
     held_most = 2 * sum(int(limit.split()[2]) for limit in limits)
     block = random_bytes((1 << 20) + 13)
     return block * (held_most // len(block) + 16)
+
+
+def closed(**counts: int) -> kecho.NamedCounts:
+    """What stats().closed should be: these, and 0 of every other reason."""
+    names = CLOSE_REASONS
+    assert counts.keys() <= set(names)
+    return kecho.NamedCounts({name: counts.get(name, 0) for name in names})
