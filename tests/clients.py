@@ -124,6 +124,14 @@ def connected(
         yield [stack.enter_context(connect(server, **options)) for _ in range(count)]
 
 
+def answered(clients: Sequence[socket.socket], within_s: float = 0.0) -> list[socket.socket]:
+    """Those among `clients` that have something to read."""
+    with selectors.DefaultSelector() as selector:
+        for client in clients:
+            selector.register(client, selectors.EVENT_READ)
+        return [key.fileobj for key, _ in selector.select(within_s)]  # type: ignore[misc]
+
+
 def undelivered(client: socket.socket) -> int:
     """Bytes sent that the peer's kernel has not acknowledged: SIOCOUTQ, tcp(7)."""
     size = array.array("i", [0])
