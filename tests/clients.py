@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import kecho
+from kecho._engine import CLOSE_REASONS
 
 DEADLINE_S = 30.0
 
@@ -45,6 +46,14 @@ def connect(server: kecho.Server | int | str, **options: int) -> socket.socket:
     except BaseException:
         client.close()
         raise
+    return client
+
+
+def connected_to(one: socket.socket) -> socket.socket:
+    """A client of a listening socket, of whatever family."""
+    client = socket.socket(one.family)
+    client.settimeout(DEADLINE_S)
+    client.connect(one.getsockname())
     return client
 
 
@@ -113,6 +122,14 @@ def connected(
     """`count` clients of connect(), closed in the end."""
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(connect(server, **options)) for _ in range(count)]
+
+
+def answered(clients: Sequence[socket.socket], within_s: float = 0.0) -> list[socket.socket]:
+    """Those among `clients` that have something to read."""
+    with selectors.DefaultSelector() as selector:
+        for client in clients:
+            selector.register(client, selectors.EVENT_READ)
+        return [key.fileobj for key, _ in selector.select(within_s)]  # type: ignore[misc]
 
 
 def undelivered(client: socket.socket) -> int:
@@ -194,3 +211,10 @@ def plenty() -> bytes:
     held_most = 2 * sum(int(limit.split()[2]) for limit in limits)
     block = random_bytes((1 << 20) + 13)
     return block * (held_most // len(block) + 16)
+
+
+def closed(**counts: int) -> kecho.NamedCounts:
+    """What stats().closed should be: these, and 0 of every other reason."""
+    names = CLOSE_REASONS
+    assert counts.keys() <= set(names)
+    return kecho.NamedCounts({name: counts.get(name, 0) for name in names})

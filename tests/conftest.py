@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -108,6 +109,13 @@ def start_process(engine: str) -> Iterator[Callable[..., ServerProcess]]:
     yield start
     for process in processes:
         process.kill()
+
+
+@pytest.fixture
+def tcp() -> Iterator[socket.socket]:
+    """A listening socket that somebody else has opened."""
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        yield one
 
 
 def pytest_sessionstart() -> None:

@@ -8,6 +8,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -129,3 +130,19 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
         text=True,
         timeout=DEADLINE_S,
     )
+
+
+def assert_refused(finished: subprocess.CompletedProcess[str], status: int, *words: str) -> None:
+    """One line, which has these words, on stderr and nothing else."""
+    assert finished.returncode == status, finished.stderr
+    assert finished.stdout == ""
+    assert re.fullmatch(r"kecho: error: .*\n", finished.stderr), finished.stderr
+    for word in words:
+        assert word in finished.stderr
+
+
+def run_script(
+    script: str, *arguments: str, warnings: str = "error"
+) -> subprocess.CompletedProcess[str]:
+    """Python with this script, indented as it may be; its warnings are errors unless told."""
+    return run_python("-W", warnings, "-c", textwrap.dedent(script), *arguments)

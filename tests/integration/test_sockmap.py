@@ -80,13 +80,10 @@ def test_established_connections_echo_while_the_server_is_stopped(
         for client in clients:
             client.sendall(b"before")
             assert receive_exactly(client, 6) == b"before"
-        os.kill(process.pid, signal.SIGSTOP)
-        try:
+        with process.paused():
             for client in clients:
                 client.sendall(random_bytes(5000))
                 assert receive_exactly(client, 5000) == random_bytes(5000)
-        finally:
-            os.kill(process.pid, signal.SIGCONT)
 
 
 @needs_sockmap
@@ -97,19 +94,19 @@ def test_bytes_that_came_before_accept_are_echoed_before_those_that_come_at_it(
     """Clients send while nobody accepts, and go on while the server begins to."""
     process = start_process("--engine", "sockmap", "--dispatch", dispatch, "--threads", "2")
     rounds, payload = 20, random_bytes(20 * size)
-    os.kill(process.pid, signal.SIGSTOP)
-    with connected(process.port, 8) as clients:
-        for client in clients:
-            client.sendall(payload[:size])
+    with contextlib.ExitStack() as stack:
+        with process.paused():
+            clients = stack.enter_context(connected(process.port, 8))
+            for client in clients:
+                client.sendall(payload[:size])
 
-        def send_rest(client: socket.socket) -> None:
-            for number in range(1, rounds):
-                client.sendall(payload[number * size : (number + 1) * size])
+            def send_rest(client: socket.socket) -> None:
+                for number in range(1, rounds):
+                    client.sendall(payload[number * size : (number + 1) * size])
 
-        senders = [threading.Thread(target=send_rest, args=(client,)) for client in clients]
-        for sender in senders:
-            sender.start()
-        os.kill(process.pid, signal.SIGCONT)
+            senders = [threading.Thread(target=send_rest, args=(client,)) for client in clients]
+            for sender in senders:
+                sender.start()
         for client in clients:
             assert receive_exactly(client, len(payload)) == payload
         for sender in senders:
@@ -203,11 +200,10 @@ def test_flows_for_which_the_ring_has_no_room_are_echoed_to_the_end(
             clients[client] = size
         for client in clients:
             assert echo(client, b"x") == b"x"  # the kernel has it
-        os.kill(process.pid, signal.SIGSTOP)
-        for client in clients:
-            client.sendall(bytes(size))
-        wait_until_delivered(*clients)
-        os.kill(process.pid, signal.SIGCONT)
+        with process.paused():
+            for client in clients:
+                client.sendall(bytes(size))
+            wait_until_delivered(*clients)
 
         def is_all_there() -> bool:
             for client in [client for client, left in clients.items() if left > 0]:
@@ -398,13 +394,10 @@ def test_behind_the_sandbox_and_as_somebody_else_the_kernel_still_echoes(
         for client in clients:
             client.sendall(b"before")
             assert receive_exactly(client, 6) == b"before"
-        os.kill(process.pid, signal.SIGSTOP)
-        try:
+        with process.paused():
             for client in clients:
                 client.sendall(b"after")
                 assert receive_exactly(client, 5) == b"after"
-        finally:
-            os.kill(process.pid, signal.SIGCONT)
 
 
 @needs_sockmap

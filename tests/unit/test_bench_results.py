@@ -24,8 +24,8 @@ from kecho.bench.result import Interval, Round, dump, load
 from kecho.bench.search import find_rate, least_rate
 from kecho.bench.series import Series
 from kecho.bench.verdict import judge
-from kecho.bench.witness import Observation
 from kecho.options import option_of
+from runs import QUIET, THREAD
 
 pytestmark = pytest.mark.python_only
 
@@ -301,24 +301,6 @@ def test_sources_are_the_hosts_of_a_prefix_in_turn() -> None:
 
 
 # ---- the verdict --------------------------------------------------------------------------------
-
-QUIET = Observation(
-    seconds=2.0,
-    cpus=2,
-    client_cpu_s=0.5,
-    server_cpu_s=0.5,
-    server_threads=2,
-    others_share=0.0,
-    stolen_share=0.0,
-    syn_events={},
-)
-THREAD = {
-    "running_ns": 2 * 10**9,
-    "cpu_ns": 10**9,
-    **dict.fromkeys(
-        ("waited_ns", "queued_ns", "away_ns", "between_ns", "unanswered", "unended"), 0
-    ),
-}
 
 
 def verdict(workload: Workload | None = None, **changes: Any) -> Verdict:

@@ -10,35 +10,20 @@ from typing import Any
 
 import pytest
 
+import runs
 from benchmarks.compare import contestants, pictures, summary, table, validity
 from benchmarks.compare.contestants import Contestant
 from benchmarks.compare.measure import Measured, Placement, Run, _turns
 from benchmarks.compare.workloads import METRICS, SCENARIOS, Goal, Scenario
 from kecho.bench import Histogram, Result, Verdict, Workload
 from kecho.bench.verdict import judge
-from kecho.bench.witness import Observation
+from runs import THREAD
 
 pytestmark = pytest.mark.python_only
 
 FIGURES = ("rate", "cpu", "p50", "p99")
 ECHOES = 1_000_000
-QUIET = Observation(
-    seconds=2.0,
-    cpus=2,
-    client_cpu_s=1.0,
-    server_cpu_s=1.0,
-    server_threads=1,
-    others_share=0.0,
-    stolen_share=0.0,
-    syn_events={},
-)
-THREAD = {
-    "running_ns": 2 * 10**9,
-    "cpu_ns": 10**9,
-    **dict.fromkeys(
-        ("waited_ns", "queued_ns", "away_ns", "between_ns", "unanswered", "unended"), 0
-    ),
-}
+QUIET = replace(runs.QUIET, client_cpu_s=1.0, server_cpu_s=1.0, server_threads=1)
 
 
 def result(rate: float = 500_000.0, ns: int = 2000, **changes: Any) -> Result:
