@@ -178,9 +178,9 @@ def test_threads_are_as_many_as_the_cpus_that_may_be_used(dispatch: str) -> None
         assert "1 thread)" in process.stderr
 
 
-def test_the_descriptor_limit_is_raised_to_the_hard_one() -> None:
+def test_the_descriptor_limit_is_raised_to_the_hard_one(dispatch: str) -> None:
     limit = after("resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200))")
-    with ServerProcess(["--threads=1"], before=limit) as process:
+    with ServerProcess(["--threads=1", "--dispatch", dispatch], before=limit) as process:
         process.wait_until_listening()
         limits = Path(f"/proc/{process.pid}/limits").read_text()
         assert re.search(r"^Max open files +200 +200 ", limits, re.MULTILINE)
