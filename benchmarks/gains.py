@@ -51,7 +51,7 @@ def _buffer(size_bytes: int) -> Variant:
 
 
 def _reads(reads: int) -> Variant:
-    changes = (("ext/engine/connection.pxd", "READS_PER_TURN = 4", f"READS_PER_TURN = {reads}"),)
+    changes = (("ext/engine/serving.pxd", "READS_PER_TURN = 4", f"READS_PER_TURN = {reads}"),)
     return Variant(changes, _ONE, (_STREAM,))
 
 
@@ -72,13 +72,8 @@ VARIANTS = {
         (
             (
                 "ext/engine/accept.pxd",
-                "served = connection_serve(worker, connection, 1)",
-                "served = SERVED_ALL",
-            ),
-            (
-                "ext/engine/accept.pxd",
-                "SERVED_CLOSED, Served",
-                "SERVED_ALL, SERVED_CLOSED, Served",
+                "READS_PER_TURN if worker.is_draining else 1)",
+                "READS_PER_TURN) if worker.is_draining else SERVED_ALL",
             ),
         ),
         _SHARED,
@@ -98,7 +93,7 @@ VARIANTS = {
             ),
             ("ext/engine/connection.pxd", "event.events = EPOLLET", "event.events = EPOLLONESHOT"),
             (
-                "ext/engine/connection.pxd",
+                "ext/engine/serving.pxd",
                 "        if ownership_release(connection):\n            return\n        if served",
                 "        elif served == SERVED_ALL and not for_a_start:\n"
                 "            result = connection_arm(\n"
@@ -107,7 +102,7 @@ VARIANTS = {
                 "        if ownership_release(connection):\n            return\n        if served",
             ),
             (
-                "ext/engine/connection.pxd",
+                "ext/engine/serving.pxd",
                 "    cdef int result\n    while served != SERVED_CLOSED:",
                 "    cdef int result\n    cdef bint for_a_start = False\n"
                 "    while served != SERVED_CLOSED:",
@@ -141,6 +136,14 @@ VARIANTS = {
 }
 
 
+def apply(name: str, changes: Changes, tree: Path) -> None:
+    for file, old, new in changes:
+        text = (tree / file).read_text()
+        if old not in text:
+            raise SystemExit(f"{name}: {file} has no {old!r}")
+        (tree / file).write_text(text.replace(old, new))
+
+
 def built(name: str, changes: Changes) -> Path:
     """A tree of its own with these changes, compiled."""
     tree = harness.ROOT / "build" / "gains" / re.sub(r"\W+", "-", name)
@@ -150,11 +153,7 @@ def built(name: str, changes: Changes) -> Path:
         shutil.copy(harness.ROOT / part, tree)
     for part in ("ext", "kecho"):
         shutil.copytree(harness.ROOT / part, tree / part)
-    for file, old, new in changes:
-        text = (tree / file).read_text()
-        if old not in text:
-            raise SystemExit(f"{name}: {file} has no {old!r}")
-        (tree / file).write_text(text.replace(old, new))
+    apply(name, changes, tree)
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
     subprocess.run(command, cwd=tree, check=True)
     return tree
