@@ -28,7 +28,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 RELEASE := build/release/.built
 NATIVE := setup.py $(wildcard $(foreach d,ext ext/* ext/*/*,$(d)/*.pyx $(d)/*.pxd $(d)/*.c $(d)/*.h))
 PEERS := $(patsubst benchmarks/%.c,build/%,$(wildcard benchmarks/peers/*.c))
-C_STYLE := $(filter %.c %.h,$(NATIVE)) $(wildcard benchmarks/*.[ch] benchmarks/*/*.[ch] tests/*/*.[ch])
+C_STYLE := $(filter %.c %.h,$(NATIVE)) $(wildcard benchmarks/*.[ch] benchmarks/*/*.[ch] benchmarks/*/*/*.[ch] tests/*/*.[ch])
 CYTHON_STYLE := $(filter %.pyx %.pxd,$(NATIVE)) $(wildcard tests/sanitizers/*.pyx)
 PYTHON_STYLE := setup.py $(wildcard kecho tests benchmarks)
 
@@ -172,6 +172,12 @@ build/peers/go_echo/go_echo: $(wildcard benchmarks/peers/go_echo/*)
 	@command -v go >/dev/null || { echo 'go is not installed' >&2; exit 1; }
 	@mkdir -p $(@D)
 	cd benchmarks/peers/go_echo && GOFLAGS=-mod=mod GOPROXY=off go build -o '$(CURDIR)/$@' .
+
+build/peers/uring_echo/uring_echo: benchmarks/peers/uring_echo/uring_echo.c
+	@echo '#include <liburing.h>' | $(CC) -E -o /dev/null - 2>/dev/null || \
+	    { echo 'liburing is not installed (Debian: liburing-dev)' >&2; exit 1; }
+	@mkdir -p $(@D)
+	$(CC) $(PEER_CFLAGS) $(CPPFLAGS) $(LDFLAGS) -o $@ $< -luring $(LDLIBS)
 
 # The crate comes from where Debian's librust-tokio-dev puts it, or from cargo's own cache.
 DEBIAN_CRATES := /usr/share/cargo/registry

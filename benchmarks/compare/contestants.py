@@ -54,6 +54,7 @@ KECHO = {
     one.name: one
     for one in (
         _kecho("kecho", *_ENGINE_EPOLL),
+        _kecho("kecho, no sandbox", *_ENGINE_EPOLL, "--no-sandbox", needs=("sandbox",)),
         _kecho("kecho, spinning client", *_ENGINE_EPOLL, bench={"spin": True}),
         _kecho("kecho sockmap", "--engine", "sockmap", in_kernel=True, needs=("engine",)),
         _kecho("kecho busy-poll", *_ENGINE_EPOLL, "--busy-poll", "200", **_BUSY),
@@ -81,6 +82,7 @@ PEERS = {
     for one in (
         _built("epoll_echo", "epoll_echo"),
         _built("user_echo_server", "user_echo_server"),
+        _built("uring_echo", "uring_echo/uring_echo"),
         Contestant("asyncio", (sys.executable, _ASYNCIO)),
         Contestant("uvloop", (_VENV, _ASYNCIO, "--uvloop"), target="venv/.made"),
         _built("go", "go_echo/go_echo"),
