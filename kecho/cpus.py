@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["usable_cpu_count", "usable_cpus", "whole_cpu_count"]
+__all__ = ["cpu_groups", "usable_cpu_count", "usable_cpus", "whole_cpu_count"]
 
 
 def usable_cpus() -> list[int]:
@@ -40,14 +40,14 @@ def cgroup_cpu_quota(proc_self: Path) -> float | None:
     """
     quotas = [
         quota
-        for group, mount_point in _cpu_groups(proc_self)
+        for group, mount_point in cpu_groups(proc_self)
         for directory in _from_group_to_root(mount_point, group)
         if (quota := _quota_v2(directory) or _quota_v1(directory)) is not None
     ]
     return min(quotas, default=None)
 
 
-def _cpu_groups(proc_self: Path) -> Iterator[tuple[str, Path]]:
+def cpu_groups(proc_self: Path) -> Iterator[tuple[str, Path]]:
     """(the group's path, where its hierarchy is mounted): cgroups(7), proc_pid_mountinfo(5)."""
     mounts: dict[str, tuple[str, Path]] = {}
     for line in _lines(proc_self / "mountinfo"):

@@ -7,15 +7,16 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kecho import bench
 from kecho.bench.runner import Progress
 
+from .cap import capped
 from .contestants import Contestant, available
 from .serving import Serving, StartError, cpu_ns, kernel_threads_ns, serving
-from .validity import Explained, explained, invalid_because
+from .validity import ESCAPES_CAP, Explained, explained, invalid_because
 from .workloads import Scenario
 
 __all__ = ["Measured", "Placement", "Run", "measure"]
@@ -46,6 +47,7 @@ class Run:
 
     server_ns, echoes: the server's CPU time, and the echoes that it was for; they leave out what it
     took to open the connections. Of in-kernel contestants kernel_ns is in it, otherwise None.
+    escapes_cap: the others were held to a part of a CPU, and this one not.
     """
 
     contestant: str
@@ -57,11 +59,14 @@ class Run:
     kernel_ns: int | None = None
     echoes: int = 0
     set_aside: tuple[Explained, ...] = ()
+    escapes_cap: bool = False
 
     def invalid_because(self, metric: str) -> list[str]:
         if self.result is None:
             return [self.failure or "it was not measured"]
         found = invalid_because(metric, self.result, self.set_aside)
+        if metric != "cpu" and self.escapes_cap:
+            found.append(ESCAPES_CAP)
         if metric == "cpu" and not found and (not self.echoes or not self.server_ns):
             return ["the server's CPU time was not seen"]
         return found
@@ -69,11 +74,18 @@ class Run:
 
 @dataclass(frozen=True)
 class Measured:
+    """is_capped: the servers were held to half a CPU."""
+
     scenario: Scenario
     runs: tuple[Run, ...] = ()
     absent: dict[str, str] = field(default_factory=dict)
     commands: dict[str, list[str]] = field(default_factory=dict)
+    is_capped: bool = False
     interrupted: bool = False
+
+    @property
+    def title(self) -> str:
+        return self.scenario.title + (", server on half a CPU" if self.is_capped else "")
 
     def of(self, contestant: str) -> list[Run]:
         return [run for run in self.runs if run.contestant == contestant]
@@ -96,6 +108,7 @@ def measure(
     interrupted = False
     server_cpus = placement.shared if scenario.shares_cpus else placement.server
     with ExitStack() as stack:
+        hold = _cap(stack, scenario, placement, say)
         stack.enter_context(_on(_client_cpus(scenario, placement)))
         servers: list[tuple[Contestant, Serving]] = []
         try:
@@ -103,6 +116,8 @@ def measure(
                 commands[one.name] = one.command_line(scenario.backlog, len(server_cpus))
                 try:
                     server = stack.enter_context(serving(commands[one.name], server_cpus))
+                    if hold is not None:
+                        hold(server.pid)
                 except (StartError, OSError) as error:
                     absent[one.name] = f"it did not start: {error}"
                 else:
@@ -111,13 +126,26 @@ def measure(
             for number, turn, one, server in _turns(scenario, servers, rounds, seed):
                 say(f"{scenario.name}: round {number + 1}, {one.name}")
                 run = _visit(scenario, one, server, placement, seconds, number, turn)
-                runs.append(run)
+                runs.append(replace(run, escapes_cap=hold is not None and one.in_kernel))
                 if run.result is not None and run.result.observed.get("interrupted"):
                     interrupted = True
                     break
         except KeyboardInterrupt:  # between two runs
             interrupted = True
-    return Measured(scenario, tuple(runs), absent, commands, interrupted)
+    return Measured(scenario, tuple(runs), absent, commands, hold is not None, interrupted)
+
+
+def _cap(
+    stack: ExitStack, scenario: Scenario, placement: Placement, say: Callable[[str], None]
+) -> Callable[[int], None] | None:
+    """What holds a server to half a CPU, where the client would be the limit otherwise."""
+    if not scenario.limits_server or len(placement.client) > 1:
+        return None
+    try:
+        return stack.enter_context(capped())
+    except OSError as error:
+        say(f"{scenario.name}: servers get a whole CPU, as the client does: {error}")
+        return None
 
 
 def _turns(

@@ -51,7 +51,7 @@ def draw(measured: Measured, path: str | Path | BinaryIO, footer: str) -> None:
             for axis in list(axes.flat)[len(metrics) :]:
                 axis.set_visible(False)
             pyplot_figure.suptitle(
-                measured.scenario.title, fontsize=11, fontweight="bold", x=0.01, ha="left"
+                measured.title, fontsize=11, fontweight="bold", x=0.01, ha="left"
             )
             footer += "; bar: mean of the valid runs (of all, if none is), hollow: not valid"
             pyplot_figure.text(0.01, 0.008, footer, fontsize=7.5, color="#666666", parse_math=False)

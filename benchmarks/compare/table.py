@@ -9,6 +9,7 @@ from typing import Any
 
 from kecho.bench.report import duration_text
 
+from . import cap
 from .measure import Measured, Run
 from .summary import Figure, Outcome, Ratio, figure, goals, ratio
 from .workloads import METRICS, Scenario
@@ -69,7 +70,7 @@ def markdown(every: Sequence[Measured], about: Mapping[str, Any]) -> str:
     absent."""
     parts = ["# kecho beside others", "", *_where(about), "", summary(every)]
     for measured in every:
-        parts += ["", f"## {measured.scenario.title}", ""]
+        parts += ["", f"## {measured.title}", ""]
         parts += _contestants(measured)
         parts += _goals(measured)
         parts += [f"- absent: {name}: {why}" for name, why in measured.absent.items()]
@@ -167,7 +168,7 @@ def _latency_rows(every: Sequence[Measured]) -> list[str]:
             goal = one.goal
             rows.append(
                 [
-                    measured.scenario.title,
+                    measured.title,
                     f"{goal.subject} / {goal.reference}",
                     *(
                         figure_text(goal.metric, figure(measured, name, goal.metric))
@@ -183,29 +184,27 @@ def _latency_rows(every: Sequence[Measured]) -> list[str]:
 
 
 def _throughput_rows(every: Sequence[Measured]) -> list[str]:
-    peers = [
-        one.reference
-        for one in dict.fromkeys(goal for m in every for goal in m.scenario.goals)
-        if one.metric == "cpu"
-    ]
-    peers = list(dict.fromkeys(peers))
-    rows = []
-    for measured in every:
-        if not peers or measured.scenario.metrics[0] != "rate":
-            continue
-        outcomes = {(one.goal.reference, one.goal.metric): one for one in goals(measured)}
-        for metric in ("rate", "cpu"):
-            one = figure(measured, "kecho", metric)
-            rows.append(
-                [
-                    f"{measured.scenario.title}: {METRICS[metric][0]}",
-                    figure_text(metric, one),
-                    *(_short(outcomes.get((peer, metric))) for peer in peers),
-                ]
-            )
-    if not rows:
+    measured_rates = [one for one in every if one.scenario.metrics[0] == "rate"]
+    pairs = dict.fromkeys(
+        (goal.subject, goal.reference) for one in measured_rates for goal in one.scenario.goals
+    )
+    if not pairs:
         return []
-    head = ["throughput (goal: rate ≥ 1, CPU ≤ 1)", "kecho", *(f"kecho / {one}" for one in peers)]
+    rows = []
+    for measured in measured_rates:
+        outcomes = {
+            (one.goal.subject, one.goal.reference, one.goal.metric): one for one in goals(measured)
+        }
+        rows += [
+            [
+                f"{measured.title}: {METRICS[metric][0]}",
+                figure_text(metric, figure(measured, "kecho", metric)),
+                *(_short(outcomes.get((*pair, metric))) for pair in pairs),
+            ]
+            for metric in ("rate", "cpu")
+        ]
+    head = ["throughput (goal: rate ≥ 1, CPU ≤ 1)", "kecho"]
+    head += [f"{subject} / {reference}" for subject, reference in pairs]
     return [*_table(head, rows), ""]
 
 
@@ -229,7 +228,7 @@ def _burst_rows(every: Sequence[Measured]) -> list[str]:
             figures = [figure(measured, name, metric) for metric in ("mean", "p50", "max")]
             rows.append(
                 [
-                    f"{scenario.title}: {name}",
+                    f"{measured.title}: {name}",
                     *(
                         figure_text(metric, one)
                         for metric, one in zip(("mean", "p50", "max"), figures, strict=True)
@@ -257,6 +256,7 @@ def _measured_to_dict(measured: Measured) -> dict[str, Any]:
     return {
         "name": scenario.name,
         "title": scenario.title,
+        "server_cpus_share": cap.SHARE if measured.is_capped else None,
         "reference": scenario.reference,
         "backlog": scenario.backlog,
         "interrupted": measured.interrupted,

@@ -21,6 +21,7 @@ from kecho.bench import Result
 
 __all__ = ["Explained", "explained", "in_short", "invalid_because"]
 
+ESCAPES_CAP = "kernel threads echo, which no quota holds"
 _CLIENTS_OWN = (
     "a client thread ",
     "sends were late",
@@ -125,6 +126,7 @@ _IN_SHORT = (
     ("throughput x mean service time", "Little's law"),
     (_FULL_QUEUE, "full accept queue"),
     ("the run ended before its time", "interrupted"),
+    (ESCAPES_CAP, "not held to half a CPU"),
 )
 
 

@@ -40,7 +40,8 @@ class Scenario:
 
     reference: whom the others are divided by. shares_cpus: client and server are on the same CPUs,
     two of them, by intention; otherwise the server has the first CPU and the client the others.
-    most_rounds: it takes long.
+    limits_server: it asks how much a server can do, which a client on no more CPUs does not find
+    out (see cap.py). most_rounds: it takes long.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Scenario:
     goals: tuple[Goal, ...] = ()
     backlog: int = _BACKLOG_AMPLE
     shares_cpus: bool = False
+    limits_server: bool = False
     most_rounds: int | None = None
 
     @property
@@ -65,19 +67,23 @@ class Scenario:
 
 
 _OTHERS = ("asyncio", "uvloop", "go", "tokio")
-_ALL = ("kecho", "kecho sockmap", "kecho busy-poll", "epoll_echo", *_OTHERS)
+_ALL = (
+    *("kecho", "kecho, no sandbox", "kecho sockmap", "kecho busy-poll"),
+    *("epoll_echo", "uring_echo", *_OTHERS),
+)
 # From rotating addresses, ports in TIME_WAIT are no limit.
 _SOURCES = {"source": ("127.0.0.0/8",)}
 
 
 def _throughput(name: str, title: str, **bench: Any) -> Scenario:
+    beside = (("kecho", "epoll_echo"), ("kecho, no sandbox", "epoll_echo"))
     goals = tuple(
-        Goal("kecho", peer, metric, 1.0)
-        for peer in ("epoll_echo", *_OTHERS)
+        Goal(subject, peer, metric, 1.0)
+        for subject, peer in (*beside, *(("kecho", other) for other in _OTHERS))
         for metric in ("rate", "cpu")
     )
     metrics = ("rate", "cpu") if bench["mode"] == "stream" else ("rate", "cpu", "p50", "p99")
-    return Scenario(name, title, _ALL, "epoll_echo", metrics, bench, goals)
+    return Scenario(name, title, _ALL, "epoll_echo", metrics, bench, goals, limits_server=True)
 
 
 def _burst(backlog: int) -> Scenario:
@@ -89,6 +95,7 @@ def _burst(backlog: int) -> Scenario:
         ("mean", "p50", "max", "cpu"),
         {"mode": "burst", "connections": 1000, "rounds": 10, **_SOURCES},
         backlog=backlog,
+        limits_server=True,
         most_rounds=_MOST_BURST_ROUNDS,
     )
 

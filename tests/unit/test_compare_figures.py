@@ -266,6 +266,21 @@ def test_a_run_that_failed_or_whose_cpu_time_was_not_seen_is_not_valid() -> None
     assert unseen.invalid_because("rate") == []
 
 
+def test_whom_the_cap_does_not_hold_has_no_rate_to_compare() -> None:
+    one = run("kecho sockmap", 0, result(), escapes_cap=True)
+    assert one.invalid_because("rate") == [validity.ESCAPES_CAP]
+    assert one.invalid_because("cpu") == []
+
+
+def test_the_title_says_that_servers_were_held_to_half_a_cpu() -> None:
+    free = measured([result()], [result()])
+    held = replace(free, is_capped=True)
+    assert free.title == "a | small one"
+    assert held.title == "a | small one, server on half a CPU"
+    assert "server on half a CPU: echoes/s" in table.summary([held])
+    assert "half a CPU" not in table.summary([free])
+
+
 def test_who_is_absent_has_no_ratio_and_the_reason_is_told() -> None:
     one = measured([result()], [], absent={"epoll_echo": "gcc is not installed"})
     found = summary.ratio(one, "kecho", "epoll_echo", "rate")
