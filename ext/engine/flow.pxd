@@ -8,8 +8,8 @@ figures tell what became of it: a byte was received, is queued by the program, w
 and is handed to the socket for sending. Closing throws the queue away.
 """
 from common.atomics cimport (
-    atomic_u32_load_relaxed, atomic_u64_load_acquire, atomic_u64_load_relaxed,
-    atomic_u64_store_relaxed, atomic_u64_store_release,
+    atomic_u32_load, atomic_u32_load_relaxed, atomic_u64_load, atomic_u64_load_acquire,
+    atomic_u64_load_relaxed, atomic_u64_store, atomic_u64_store_release,
 )
 from common.flows cimport (
     FLOW_BROKEN, FLOW_ECHOED, KECHO_FLOW_CHARGE_LEAST, KECHO_FLOW_CHARGE_MOST,
@@ -115,19 +115,29 @@ cdef inline void flows_disown(Flows* flows) noexcept nogil:
     pthread_mutex_destroy(&flows.ring_lock)
 
 
+cdef inline uint64_t _share_bytes(Control* control, uint32_t active) noexcept nogil:
+    cdef uint64_t most = control.queue_buffer_bytes * control.queue_count
+    most //= max(active, <uint32_t>1)
+    most = min(max(most, <uint64_t>KECHO_FLOW_CHARGE_LEAST), <uint64_t>KECHO_FLOW_CHARGE_MOST)
+    return min(most, control.queue_buffer_bytes)  # who waits alone is nobody's slowest reader
+
+
 cdef inline void flows_share(Control* control) noexcept nogil:
     """Bounds what the kernel may hold for one connection, so that all of them stay within
     max_buffer_memory; where they are so many that each would get too little, it is the slowest
-    readers' being reset that keeps to it."""
+    readers' being reset that keeps to it. Called whenever `active` has changed.
+
+    Workers may do so at once, and who has seen an earlier number write last: so each looks again
+    after it has written, until it finds what it would write.
+    """
     cdef uint64_t most
     if not flows_are_open(&control.flows):
         return
-    most = control.queue_buffer_bytes * control.queue_count
-    most //= max(atomic_u32_load_relaxed(&control.active), <uint32_t>1)
-    most = min(max(most, <uint64_t>KECHO_FLOW_CHARGE_LEAST), <uint64_t>KECHO_FLOW_CHARGE_MOST)
-    most = min(most, control.queue_buffer_bytes)  # whoever waits alone is nobody's slowest reader
-    if atomic_u64_load_relaxed(&control.flows.board.charge_most) != most:
-        atomic_u64_store_relaxed(&control.flows.board.charge_most, most)
+    while True:
+        most = _share_bytes(control, atomic_u32_load(&control.active))
+        if atomic_u64_load(&control.flows.board.charge_most) == most:
+            return
+        atomic_u64_store(&control.flows.board.charge_most, most)
 
 
 cdef inline uint64_t flows_next(Flows* flows, bint* is_one) noexcept nogil:

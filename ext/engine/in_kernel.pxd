@@ -1,6 +1,8 @@
 """Connections that the kernel echoes: what is left to do for one when something is reported of it,
 or its time has come to be looked at."""
-from common.atomics cimport atomic_u32_load_relaxed, atomic_u32_store_relaxed
+from common.atomics cimport (
+    atomic_u32_load_relaxed, atomic_u32_store_relaxed, atomic_u64_load_relaxed,
+)
 from common.flows cimport FLOW_BROKEN, FLOW_ECHOED, Flow
 from engine.connection cimport (
     SERVED_ALL, SERVED_CLOSED, SERVED_NOT, Served, busy_begin, busy_end, connection_arm,
@@ -39,11 +41,12 @@ cdef inline Served _take_over(Worker* worker, Connection* connection) noexcept n
     """Too much waits to be sent: what comes now is passed, and bounded by the socket's window.
     Until the kernel has sent the rest, the connection stands among those whose client does not
     read."""
+    cdef uint64_t most = atomic_u64_load_relaxed(&worker.control.flows.board.charge_most)
     busy_end(worker, connection)
     _in_kernel_end(connection)
     connection.flags |= CONNECTION_PASSED
     count(&worker.counters.backpressure)
-    busy_begin(worker, connection, <uint32_t>worker.control.flows.board.charge_most)
+    busy_begin(worker, connection, <uint32_t>most)
     if not evict_slowest(worker):
         connection_close(worker, connection, CLOSE_EVICTED)
         return SERVED_CLOSED

@@ -275,6 +275,24 @@ def test_max_buffer_memory_holds_for_many_clients_that_never_read(
         wait_for(send_on, "those who are too many are reset")
 
 
+@needs_sockmap
+def test_those_who_remain_when_a_crowd_has_left_may_have_the_kernel_hold_more_again(
+    start_server: StartServer, dispatch: str
+) -> None:
+    """A segment of more than the least that each may have shows it: it is passed, or echoed."""
+    server = start_server(engine="sockmap", dispatch=dispatch, threads=4, max_buffer_memory=2 << 20)
+    payload = random_bytes(100_000)
+    with connect(server) as remaining:
+        assert echo(remaining, b"x") == b"x"
+        with connected(server, 40) as crowd:
+            assert [echo(client, b"x") for client in crowd] == [b"x"] * 40
+            assert echo(crowd[0], payload) == payload
+            assert server.stats().backpressure == 1
+        wait_for(lambda: server.stats().active == 1, "the crowd has left")
+        assert echo(remaining, payload) == payload
+        assert server.stats().backpressure == 1
+
+
 # ---- nothing remains --------------------------------------------------------------------------
 
 
