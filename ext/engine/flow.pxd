@@ -47,7 +47,7 @@ cdef struct Look:
     uint32_t sent_ms_ago      # the last segment with data
     uint32_t received_ms_ago
     bint has_ended            # the client's FIN has come: nothing follows
-    int error                 # of a socket that is broken; 0: it is not
+    bint is_closed            # broken: flow_take_error() tells by what
 
 
 # ---- the maps ---------------------------------------------------------------------------------
@@ -244,23 +244,31 @@ cdef inline int flow_look(Connection* connection, Look* look) noexcept nogil:
     cdef socklen_t size = sizeof(info)
     cdef int held = 0
     memset(&info, 0, sizeof(info))
+    memset(look, 0, sizeof(Look))  # gcc does not see that -errno is never 0
     if getsockopt(connection.fd, IPPROTO_TCP, TCP_INFO, &info, &size) < 0:
         return -errno
     if ioctl(connection.fd, SIOCOUTQ, &held) < 0:
         return -errno
+    look.is_closed = info.tcpi_state == TCP_STATE_CLOSE
     look.has_ended = info.tcpi_state == TCP_STATE_CLOSE_WAIT
     look.received = info.tcpi_bytes_received - (1 if look.has_ended else 0)
     look.handed = info.tcpi_bytes_acked + <uint32_t>held
     look.acknowledged = <uint32_t>info.tcpi_bytes_acked
     look.sent_ms_ago = info.tcpi_last_data_sent
     look.received_ms_ago = info.tcpi_last_data_recv
-    look.error = 0
-    size = sizeof(look.error)
-    if getsockopt(connection.fd, SOL_SOCKET, SO_ERROR, &look.error, &size) < 0:
-        look.error = errno
-    elif look.error == 0 and info.tcpi_state == TCP_STATE_CLOSE:
-        look.error = ECONNRESET
     return 0
+
+
+cdef inline int flow_take_error(Connection* connection, Look* look) noexcept nogil:
+    """What broke the socket, as -errno; 0: it is not broken. Reading SO_ERROR clears it: this is
+    only for who ends the connection then."""
+    cdef int error = 0
+    cdef socklen_t size = sizeof(error)
+    if getsockopt(connection.fd, SOL_SOCKET, SO_ERROR, &error, &size) < 0:
+        return -errno
+    if error == 0 and look.is_closed:
+        return -ECONNRESET
+    return -error
 
 
 cdef inline bint flow_is_whole(Connection* connection) noexcept nogil:
@@ -269,11 +277,16 @@ cdef inline bint flow_is_whole(Connection* connection) noexcept nogil:
     return flow_look(connection, &look) == 0 and look.received <= look.handed
 
 
-cdef inline bint flow_has_ended(Connection* connection) noexcept nogil:
-    """That, and the client sends nothing more."""
+cdef inline int flow_has_ended(Connection* connection) noexcept nogil:
+    """1: that, and the client sends nothing more; 0: not yet; -errno of a socket that is broken,
+    of which recv() says nothing behind a FIN."""
     cdef Look look
-    return (
-        flow_look(connection, &look) == 0 and look.has_ended and look.received <= look.handed)
+    cdef int result = flow_look(connection, &look)
+    if result == 0:
+        result = flow_take_error(connection, &look)
+    if result < 0:
+        return result
+    return look.has_ended and look.received <= look.handed
 
 
 cdef inline bint flow_leave(Control* control, Connection* connection) noexcept nogil:

@@ -9,7 +9,9 @@ from engine.connection cimport (
     connection_close, connection_fail, evict_slowest, note_progress,
 )
 from engine.counters cimport count
-from engine.flow cimport Look, flow_end, flow_leave, flow_look, flow_read, flow_run
+from engine.flow cimport (
+    Look, flow_end, flow_leave, flow_look, flow_read, flow_run, flow_take_error,
+)
 from engine.layout cimport (
     CLOSE_DRAINED, CLOSE_EOF, CLOSE_EVICTED, CONNECTION_BUSY, CONNECTION_IN_KERNEL,
     CONNECTION_PASSED, CONNECTION_SILENT, ERROR_EPOLL, ERROR_RECV, LOOK_AT_FLOW, LOOK_AT_NEITHER,
@@ -101,8 +103,8 @@ cdef inline bint _note_held(
 cdef inline void in_kernel_note(Worker* worker, Connection* connection) noexcept nogil:
     """For the timers: when its bytes moved, and whether some are held up."""
     cdef Look look
-    if flow_look(connection, &look) < 0 or look.error != 0:
-        return  # epoll reports it
+    if flow_look(connection, &look) < 0 or look.is_closed:
+        return  # epoll reports it, and the error is for who serves it then
     _note_movement(worker, connection, &look)
     _note_held(worker, connection, &look)
 
@@ -115,7 +117,7 @@ cdef inline Served in_kernel_serve(Worker* worker, Connection* connection) noexc
     if result == 0:
         result = flow_read(worker.control, connection, &flow)
     if result == 0:
-        result = -look.error
+        result = flow_take_error(connection, &look)
     if result < 0:
         return connection_fail(worker, connection, -result, ERROR_RECV)
     _note_movement(worker, connection, &look)

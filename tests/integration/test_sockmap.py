@@ -222,6 +222,47 @@ def test_flows_for_which_the_ring_has_no_room_are_echoed_to_the_end(
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+# ---- endings ----------------------------------------------------------------------------------
+
+
+def is_open(port: int, client: socket.socket) -> bool:
+    """The server's side of a connection, whose descriptor may still be open when it is not."""
+    ends = f":{port:04X} 0100007F:{client.getsockname()[1]:04X} "
+    return ends in Path("/proc/net/tcp").read_text()
+
+
+@needs_sockmap
+def test_why_a_connection_broke_is_not_lost_when_the_timers_look_at_it_first(
+    start_process: StartProcess, dispatch: str
+) -> None:
+    """One that was stopped looks at its timers before its events: epoll_wait is interrupted."""
+    arguments = ("--engine", "sockmap", "--dispatch", dispatch, "--threads", "1")
+    process = start_process(*arguments, "--write-timeout", "1")
+    with connect(process.port, receive_buffer=4096, send_buffer=65536) as client:
+        assert echo(client, b"x") == b"x"
+        with process.paused():
+            for _ in range(30):
+                client.sendall(bytes(1000))
+            wait_for(lambda: not is_open(process.port, client), "its window was shut for too long")
+        process.stop()
+    assert "closed stalled=1" in process.stderr
+
+
+@needs_sockmap
+def test_a_reset_right_behind_an_end_of_file_ends_a_connection_that_was_handed_over(
+    start_process: StartProcess, dispatch: str
+) -> None:
+    arguments = ("--engine", "sockmap", "--dispatch", dispatch, "--threads", "1")
+    process = start_process(*arguments, "--max-buffer-memory", "64K", "--max-connections", "1")
+    client = connect(process.port)
+    assert echo(client, bytes(100_000)) == bytes(100_000)  # more than the kernel may hold
+    with process.paused():
+        client.shutdown(socket.SHUT_WR)
+        reset(client)
+    with connect(process.port) as following:
+        assert echo(following, b"there is room") == b"there is room"
+
+
 # ---- memory -----------------------------------------------------------------------------------
 
 
