@@ -4,6 +4,8 @@ from libc.stdint cimport uint32_t, uint64_t
 cdef extern from "common/atomics.h" nogil:
     uint64_t atomic_u64_load_relaxed(const uint64_t* word)
     uint64_t atomic_u64_load_acquire(const uint64_t* word)
+    uint64_t atomic_u64_load(const uint64_t* word)
+    void atomic_u64_store(uint64_t* word, uint64_t value)
     void atomic_u64_store_relaxed(uint64_t* word, uint64_t value)
     void atomic_u64_store_release(uint64_t* word, uint64_t value)
     void atomic_u64_add_single_writer(uint64_t* word, uint64_t amount)

@@ -40,13 +40,20 @@ cdef enum:
     ACCEPTS_PER_TURN = 64
 
 
+cdef inline uint32_t _count_out(Control* control) noexcept nogil:
+    """Returns how many are left."""
+    cdef uint32_t left = atomic_u32_decrement(&control.active)
+    flows_share(control)
+    return left
+
+
 cdef inline bint _admit(Worker* worker, Listener* listener) noexcept nogil:
     """Counts a connection in before it is accepted; False when the server is full. In a drain it
     never is: those who wait in the queues are no more than the backlogs, and leave at once."""
     cdef Control* control = worker.control
     if atomic_u32_increment(&control.active) <= control.max_connections or worker.is_draining:
         return True
-    atomic_u32_decrement(&control.active)
+    _count_out(control)
     listener_pause(worker, listener)
     # A connection that ended before it could see the pause did not resume the listener.
     if atomic_u32_load(&control.active) < control.max_connections:
@@ -58,7 +65,7 @@ cdef inline void _unadmit(Worker* worker) noexcept nogil:
     """Takes _admit() back. Another worker may have found the server full because of it; if it was
     not, a listener that is paused lacks descriptors or memory, and has to wait for them: two
     that resume each other would spin."""
-    if atomic_u32_decrement(&worker.control.active) + 1 >= worker.control.max_connections:
+    if _count_out(worker.control) + 1 >= worker.control.max_connections:
         listeners_resume(worker)
 
 

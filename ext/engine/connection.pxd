@@ -10,7 +10,9 @@ from common.atomics cimport (
     atomic_u64_store_relaxed,
 )
 from engine.counters cimport count, count_by, count_closed, count_error
-from engine.flow cimport Look, flow_end, flow_is_whole, flow_leave, flow_look
+from engine.flow cimport (
+    Look, flow_end, flow_is_whole, flow_leave, flow_look, flows_share,
+)
 from engine.layout cimport (
     CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_EVICTED, CLOSE_IDLE, CLOSE_RESET, CLOSE_STALLED,
     CLOSE_TIMED_OUT, CONNECTION_ARMED_WRITE, CONNECTION_BUSY, CONNECTION_IN_KERNEL,
@@ -155,6 +157,7 @@ cdef inline void connection_close(
     else:
         close(fd)
     count_closed(worker, connection.accepted_by, reason)
+    flows_share(worker.control)
     slab_give_back(&worker.queue.slab, connection)
     listeners_resume(worker)
 

@@ -8,8 +8,8 @@ figures tell what became of it: a byte was received, is queued by the program, w
 and is handed to the socket for sending. Closing throws the queue away.
 """
 from common.atomics cimport (
-    atomic_u32_load_relaxed, atomic_u64_load_acquire, atomic_u64_load_relaxed,
-    atomic_u64_store_relaxed, atomic_u64_store_release,
+    atomic_u32_load, atomic_u32_load_relaxed, atomic_u64_load, atomic_u64_load_acquire,
+    atomic_u64_load_relaxed, atomic_u64_store, atomic_u64_store_release,
 )
 from common.flows cimport (
     FLOW_BROKEN, FLOW_ECHOED, KECHO_FLOW_CHARGE_LEAST, KECHO_FLOW_CHARGE_MOST,
@@ -47,7 +47,7 @@ cdef struct Look:
     uint32_t sent_ms_ago      # the last segment with data
     uint32_t received_ms_ago
     bint has_ended            # the client's FIN has come: nothing follows
-    int error                 # of a socket that is broken; 0: it is not
+    bint is_closed            # broken: flow_take_error() tells by what
 
 
 # ---- the maps ---------------------------------------------------------------------------------
@@ -115,19 +115,29 @@ cdef inline void flows_disown(Flows* flows) noexcept nogil:
     pthread_mutex_destroy(&flows.ring_lock)
 
 
+cdef inline uint64_t _share_bytes(Control* control, uint32_t active) noexcept nogil:
+    cdef uint64_t most = control.queue_buffer_bytes * control.queue_count
+    most //= max(active, <uint32_t>1)
+    most = min(max(most, <uint64_t>KECHO_FLOW_CHARGE_LEAST), <uint64_t>KECHO_FLOW_CHARGE_MOST)
+    return min(most, control.queue_buffer_bytes)  # who waits alone is nobody's slowest reader
+
+
 cdef inline void flows_share(Control* control) noexcept nogil:
     """Bounds what the kernel may hold for one connection, so that all of them stay within
     max_buffer_memory; where they are so many that each would get too little, it is the slowest
-    readers' being reset that keeps to it."""
+    readers' being reset that keeps to it. Called whenever `active` has changed.
+
+    Workers may do so at once, and who has seen an earlier number write last: so each looks again
+    after it has written, until it finds what it would write.
+    """
     cdef uint64_t most
     if not flows_are_open(&control.flows):
         return
-    most = control.queue_buffer_bytes * control.queue_count
-    most //= max(atomic_u32_load_relaxed(&control.active), <uint32_t>1)
-    most = min(max(most, <uint64_t>KECHO_FLOW_CHARGE_LEAST), <uint64_t>KECHO_FLOW_CHARGE_MOST)
-    most = min(most, control.queue_buffer_bytes)  # whoever waits alone is nobody's slowest reader
-    if atomic_u64_load_relaxed(&control.flows.board.charge_most) != most:
-        atomic_u64_store_relaxed(&control.flows.board.charge_most, most)
+    while True:
+        most = _share_bytes(control, atomic_u32_load(&control.active))
+        if atomic_u64_load(&control.flows.board.charge_most) == most:
+            return
+        atomic_u64_store(&control.flows.board.charge_most, most)
 
 
 cdef inline uint64_t flows_next(Flows* flows, bint* is_one) noexcept nogil:
@@ -234,23 +244,31 @@ cdef inline int flow_look(Connection* connection, Look* look) noexcept nogil:
     cdef socklen_t size = sizeof(info)
     cdef int held = 0
     memset(&info, 0, sizeof(info))
+    memset(look, 0, sizeof(Look))  # gcc does not see that -errno is never 0
     if getsockopt(connection.fd, IPPROTO_TCP, TCP_INFO, &info, &size) < 0:
         return -errno
     if ioctl(connection.fd, SIOCOUTQ, &held) < 0:
         return -errno
+    look.is_closed = info.tcpi_state == TCP_STATE_CLOSE
     look.has_ended = info.tcpi_state == TCP_STATE_CLOSE_WAIT
     look.received = info.tcpi_bytes_received - (1 if look.has_ended else 0)
     look.handed = info.tcpi_bytes_acked + <uint32_t>held
     look.acknowledged = <uint32_t>info.tcpi_bytes_acked
     look.sent_ms_ago = info.tcpi_last_data_sent
     look.received_ms_ago = info.tcpi_last_data_recv
-    look.error = 0
-    size = sizeof(look.error)
-    if getsockopt(connection.fd, SOL_SOCKET, SO_ERROR, &look.error, &size) < 0:
-        look.error = errno
-    elif look.error == 0 and info.tcpi_state == TCP_STATE_CLOSE:
-        look.error = ECONNRESET
     return 0
+
+
+cdef inline int flow_take_error(Connection* connection, Look* look) noexcept nogil:
+    """What broke the socket, as -errno; 0: it is not broken. Reading SO_ERROR clears it: this is
+    only for who ends the connection then."""
+    cdef int error = 0
+    cdef socklen_t size = sizeof(error)
+    if getsockopt(connection.fd, SOL_SOCKET, SO_ERROR, &error, &size) < 0:
+        return -errno
+    if error == 0 and look.is_closed:
+        return -ECONNRESET
+    return -error
 
 
 cdef inline bint flow_is_whole(Connection* connection) noexcept nogil:
@@ -259,11 +277,16 @@ cdef inline bint flow_is_whole(Connection* connection) noexcept nogil:
     return flow_look(connection, &look) == 0 and look.received <= look.handed
 
 
-cdef inline bint flow_has_ended(Connection* connection) noexcept nogil:
-    """That, and the client sends nothing more."""
+cdef inline int flow_has_ended(Connection* connection) noexcept nogil:
+    """1: that, and the client sends nothing more; 0: not yet; -errno of a socket that is broken,
+    of which recv() says nothing behind a FIN."""
     cdef Look look
-    return (
-        flow_look(connection, &look) == 0 and look.has_ended and look.received <= look.handed)
+    cdef int result = flow_look(connection, &look)
+    if result == 0:
+        result = flow_take_error(connection, &look)
+    if result < 0:
+        return result
+    return look.has_ended and look.received <= look.handed
 
 
 cdef inline bint flow_leave(Control* control, Connection* connection) noexcept nogil:

@@ -1,13 +1,17 @@
 """Connections that the kernel echoes: what is left to do for one when something is reported of it,
 or its time has come to be looked at."""
-from common.atomics cimport atomic_u32_load_relaxed, atomic_u32_store_relaxed
+from common.atomics cimport (
+    atomic_u32_load_relaxed, atomic_u32_store_relaxed, atomic_u64_load_relaxed,
+)
 from common.flows cimport FLOW_BROKEN, FLOW_ECHOED, Flow
 from engine.connection cimport (
     SERVED_ALL, SERVED_CLOSED, SERVED_NOT, Served, busy_begin, busy_end, connection_arm,
     connection_close, connection_fail, evict_slowest, note_progress,
 )
 from engine.counters cimport count
-from engine.flow cimport Look, flow_end, flow_leave, flow_look, flow_read, flow_run
+from engine.flow cimport (
+    Look, flow_end, flow_leave, flow_look, flow_read, flow_run, flow_take_error,
+)
 from engine.layout cimport (
     CLOSE_DRAINED, CLOSE_EOF, CLOSE_EVICTED, CONNECTION_BUSY, CONNECTION_IN_KERNEL,
     CONNECTION_PASSED, CONNECTION_SILENT, ERROR_EPOLL, ERROR_RECV, LOOK_AT_FLOW, LOOK_AT_NEITHER,
@@ -39,11 +43,12 @@ cdef inline Served _take_over(Worker* worker, Connection* connection) noexcept n
     """Too much waits to be sent: what comes now is passed, and bounded by the socket's window.
     Until the kernel has sent the rest, the connection stands among those whose client does not
     read."""
+    cdef uint64_t most = atomic_u64_load_relaxed(&worker.control.flows.board.charge_most)
     busy_end(worker, connection)
     _in_kernel_end(connection)
     connection.flags |= CONNECTION_PASSED
     count(&worker.counters.backpressure)
-    busy_begin(worker, connection, <uint32_t>worker.control.flows.board.charge_most)
+    busy_begin(worker, connection, <uint32_t>most)
     if not evict_slowest(worker):
         connection_close(worker, connection, CLOSE_EVICTED)
         return SERVED_CLOSED
@@ -98,8 +103,8 @@ cdef inline bint _note_held(
 cdef inline void in_kernel_note(Worker* worker, Connection* connection) noexcept nogil:
     """For the timers: when its bytes moved, and whether some are held up."""
     cdef Look look
-    if flow_look(connection, &look) < 0 or look.error != 0:
-        return  # epoll reports it
+    if flow_look(connection, &look) < 0 or look.is_closed:
+        return  # epoll reports it, and the error is for who serves it then
     _note_movement(worker, connection, &look)
     _note_held(worker, connection, &look)
 
@@ -112,7 +117,7 @@ cdef inline Served in_kernel_serve(Worker* worker, Connection* connection) noexc
     if result == 0:
         result = flow_read(worker.control, connection, &flow)
     if result == 0:
-        result = -look.error
+        result = flow_take_error(connection, &look)
     if result < 0:
         return connection_fail(worker, connection, -result, ERROR_RECV)
     _note_movement(worker, connection, &look)

@@ -1,17 +1,14 @@
 """The ring in which the kernel's program says that a flow has changed its mode. It is in every
 queue's epoll set; whoever reads it has the connection reported to the queue that it belongs to."""
 from common.flows cimport (
-    FLOW_ECHOED, Flow, kecho_token_generation, kecho_token_index, kecho_token_queue,
+    FLOW_BROKEN, FLOW_ECHOED, Flow, kecho_token_generation, kecho_token_index, kecho_token_queue,
 )
 from engine.flow cimport flow_read, flows_are_untold, flows_next
-from engine.layout cimport (
-    CONNECTION_ARMED_WRITE, CONNECTION_IN_KERNEL, Connection, Control, Queue,
-)
+from engine.layout cimport CONNECTION_ARMED_WRITE, Connection, Control, Queue
 from engine.listener cimport TOKEN_RING
 from engine.slab cimport (
     CLAIM_WON, ownership_claim, ownership_generation, ownership_release, slab_get, slab_high_water,
 )
-from engine.waiting cimport is_marked_flow, is_marked_waiting
 from kernel.epoll cimport (
     EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLET, EPOLLEXCLUSIVE, EPOLLIN, EPOLLOUT, EPOLLRDHUP,
     epoll_ctl, epoll_event,
@@ -33,14 +30,29 @@ cdef inline int ring_arm(Control* control, Queue* queue) noexcept nogil:
     return 0
 
 
-cdef inline void _report(
-    Control* control, Queue* queue, uint32_t index, uint32_t generation, bint is_told,
-) noexcept nogil:
-    """Has epoll report a connection to its queue: bytes that are passed and not read are there. If
-    a worker serves it at this moment, that one looks again, and sees the mode. Where nobody has
-    told of it, the mode is looked at here: the other flows are not to wake a worker for data."""
-    cdef epoll_event event
+cdef inline uint32_t _events(Control* control, Connection* connection) noexcept nogil:
+    """By which epoll reports a flow to its queue: bytes that are passed and not read are there; of
+    one that is broken, there may be nothing but room to send. Flows that are as they were are not
+    to wake a worker for data."""
     cdef Flow flow
+    cdef uint32_t events = EPOLLIN | EPOLLRDHUP | EPOLLET
+    if connection.flags & CONNECTION_ARMED_WRITE:
+        events |= EPOLLOUT
+    if flow_read(control, connection, &flow) < 0:
+        return events
+    if flow.mode == FLOW_BROKEN:
+        events |= EPOLLOUT
+    elif flow.mode == FLOW_ECHOED:
+        events = EPOLLRDHUP | EPOLLET
+    return events
+
+
+cdef inline void _report(
+    Control* control, Queue* queue, uint32_t index, uint32_t generation,
+) noexcept nogil:
+    """Has epoll report a connection to its queue. If a worker serves it at this moment, that one
+    looks again, and sees the mode."""
+    cdef epoll_event event
     cdef Connection* connection
     if index >= slab_high_water(&queue.slab):
         return
@@ -48,12 +60,7 @@ cdef inline void _report(
     if ownership_claim(connection, generation, False) != CLAIM_WON:
         return
     while True:
-        event.events = EPOLLIN | EPOLLRDHUP | EPOLLET
-        if (not is_told and connection.flags & CONNECTION_IN_KERNEL
-                and flow_read(control, connection, &flow) == 0 and flow.mode == FLOW_ECHOED):
-            event.events = EPOLLRDHUP | EPOLLET
-        if connection.flags & CONNECTION_ARMED_WRITE:
-            event.events |= EPOLLOUT
+        event.events = _events(control, connection)
         event.data.u64 = <uint64_t>generation << 32 | index
         # One that is not registered yet is being accepted; it cannot be claimed then.
         epoll_ctl(queue.epoll_fd, EPOLL_CTL_MOD, connection.fd, &event)
@@ -62,6 +69,7 @@ cdef inline void _report(
 
 
 cdef inline void _report_untold(Control* control) noexcept nogil:
+    """All that are open: one that was handed over may have been broken since, and is in no list."""
     cdef uint32_t number, index
     cdef Queue* queue
     cdef Connection* connection
@@ -69,8 +77,7 @@ cdef inline void _report_untold(Control* control) noexcept nogil:
         queue = &control.queues[number]
         for index in range(slab_high_water(&queue.slab)):
             connection = slab_get(&queue.slab, index)
-            if is_marked_flow(connection) or is_marked_waiting(connection):
-                _report(control, queue, index, ownership_generation(connection), False)
+            _report(control, queue, index, ownership_generation(connection))
 
 
 cdef inline void ring_read(Control* control) noexcept nogil:
@@ -87,6 +94,6 @@ cdef inline void ring_read(Control* control) noexcept nogil:
         if is_one and queue < control.queue_count:
             _report(
                 control, &control.queues[queue], kecho_token_index(token),
-                kecho_token_generation(token), True)
+                kecho_token_generation(token))
     if are_untold:
         _report_untold(control)

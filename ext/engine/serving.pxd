@@ -83,9 +83,13 @@ cdef inline Served connection_serve(
                 continue
             return connection_fail(worker, connection, errno, ERROR_RECV)
         if size == 0:
-            if connection.flags & CONNECTION_PASSED and not flow_has_ended(connection):
-                busy_begin(worker, connection, KECHO_BUFFER_BYTES)
-                break
+            if connection.flags & CONNECTION_PASSED:
+                result = flow_has_ended(connection)
+                if result < 0:
+                    return connection_fail(worker, connection, -result, ERROR_RECV)
+                if result == 0:
+                    busy_begin(worker, connection, KECHO_BUFFER_BYTES)
+                    break
             busy_end(worker, connection)
             connection_close(worker, connection, CLOSE_EOF)
             return SERVED_CLOSED

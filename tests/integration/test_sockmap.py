@@ -30,6 +30,7 @@ from clients import (
     wait_until_delivered,
 )
 from engines import why_no_sockmap
+from flow_records import ECHOED, SYS_BPF, FlowRecords
 from kecho.sandbox import IS_SANITIZED
 from processes import ServerProcess
 
@@ -39,6 +40,10 @@ StartProcess = Callable[..., ServerProcess]
 needs_sockmap = pytest.mark.skipif(
     why_no_sockmap() is not None, reason=why_no_sockmap() or "there is sockmap"
 )
+needs_flow_records = pytest.mark.skipif(
+    os.geteuid() != 0 or SYS_BPF < 0, reason="takes root, and the number of bpf(2)"
+)
+HANDED_OVER_BYTES = 100_000  # at once: more than the least that the kernel may hold
 RING_RECORDS = (256 << 10) // 16  # KECHO_FLOW_RING_BYTES by a header and a token
 BOUND_BYTES = 4 << 20  # beyond socket buffers, for one connection
 
@@ -222,6 +227,107 @@ def test_flows_for_which_the_ring_has_no_room_are_echoed_to_the_end(
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+# ---- endings ----------------------------------------------------------------------------------
+
+
+def is_open(port: int, client: socket.socket) -> bool:
+    """The server's side of a connection, whose descriptor may still be open when it is not."""
+    ends = f":{port:04X} 0100007F:{client.getsockname()[1]:04X} "
+    return ends in Path("/proc/net/tcp").read_text()
+
+
+@needs_sockmap
+def test_why_a_connection_broke_is_not_lost_when_the_timers_look_at_it_first(
+    start_process: StartProcess, dispatch: str
+) -> None:
+    """One that was stopped looks at its timers before its events: epoll_wait is interrupted."""
+    arguments = ("--engine", "sockmap", "--dispatch", dispatch, "--threads", "1")
+    process = start_process(*arguments, "--write-timeout", "1")
+    with connect(process.port, receive_buffer=4096, send_buffer=65536) as client:
+        assert echo(client, b"x") == b"x"
+        with process.paused():
+            for _ in range(30):
+                client.sendall(bytes(1000))
+            wait_for(lambda: not is_open(process.port, client), "its window was shut for too long")
+        process.stop()
+    assert "closed stalled=1" in process.stderr
+
+
+@needs_sockmap
+def test_a_reset_right_behind_an_end_of_file_ends_a_connection_that_was_handed_over(
+    start_process: StartProcess, dispatch: str
+) -> None:
+    arguments = ("--engine", "sockmap", "--dispatch", dispatch, "--threads", "1")
+    process = start_process(*arguments, "--max-buffer-memory", "64K", "--max-connections", "1")
+    client = connect(process.port)
+    assert echo(client, bytes(HANDED_OVER_BYTES)) == bytes(HANDED_OVER_BYTES)
+    with process.paused():
+        client.shutdown(socket.SHUT_WR)
+        reset(client)
+    with connect(process.port) as following:
+        assert echo(following, b"there is room") == b"there is room"
+
+
+@contextlib.contextmanager
+def new_flow(
+    process: ServerProcess, records: FlowRecords, first_bytes: int
+) -> Iterator[tuple[socket.socket, int]]:
+    """A client that has had so many bytes echoed, and the key of its record."""
+    before = records.keys()
+    with connect(process.port) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        assert echo(client, bytes(first_bytes)) == bytes(first_bytes)
+        (key,) = records.keys() - before
+        yield client, key
+
+
+@needs_sockmap
+@needs_flow_records
+@pytest.mark.parametrize("first_bytes", [1, HANDED_OVER_BYTES])
+def test_a_flow_that_has_lost_bytes_is_reset(
+    start_process: StartProcess, dispatch: str, first_bytes: int
+) -> None:
+    """Though there is nothing to be read of it, by which epoll would report it."""
+    arguments = ("--engine", "sockmap", "--dispatch", dispatch, "--max-buffer-memory", "64K")
+    process = start_process(*arguments)
+    with (
+        FlowRecords(process.pid) as records,
+        new_flow(process, records, first_bytes) as (client, key),
+    ):
+        records.lose_a_byte(key)
+        client.sendall(b"x")
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+    process.stop()
+    assert "closed error=1, errors memory=1" in process.stderr
+
+
+@needs_sockmap
+@needs_flow_records
+def test_a_flow_that_has_lost_bytes_is_reset_if_the_ring_had_no_room_for_it(
+    start_process: StartProcess, dispatch: str
+) -> None:
+    """One that had been handed over: nothing else looks at it."""
+    arguments = ("--engine", "sockmap", "--dispatch", dispatch, "--max-buffer-memory", "64K")
+    process = start_process(*arguments)
+    with (
+        FlowRecords(process.pid) as records,
+        new_flow(process, records, 1) as (filling, its_key),
+        new_flow(process, records, HANDED_OVER_BYTES) as (client, key),
+    ):
+        with process.paused():
+            flow = records.lose_a_byte(its_key)
+            for _ in range(RING_RECORDS):
+                flow.mode = ECHOED
+                records.write(its_key, flow)
+                filling.send(b"x")
+            records.lose_a_byte(key)
+            client.sendall(b"x")
+        for one in (filling, client):
+            with pytest.raises(ConnectionResetError):
+                one.recv(1)
+
+
 # ---- memory -----------------------------------------------------------------------------------
 
 
@@ -273,6 +379,24 @@ def test_max_buffer_memory_holds_for_many_clients_that_never_read(
             return server.stats().closed["evicted"] >= 2
 
         wait_for(send_on, "those who are too many are reset")
+
+
+@needs_sockmap
+def test_those_who_remain_when_a_crowd_has_left_may_have_the_kernel_hold_more_again(
+    start_server: StartServer, dispatch: str
+) -> None:
+    """A segment of more than the least that each may have shows it: it is passed, or echoed."""
+    server = start_server(engine="sockmap", dispatch=dispatch, threads=4, max_buffer_memory=2 << 20)
+    payload = random_bytes(HANDED_OVER_BYTES)
+    with connect(server) as remaining:
+        assert echo(remaining, b"x") == b"x"
+        with connected(server, 40) as crowd:
+            assert [echo(client, b"x") for client in crowd] == [b"x"] * 40
+            assert echo(crowd[0], payload) == payload
+            assert server.stats().backpressure == 1
+        wait_for(lambda: server.stats().active == 1, "the crowd has left")
+        assert echo(remaining, payload) == payload
+        assert server.stats().backpressure == 1
 
 
 # ---- nothing remains --------------------------------------------------------------------------
