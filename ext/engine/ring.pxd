@@ -10,8 +10,8 @@ from engine.slab cimport (
     CLAIM_WON, ownership_claim, ownership_generation, ownership_release, slab_get, slab_high_water,
 )
 from kernel.epoll cimport (
-    EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLET, EPOLLEXCLUSIVE, EPOLLIN, EPOLLOUT, EPOLLRDHUP,
-    epoll_ctl, epoll_event,
+    EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLET, EPOLLEXCLUSIVE, EPOLLIN, EPOLLOUT, EPOLLPRI,
+    EPOLLRDHUP, epoll_ctl, epoll_event,
 )
 from kernel.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
 from libc.errno cimport errno
@@ -35,7 +35,7 @@ cdef inline uint32_t _events(Control* control, Connection* connection) noexcept 
     one that is broken, there may be nothing but room to send. Flows that are as they were are not
     to wake a worker for data."""
     cdef Flow flow
-    cdef uint32_t events = EPOLLIN | EPOLLRDHUP | EPOLLET
+    cdef uint32_t events = EPOLLIN | EPOLLRDHUP | EPOLLPRI | EPOLLET
     if connection.flags & CONNECTION_ARMED_WRITE:
         events |= EPOLLOUT
     if flow_read(control, connection, &flow) < 0:
