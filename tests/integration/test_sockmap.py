@@ -29,16 +29,13 @@ from clients import (
     wait_for,
     wait_until_delivered,
 )
-from engines import why_no_sockmap
+from engines import needs_sockmap
 from kecho.sandbox import IS_SANITIZED
 from processes import ServerProcess
 
 StartServer = Callable[..., kecho.Server]
 StartProcess = Callable[..., ServerProcess]
 
-needs_sockmap = pytest.mark.skipif(
-    why_no_sockmap() is not None, reason=why_no_sockmap() or "there is sockmap"
-)
 RING_RECORDS = (256 << 10) // 16  # KECHO_FLOW_RING_BYTES by a header and a token
 BOUND_BYTES = 4 << 20  # beyond socket buffers, for one connection
 
