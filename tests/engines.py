@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 
+import pytest
+
 import kecho
 
 
@@ -15,3 +17,8 @@ def why_no_sockmap() -> str | None:
             return None
     except kecho.EngineError as error:
         return str(error)
+
+
+needs_sockmap = pytest.mark.skipif(
+    why_no_sockmap() is not None, reason=why_no_sockmap() or "there is sockmap"
+)

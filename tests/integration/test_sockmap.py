@@ -29,7 +29,7 @@ from clients import (
     wait_for,
     wait_until_delivered,
 )
-from engines import why_no_sockmap
+from engines import needs_sockmap
 from flow_records import ECHOED, SYS_BPF, FlowRecords
 from kecho.sandbox import IS_SANITIZED
 from processes import ServerProcess
@@ -37,9 +37,6 @@ from processes import ServerProcess
 StartServer = Callable[..., kecho.Server]
 StartProcess = Callable[..., ServerProcess]
 
-needs_sockmap = pytest.mark.skipif(
-    why_no_sockmap() is not None, reason=why_no_sockmap() or "there is sockmap"
-)
 needs_flow_records = pytest.mark.skipif(
     os.geteuid() != 0 or SYS_BPF < 0, reason="takes root, and the number of bpf(2)"
 )

@@ -18,6 +18,7 @@ import pytest
 
 import kecho
 from clients import DEADLINE_S, connect, connected, echo, receive_exactly, reset, wait_for
+from engines import needs_sockmap
 from kecho import drop
 from kecho.cpus import usable_cpus
 from kecho.netstat import tcp_counters
@@ -199,6 +200,7 @@ def listening(port: int) -> int:
     return len(drop.find(states=["listen"], local=[f":{port}"], listeners=True))
 
 
+@pytest.mark.engines
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "0.0.0.0"])
 def test_a_destroyed_listener_listens_again_on_its_port(
     inside: Namespace,
@@ -228,6 +230,7 @@ def test_a_destroyed_listener_listens_again_on_its_port(
     assert stats.errors["listener"] == 3 * sockets
 
 
+@pytest.mark.engines
 def test_one_of_several_listeners_is_replaced_and_steering_goes_on(
     inside: Namespace, start_server: StartServer
 ) -> None:
@@ -263,6 +266,7 @@ def test_one_of_several_listeners_is_replaced_and_steering_goes_on(
     assert accepted_by_worker(cpus[1]) == [0, 10]
 
 
+@pytest.mark.engines
 def test_a_port_that_somebody_else_has_taken_is_waited_for(
     inside: Namespace, start_server: StartServer, dispatch: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -289,6 +293,7 @@ def test_a_port_that_somebody_else_has_taken_is_waited_for(
         assert echo(client, b"new") == b"new"
 
 
+@pytest.mark.engines
 def test_a_server_whose_listener_was_destroyed_stops_in_order(
     inside: Namespace, start_server: StartServer, dispatch: str
 ) -> None:
@@ -317,6 +322,31 @@ def test_a_command_in_its_sandbox_listens_again(
             wait_for(lambda: listening(process.port) >= 1, "it listens")
             with connect(process.port) as client:
                 assert echo(client, b"after") == b"after"
+        assert process.stop() == 0
+
+
+@pytest.mark.slow_under_sanitizers
+@needs_sockmap
+@pytest.mark.parametrize("options", [[], ["--user", "nobody"]], ids=["root", "nobody"])
+def test_the_kernel_echoes_those_who_come_to_a_listener_that_was_made_anew(
+    inside: Namespace, dispatch: str, options: list[str]
+) -> None:
+    arguments = ["--engine=sockmap", "--dispatch", dispatch, "--threads=2", *options]
+    with ServerProcess(arguments) as process, contextlib.ExitStack() as stack:
+        process.wait_until_listening()
+        clients = [stack.enter_context(connect(process.port))]
+        assert echo(clients[0], b"first") == b"first"  # nobody waits to be accepted any more
+        for _ in range(2):
+            destroy_listeners(process.port)
+            process.wait_until_said("listening again")
+            process.stderr = process.stderr.replace("listening again", "")
+            wait_for(lambda: listening(process.port) >= 1, "it listens")
+            clients += stack.enter_context(connected(process.port, 5))
+            assert [echo(client, b"before") for client in clients] == [b"before"] * len(clients)
+            with process.paused():  # nobody but the kernel is there
+                assert [echo(client, b"x" * 5000) for client in clients] == (
+                    [b"x" * 5000] * len(clients)
+                )
         assert process.stop() == 0
 
 
@@ -360,6 +390,7 @@ def sockets_at(port: int) -> list[socket.socket]:
     return found
 
 
+@pytest.mark.engines
 @pytest.mark.parametrize("kind", ["ipv4", "dual", "device"])
 def test_an_inherited_listener_that_is_destroyed_is_made_anew_as_it_was(
     inside: Namespace,
@@ -462,6 +493,7 @@ def test_a_listener_whose_group_is_another_users_is_said_to_be_lost_and_why(
     assert process.stderr.count("cannot be listened on again") == 1
 
 
+@pytest.mark.engines
 def test_a_listener_that_is_destroyed_while_it_is_paused_listens_again(
     inside: Namespace, start_server: StartServer, dispatch: str
 ) -> None:

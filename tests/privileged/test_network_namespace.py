@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,18 @@ from pathlib import Path
 import pytest
 
 import kecho
-from clients import DEADLINE_S, connect, echo, random_bytes, transfer, wait_for
+from clients import (
+    DEADLINE_S,
+    closed,
+    connect,
+    echo,
+    random_bytes,
+    receive_until_end,
+    transfer,
+    transfer_all,
+    wait_for,
+)
+from engines import needs_sockmap
 from kecho import ListenError, ServerConfig
 from kecho.listen import open_listeners
 from namespaces import Namespace
@@ -145,21 +157,72 @@ def test_address_of_the_other_host_is_refused(pair: Pair) -> None:
 # ---- a bad line -------------------------------------------------------------------------------
 
 
-def test_stream_over_a_lossy_line_comes_back_whole(
-    pair: Pair, start_server: StartServer, dispatch: str
-) -> None:
+def lose_packets(pair: Pair) -> None:
+    """Both ways."""
     for host, link in ((pair.server, "kecho-s"), (pair.client, "kecho-c")):
         # One segment a packet, so that what is lost is a segment and not 64 KiB at once.
         host.run("ip", "link", "set", "dev", link, "gso_max_segs", "1")
         add_rule(host, "numgen", "random", "mod", "100", "<", str(LOSS_PERCENT), "counter", "drop")
+
+
+@pytest.mark.engines
+def test_streams_over_a_lossy_line_come_back_whole(
+    pair: Pair, start_server: StartServer, dispatch: str
+) -> None:
+    lose_packets(pair)
     with pair.server:
         server = start_server(host=Pair.SERVER_V4, dispatch=dispatch)
-    data = random_bytes(2 << 20)
-    with pair.connect(Pair.SERVER_V4, server.port) as client:
-        assert_same(transfer(client, data), data)
+    payloads = [random_bytes(8 << 20, seed) for seed in range(4)]
+    with ExitStack() as stack:
+        clients = [stack.enter_context(pair.connect(Pair.SERVER_V4, server.port)) for _ in payloads]
+        for received, sent in zip(transfer_all(clients, payloads), payloads, strict=True):
+            assert_same(received, sent)
     assert matched(pair.server) > 0
     assert matched(pair.client) > 0
-    assert server.stats().errors.total == 0
+    wait_for(lambda: server.stats().active == 0, "all have ended")
+    stats = server.stats()
+    assert stats.bytes_received == stats.bytes_sent == sum(map(len, payloads))
+    assert stats.closed == closed(eof=len(payloads))
+    assert stats.errors.total == 0
+
+
+@pytest.mark.e2e
+@pytest.mark.slow_under_sanitizers  # waits for hundreds of retransmissions
+@needs_sockmap
+def test_what_the_kernel_echoes_by_itself_over_a_lossy_line_comes_back_whole(
+    pair: Pair, dispatch: str
+) -> None:
+    """The server is stopped meanwhile, and no more is under way than the kernel echoes alone."""
+    lose_packets(pair)
+    arguments = [f"--host={Pair.SERVER_V4}", "--dispatch", dispatch, "--engine=sockmap"]
+    size, count, connections = 8 << 10, 24, 40
+    payloads = [random_bytes(size * count, seed) for seed in range(connections)]
+
+    def echo_in_pieces(client: socket.socket, payload: bytes) -> bytes:
+        pieces = (payload[at : at + size] for at in range(0, len(payload), size))
+        return b"".join(echo(client, piece) for piece in pieces)
+
+    with server_process(pair.server, *arguments) as process, ExitStack() as stack:
+        process.wait_until_listening()
+        clients = [
+            stack.enter_context(pair.connect(Pair.SERVER_V4, process.port)) for _ in payloads
+        ]
+        for client in clients:
+            assert echo(client, b"before") == b"before"
+        with process.paused(), ThreadPoolExecutor(connections) as threads:
+            for received, sent in zip(
+                threads.map(echo_in_pieces, clients, payloads), payloads, strict=True
+            ):
+                assert_same(received, sent)
+        for client in clients:
+            client.shutdown(socket.SHUT_WR)
+            assert receive_until_end(client) == b""
+        assert process.stop() == 0
+    total = sum(map(len, payloads)) + connections * len(b"before")
+    assert f" {total:,} bytes in, {total:,} bytes out, " in process.stderr
+    assert f"closed eof={connections}, errors none" in process.stderr
+    assert matched(pair.server) > 0
+    assert matched(pair.client) > 0
 
 
 def test_client_that_vanished_is_given_up(

@@ -247,15 +247,16 @@ ROUNDS = 5
 WARNING = "sysctl -w net.ipv4.tcp_migrate_req=1"
 
 
+@pytest.mark.engines(sanitized=True)
 @pytest.mark.parametrize("user", [[], ["--user=nobody"]], ids=["root", "nobody"])
 def test_a_server_replaced_by_reuse_port_refuses_nobody_if_requests_migrate(
-    dispatch: str, user: list[str], namespace: Namespace
+    dispatch: str, engine: str, user: list[str], namespace: Namespace
 ) -> None:
     if not Path("/proc/sys/net/ipv4/tcp_migrate_req").exists():
         pytest.skip("tcp_migrate_req needs Linux 5.14")
     namespace.set("net.ipv4.tcp_migrate_req", 1)
     arguments = ["--port=12345", "--reuse-port", "--threads=2", "--backlog=1024", *user]
-    arguments += ["--dispatch", dispatch]
+    arguments += ["--dispatch", dispatch, "--engine", engine]
     with namespace:
         server = ServerProcess(arguments)
     try:
