@@ -30,6 +30,7 @@ BOUND_BYTES = 4 * MIB  # beyond socket buffers, for one connection
 MOST_BYTES = 256 * MIB  # --max-buffer-memory
 NOISE_BYTES = 48 * MIB
 PIECE = bytes(1 << 16)
+SEND_BUFFER_BYTES = 512 << 10  # with a small one the client waits for delayed acknowledgements
 ROUNDS = {1: 3, 250: 1}
 
 
@@ -70,7 +71,7 @@ def cost(port: int, count: int) -> int:
     with contextlib.ExitStack() as stack:
         before = available_bytes()
         for _ in range(count):
-            clients.append(connect(port, receive_buffer=4096, send_buffer=16384))
+            clients.append(connect(port, receive_buffer=4096, send_buffer=SEND_BUFFER_BYTES))
             stack.callback(reset, clients[-1])
         push(clients, 1)
         fell = before - available_bytes()
