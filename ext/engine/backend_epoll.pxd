@@ -8,7 +8,8 @@ from engine.accept cimport ACCEPTS_PER_TURN, accept_turn
 from engine.busy_poll cimport busy_poll_wait
 from engine.closing cimport close_listeners_at_last, empty_listeners
 from engine.connection cimport (
-    SERVED_CLOSED, Served, connection_close, look_again, look_by, note_progress, untaken,
+    SERVED_CLOSED, Served, busy_note, connection_close, evict_slowest, look_by, note_progress,
+    untaken,
 )
 from engine.in_kernel cimport in_kernel_note
 from engine.layout cimport (
@@ -207,9 +208,7 @@ cdef inline void _look_at(Worker* worker, Connection* connection) noexcept nogil
     """At a flow of which the kernel held bytes."""
     cdef Served served = connection_serve(worker, connection, READS_PER_TURN)
     if served != SERVED_CLOSED and connection.flags & CONNECTION_BUSY:
-        if untaken(connection) != connection.unread_bytes:
-            note_progress(worker, connection)
-        look_again(worker, connection)
+        busy_note(worker, connection)
     connection_settle(worker, connection, served)
 
 
@@ -227,6 +226,8 @@ cdef inline void _look_at_busy(Worker* worker) noexcept nogil:
     look_by(worker, <uint32_t>worker.now_ms + next_ms)
     for i in range(count):
         _look_at(worker, due[i])
+    if count > 0:
+        evict_slowest(worker)  # whoever is being served now is looked at again
 
 
 cdef inline void _run_timers(Worker* worker) noexcept nogil:

@@ -11,7 +11,7 @@ from common.atomics cimport (
 )
 from engine.counters cimport count, count_by, count_closed, count_error
 from engine.flow cimport (
-    Look, flow_end, flow_is_whole, flow_leave, flow_look, flows_share,
+    Look, flow_end, flow_held_bytes, flow_is_whole, flow_leave, flow_look, flows_share,
 )
 from engine.layout cimport (
     CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_EVICTED, CLOSE_IDLE, CLOSE_RESET, CLOSE_STALLED,
@@ -102,11 +102,6 @@ cdef inline void busy_begin(
     connection.held_bytes = held_bytes
     connection.look_at_ms = _look_again_ms(worker, connection)
     waiting_begin(worker.queue, connection)
-    look_by(worker, connection.look_at_ms)
-
-
-cdef inline void look_again(Worker* worker, Connection* connection) noexcept nogil:
-    waiting_look_at(worker.queue, connection, _look_again_ms(worker, connection))
     look_by(worker, connection.look_at_ms)
 
 
@@ -260,6 +255,20 @@ cdef inline void note_progress(Worker* worker, Connection* connection) noexcept 
     atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
     waiting_progress(worker.queue, connection)
     connection.unread_bytes = untaken(connection)
+
+
+cdef inline void busy_note(Worker* worker, Connection* connection) noexcept nogil:
+    """The kernel still holds bytes of it: whether the client has taken some, how many they are now,
+    and when to look again. They may have become more: what is passed to a socket whose queue does
+    not move, as when TCP lacks memory, is charged to nobody, up to its receive buffer."""
+    cdef Look look
+    cdef uint32_t held_bytes = connection.held_bytes
+    if flow_look(connection, &look) == 0:
+        held_bytes = flow_held_bytes(&look)
+        if look.acknowledged != connection.unread_bytes:
+            note_progress(worker, connection)
+    waiting_look_at(worker.queue, connection, _look_again_ms(worker, connection), held_bytes)
+    look_by(worker, connection.look_at_ms)
 
 
 cdef inline void _spare(Worker* worker, Connection* connection) noexcept nogil:

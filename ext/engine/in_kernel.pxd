@@ -10,7 +10,7 @@ from engine.connection cimport (
 )
 from engine.counters cimport count
 from engine.flow cimport (
-    Look, flow_end, flow_leave, flow_look, flow_read, flow_run, flow_take_error,
+    Look, flow_end, flow_held_bytes, flow_leave, flow_look, flow_read, flow_run, flow_take_error,
 )
 from engine.layout cimport (
     CLOSE_DRAINED, CLOSE_EOF, CLOSE_EVICTED, CONNECTION_BUSY, CONNECTION_IN_KERNEL,
@@ -18,7 +18,7 @@ from engine.layout cimport (
     Connection, Worker,
 )
 from libc.errno cimport ENOMEM
-from libc.stdint cimport UINT32_MAX, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 
 cdef inline void in_kernel_begin(Connection* connection) noexcept nogil:
@@ -91,12 +91,11 @@ cdef inline bint _note_held(
     Worker* worker, Connection* connection, Look* look,
 ) noexcept nogil:
     """Whether the kernel holds bytes of it."""
-    cdef uint64_t held
-    if look.received <= look.handed:
+    cdef uint32_t held_bytes = flow_held_bytes(look)
+    if held_bytes == 0:
         busy_end(worker, connection)
         return False
-    held = look.received - look.handed
-    busy_begin(worker, connection, <uint32_t>min(held, <uint64_t>UINT32_MAX))
+    busy_begin(worker, connection, held_bytes)
     return True
 
 

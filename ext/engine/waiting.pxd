@@ -114,11 +114,14 @@ cdef inline Connection* waiting_claim_slowest(Queue* queue) noexcept nogil:
 
 
 cdef inline void waiting_look_at(
-    Queue* queue, Connection* connection, uint32_t at_ms,
+    Queue* queue, Connection* connection, uint32_t at_ms, uint32_t held_bytes,
 ) noexcept nogil:
-    """Of one that is CONNECTION_BUSY: when to look at it."""
+    """Of one that is CONNECTION_BUSY: when to look at it, and what the kernel holds of it now."""
     pthread_mutex_lock(&queue.waiting_lock)
     connection.look_at_ms = at_ms
+    queue.waiting_bytes += held_bytes
+    queue.waiting_bytes -= connection.held_bytes
+    connection.held_bytes = held_bytes
     pthread_mutex_unlock(&queue.waiting_lock)
 
 
