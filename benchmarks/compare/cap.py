@@ -47,9 +47,10 @@ def _parent(proc_self: Path) -> Path:
 
 
 def _made(parent: Path) -> Path:
-    for left_behind in parent.glob(f"{_NAME}*"):
-        with suppress(OSError):  # it has processes: another one's
-            left_behind.rmdir()
+    for other in parent.glob(f"{_NAME}*"):
+        if not Path("/proc", other.name.removeprefix(_NAME)).exists():
+            with suppress(OSError):
+                other.rmdir()
     directory = parent / f"{_NAME}{os.getpid()}"
     directory.mkdir()
     quota_us = int(_PERIOD_US * SHARE)

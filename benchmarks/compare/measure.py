@@ -115,9 +115,11 @@ def measure(
             for one in found:
                 commands[one.name] = one.command_line(scenario.backlog, len(server_cpus))
                 try:
-                    server = stack.enter_context(serving(commands[one.name], server_cpus))
-                    if hold is not None:
-                        hold(server.pid)
+                    with ExitStack() as starting:
+                        server = starting.enter_context(serving(commands[one.name], server_cpus))
+                        if hold is not None:
+                            hold(server.pid)
+                        stack.push(starting.pop_all())
                 except (StartError, OSError) as error:
                     absent[one.name] = f"it did not start: {error}"
                 else:

@@ -51,7 +51,9 @@ cdef inline bint _admit(Worker* worker, Listener* listener) noexcept nogil:
     """Counts a connection in before it is accepted; False when the server is full. In a drain it
     never is: those who wait in the queues are no more than the backlogs, and leave at once."""
     cdef Control* control = worker.control
-    if atomic_u32_increment(&control.active) <= control.max_connections or worker.is_draining:
+    cdef uint32_t active = atomic_u32_increment(&control.active)
+    flows_share(control)
+    if active <= control.max_connections or worker.is_draining:
         return True
     _count_out(control)
     listener_pause(worker, listener)
@@ -76,7 +78,6 @@ cdef inline bint _is_for_the_kernel(
     cdef Control* control = worker.control
     if not flows_are_open(&control.flows) or listener.is_unix or worker.is_draining:
         return False
-    flows_share(control)
     if flow_begin(control, <uint32_t>(worker.queue - control.queues), connection) < 0:
         return False
     in_kernel_begin(connection)

@@ -260,13 +260,20 @@ cdef inline void note_progress(Worker* worker, Connection* connection) noexcept 
 cdef inline void busy_note(Worker* worker, Connection* connection) noexcept nogil:
     """The kernel still holds bytes of it: whether the client has taken some, how many they are now,
     and when to look again. They may have become more: what is passed to a socket whose queue does
-    not move, as when TCP lacks memory, is charged to nobody, up to its receive buffer."""
+    not move, as when TCP lacks memory, is charged to nobody, up to its receive buffer. Of a client
+    that reads they are on their way, and no reason to reset the slowest."""
     cdef Look look
-    cdef uint32_t held_bytes = connection.held_bytes
+    cdef uint32_t age_ms, held_bytes = connection.held_bytes
     if flow_look(connection, &look) == 0:
-        held_bytes = flow_held_bytes(&look)
         if look.acknowledged != connection.unread_bytes:
             note_progress(worker, connection)
+        age_ms = (
+            <uint32_t>worker.now_ms - atomic_u32_load_relaxed(&connection.last_active_ms))
+        if age_ms >= LOOK_AGAIN_MOST_MS or flow_held_bytes(&look) < held_bytes:
+            held_bytes = flow_held_bytes(&look)
+    if held_bytes == 0 and connection.held_bytes == 0:
+        busy_end(worker, connection)  # since the look before, its end would have been read
+        return
     waiting_look_at(worker.queue, connection, _look_again_ms(worker, connection), held_bytes)
     look_by(worker, connection.look_at_ms)
 

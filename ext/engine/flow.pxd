@@ -22,6 +22,7 @@ from kernel.bpf cimport (
     bpf_map_lookup, bpf_map_update,
 )
 from kernel.ioctl cimport SIOCOUTQ, ioctl
+from kernel.poll cimport POLLERR, poll, pollfd
 from kernel.pthread cimport pthread_mutex_destroy, pthread_mutex_init
 from kernel.socket cimport (
     SO_ATTACH_BPF, SO_COOKIE, SO_ERROR, SO_RCVLOWAT, SOL_SOCKET, getsockopt, setsockopt, socklen_t,
@@ -264,6 +265,12 @@ cdef inline int flow_take_error(Connection* connection, Look* look) noexcept nog
     only for who ends the connection then."""
     cdef int error = 0
     cdef socklen_t size = sizeof(error)
+    cdef pollfd looked
+    looked.fd = connection.fd
+    looked.events = 0
+    # SO_ERROR also tells, and clears, what ICMP said and TCP bears: that is no POLLERR.
+    if not look.is_closed and (poll(&looked, 1, 0) < 1 or not looked.revents & POLLERR):
+        return 0
     if getsockopt(connection.fd, SOL_SOCKET, SO_ERROR, &error, &size) < 0:
         return -errno
     if error == 0 and look.is_closed:

@@ -36,9 +36,10 @@ cdef inline uint32_t _events(Control* control, Connection* connection) noexcept 
     to wake a worker for data."""
     cdef Flow flow
     cdef uint32_t events = EPOLLIN | EPOLLRDHUP | EPOLLPRI | EPOLLET
+    cdef bint is_flow = flow_read(control, connection, &flow) == 0
     if connection.flags & CONNECTION_ARMED_WRITE:
-        events |= EPOLLOUT
-    if flow_read(control, connection, &flow) < 0:
+        events = events | EPOLLOUT if is_flow else EPOLLOUT | EPOLLET
+    if not is_flow:
         return events
     if flow.mode == FLOW_BROKEN:
         events |= EPOLLOUT

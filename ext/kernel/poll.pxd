@@ -3,6 +3,7 @@
 cdef extern from "<poll.h>" nogil:
     enum:
         POLLIN
+        POLLERR
 
     struct pollfd:
         int fd

@@ -26,6 +26,7 @@ from clients import (
     receive_exactly,
     reset,
     send_until_blocked,
+    transfer_all,
     wait_for,
     wait_until_delivered,
 )
@@ -376,6 +377,20 @@ def test_max_buffer_memory_holds_for_many_clients_that_never_read(
             return server.stats().closed["evicted"] >= 2
 
         wait_for(send_on, "those who are too many are reset")
+
+
+@needs_sockmap
+def test_clients_that_read_are_not_reset_for_what_is_on_its_way_to_them(
+    start_server: StartServer,
+) -> None:
+    """At once they are given more than may wait, by a little."""
+    server = start_server(engine="sockmap", threads=1, max_buffer_memory=256 << 10)
+    data = random_bytes(3_000_000)
+    end = time.monotonic() + 4
+    while time.monotonic() < end:
+        with connected(server, 3, send_buffer=1 << 20) as clients:
+            assert transfer_all(clients, [data] * 3) == [data] * 3
+    assert server.stats().closed["evicted"] == 0
 
 
 @needs_sockmap

@@ -9,6 +9,7 @@ import select
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -80,15 +81,15 @@ def needs_ipv6() -> None:
         pytest.skip("this kernel has no IPv6")
 
 
-def add_rule(namespace: Namespace, *rule: str) -> None:
-    """Has nft apply a rule to every packet that comes in."""
+def add_rule(namespace: Namespace, *rule: str, hook: str = "input") -> None:
+    """Has nft apply a rule to every packet that comes in, or goes out (hook: output)."""
     if shutil.which("nft") is None:
         pytest.skip("needs nft, which nftables has")
     try:
         namespace.run("nft", "add", "table", "inet", "kecho")
-        chain = "{ type filter hook input priority 0; }"
-        namespace.run("nft", "add", "chain", "inet", "kecho", "input", chain)
-        namespace.run("nft", "add", "rule", "inet", "kecho", "input", *rule)
+        chain = f"{{ type filter hook {hook} priority 0; }}"
+        namespace.run("nft", "add", "chain", "inet", "kecho", hook, chain)
+        namespace.run("nft", "add", "rule", "inet", "kecho", hook, *rule)
     except subprocess.CalledProcessError as error:
         pytest.skip(f"nft cannot do it here: {error.stderr.strip()}")
 
@@ -223,6 +224,29 @@ def test_what_the_kernel_echoes_by_itself_over_a_lossy_line_comes_back_whole(
     assert f"closed eof={connections}, errors none" in process.stderr
     assert matched(pair.server) > 0
     assert matched(pair.client) > 0
+
+
+@pytest.mark.engines
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_a_network_that_is_unreachable_for_a_moment_breaks_no_connection(
+    pair: Pair, start_server: StartServer, dispatch: str, size: int
+) -> None:
+    """ICMP says so, and TCP tries again: RFC 1122, 4.2.3.9. Where the kernel echoes, the larger
+    size has the connection handed over."""
+    with pair.server:
+        server = start_server(host=Pair.SERVER_V4, dispatch=dispatch, max_buffer_memory=1 << 16)
+    with pair.connect(Pair.SERVER_V4, server.port) as client:
+        assert echo(client, bytes(size)) == bytes(size)
+        unreachable = ("reject", "with", "icmp", "type", "host-unreachable")
+        add_rule(pair.server, "tcp", "sport", str(server.port), *unreachable, hook="output")
+        client.sendall(b"x" * 50)
+        client.shutdown(socket.SHUT_WR)
+        time.sleep(0.5)
+        pair.server.run("nft", "delete", "table", "inet", "kecho")
+        assert receive_until_end(client) == b"x" * 50
+    wait_for(lambda: server.stats().active == 0, "it has ended")
+    assert server.stats().closed == closed(eof=1)
+    assert server.stats().errors.total == 0
 
 
 def test_client_that_vanished_is_given_up(

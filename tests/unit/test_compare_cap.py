@@ -68,12 +68,15 @@ def test_without_the_cpu_controller_there_is_none(tmp_path: Path) -> None:
         pass
 
 
-def test_an_empty_one_that_was_left_behind_is_removed(tmp_path: Path) -> None:
+def test_one_that_was_left_behind_is_removed_and_another_ones_is_not(tmp_path: Path) -> None:
     process = proc_self(tmp_path, "cgroup2", "", "/")
     (tmp_path / "mount" / "cgroup.subtree_control").write_text("cpu\n")
-    (tmp_path / "mount" / "kecho-compare-1").mkdir()
+    own, another, nobodys = (f"kecho-compare-{pid}" for pid in (os.getpid(), 1, 1 << 30))
+    (tmp_path / "mount" / another).mkdir()
+    (tmp_path / "mount" / nobodys).mkdir()
     with capped(process):
-        assert only_child(tmp_path / "mount").name == f"kecho-compare-{os.getpid()}"
+        found = {one.name for one in (tmp_path / "mount").glob("kecho-compare-*")}
+        assert found == {own, another}
 
 
 def test_a_process_in_it_gets_its_share_and_the_cgroup_is_gone_afterwards() -> None:

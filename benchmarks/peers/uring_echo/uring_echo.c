@@ -42,7 +42,7 @@ struct chunk {
 
 struct connection {
     int first, last; /* chunks that wait to be sent, the first one being sent; NONE */
-    char is_receiving, has_ended, has_failed;
+    char is_receiving, is_shutting_down, has_ended, has_failed;
 };
 
 static struct io_uring ring;
@@ -102,7 +102,7 @@ static void give_back(int number) {
 /* Closes a connection of which nothing is under way any more. */
 static void end_if_done(int file) {
     struct connection *c = &connections[file];
-    if (c->is_receiving || !c->has_ended || c->first != NONE)
+    if (c->is_receiving || c->is_shutting_down || !c->has_ended || c->first != NONE)
         return;
     struct io_uring_sqe *sqe = request(CLOSE, file);
     io_uring_prep_close_direct(sqe, (unsigned)file);
@@ -154,10 +154,10 @@ static void on_sent(int file, struct io_uring_cqe *cqe) {
             give_back(number);
         }
         c->has_failed = 1;
+        c->is_shutting_down = 1;
         struct io_uring_sqe *sqe = request(SHUTDOWN, file); /* ends what is being received */
         io_uring_prep_shutdown(sqe, file, SHUT_RDWR);
         sqe->flags |= IOSQE_FIXED_FILE;
-        end_if_done(file);
         return;
     }
     chunks[number].begin += (unsigned)cqe->res;
@@ -246,6 +246,9 @@ int main(int argc, char **argv) {
                 on_sent(file, cqe);
                 break;
             case SHUTDOWN:
+                connections[file].is_shutting_down = 0;
+                end_if_done(file);
+                break;
             case CLOSE:
                 break;
             }
