@@ -247,7 +247,7 @@ ROUNDS = 5
 WARNING = "sysctl -w net.ipv4.tcp_migrate_req=1"
 
 
-@pytest.mark.engines(sanitized=True)
+@pytest.mark.engines
 @pytest.mark.parametrize("user", [[], ["--user=nobody"]], ids=["root", "nobody"])
 def test_a_server_replaced_by_reuse_port_refuses_nobody_if_requests_migrate(
     dispatch: str, engine: str, user: list[str], namespace: Namespace
