@@ -22,3 +22,4 @@ def why_no_sockmap() -> str | None:
 needs_sockmap = pytest.mark.skipif(
     why_no_sockmap() is not None, reason=why_no_sockmap() or "there is sockmap"
 )
+HANDED_OVER_BYTES = 100_000  # at once: more than the least that the kernel may hold of a flow

@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import resource
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,12 +23,10 @@ from clients import (
     random_bytes,
     receive_exactly,
     reset,
-    send_until_blocked,
-    transfer_all,
     wait_for,
     wait_until_delivered,
 )
-from engines import needs_sockmap
+from engines import HANDED_OVER_BYTES, needs_sockmap
 from flow_records import ECHOED, SYS_BPF, FlowRecords
 from kecho.sandbox import IS_SANITIZED
 from processes import ServerProcess
@@ -41,15 +37,7 @@ StartProcess = Callable[..., ServerProcess]
 needs_flow_records = pytest.mark.skipif(
     os.geteuid() != 0 or SYS_BPF < 0, reason="takes root, and the number of bpf(2)"
 )
-HANDED_OVER_BYTES = 100_000  # at once: more than the least that the kernel may hold
 RING_RECORDS = (256 << 10) // 16  # KECHO_FLOW_RING_BYTES by a header and a token
-BOUND_BYTES = 4 << 20  # beyond socket buffers, for one connection
-
-
-def available_bytes() -> int:
-    found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    assert found
-    return int(found[1]) << 10
 
 
 def bpf_objects(pid: int | str) -> list[str]:
@@ -324,91 +312,6 @@ def test_a_flow_that_has_lost_bytes_is_reset_if_the_ring_had_no_room_for_it(
         for one in (filling, client):
             with pytest.raises(ConnectionResetError):
                 one.recv(1)
-
-
-# ---- memory -----------------------------------------------------------------------------------
-
-
-@needs_sockmap
-@pytest.mark.parametrize("size", [1, 1 << 20])
-def test_memory_for_a_client_that_never_reads_is_bounded(
-    start_server: StartServer, size: int
-) -> None:
-    """Small buffers at the client; what is between is the server's. In single bytes, too, whose
-    skbs cost a thousand times as much."""
-    server = start_server(engine="sockmap", graceful_timeout=0)
-    with connect(server, receive_buffer=4096) as client:
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        payload = random_bytes(64 << 20) if size > 1 else b""
-        before = available_bytes()
-        flood(client, payload)
-        # 4 MiB of send buffer on each side, a receive buffer, and what others do meanwhile.
-        assert before - available_bytes() < BOUND_BYTES + (48 << 20)
-
-
-def flood(client: socket.socket, payload: bytes) -> None:
-    """Sends until there is no room any more; without a payload single bytes, for two seconds."""
-    if payload:
-        send_until_blocked(client, payload)
-        return
-    client.settimeout(0.2)
-    end_s = time.monotonic() + 2
-    while time.monotonic() < end_s:
-        try:
-            client.send(b"x")
-        except TimeoutError:
-            break
-
-
-@needs_sockmap
-def test_max_buffer_memory_holds_for_many_clients_that_never_read(
-    start_server: StartServer,
-) -> None:
-    server = start_server(engine="sockmap", max_buffer_memory=1 << 16, graceful_timeout=0)
-    count, payload = 40, random_bytes(1 << 20)
-    with connected(server, count, receive_buffer=4096) as clients:
-        for client in clients:
-            client.setblocking(False)
-
-        def send_on() -> bool:
-            for client in clients:
-                with contextlib.suppress(BlockingIOError, ConnectionError):
-                    client.send(payload)
-            return server.stats().closed["evicted"] >= 2
-
-        wait_for(send_on, "those who are too many are reset")
-
-
-@needs_sockmap
-def test_clients_that_read_are_not_reset_for_what_is_on_its_way_to_them(
-    start_server: StartServer,
-) -> None:
-    """At once they are given more than may wait, by a little."""
-    server = start_server(engine="sockmap", threads=1, max_buffer_memory=256 << 10)
-    data = random_bytes(3_000_000)
-    end = time.monotonic() + 4
-    while time.monotonic() < end:
-        with connected(server, 3, send_buffer=1 << 20) as clients:
-            assert transfer_all(clients, [data] * 3) == [data] * 3
-    assert server.stats().closed["evicted"] == 0
-
-
-@needs_sockmap
-def test_those_who_remain_when_a_crowd_has_left_may_have_the_kernel_hold_more_again(
-    start_server: StartServer, dispatch: str
-) -> None:
-    """A segment of more than the least that each may have shows it: it is passed, or echoed."""
-    server = start_server(engine="sockmap", dispatch=dispatch, threads=4, max_buffer_memory=2 << 20)
-    payload = random_bytes(HANDED_OVER_BYTES)
-    with connect(server) as remaining:
-        assert echo(remaining, b"x") == b"x"
-        with connected(server, 40) as crowd:
-            assert [echo(client, b"x") for client in crowd] == [b"x"] * 40
-            assert echo(crowd[0], payload) == payload
-            assert server.stats().backpressure == 1
-        wait_for(lambda: server.stats().active == 1, "the crowd has left")
-        assert echo(remaining, payload) == payload
-        assert server.stats().backpressure == 1
 
 
 # ---- nothing remains --------------------------------------------------------------------------
