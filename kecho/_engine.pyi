@@ -22,6 +22,7 @@ class Engine:
     ever. busy_poll_by_gaps: only while events are on average that close together.
     flows: what kecho._bpf.open_echo() returned, for the kernel to echo TCP connections, which is
     taken over like the listeners; () for every connection to be served by the workers.
+    io_uring: each worker has a ring that receives and sends for its TCP connections.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Engine:
         busy_poll_ns: int,
         busy_poll_by_gaps: bool,
         flows: tuple[int, ...] = (),
+        io_uring: bool = False,
     ) -> None: ...
     def run_worker(self, index: int) -> None:
         """The life of one worker: returns when the engine has been stopped. Raises OSError."""
@@ -66,6 +68,10 @@ class Engine:
         left to the other holders of inherited listeners."""
     def counters(self) -> list[dict[str, Any]]:
         """What each worker has counted so far, at any time, from any thread."""
+
+def try_io_uring() -> None:
+    """Opens a ring as the workers have it, and closes it again. Raises OSError, which names the
+    call: the kernel is older than Linux 6.1, or nobody may (kernel.io_uring_disabled)."""
 
 def attach_cpu_steering(fd: int, cpus: list[int]) -> None:
     """Has the SO_REUSEPORT group of `fd` give a SYN to the socket of the CPU that handles it.

@@ -30,5 +30,5 @@ def restrict_access(abi: int, tcp_ports: list[int], removable_fd: int) -> None:
     removable_fd: a directory beneath which files may be removed, or -1.
     """
 
-def filter_calls(*, for_a_file: bool, for_flows: bool) -> None:
+def filter_calls(*, for_a_file: bool, for_flows: bool, for_rings: bool) -> None:
     """Only the system calls of policy.h from now on; EPERM for any other."""

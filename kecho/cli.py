@@ -249,7 +249,7 @@ def _serve(config: CommandConfig, identity: privileges.Identity | None) -> int:
 
     def prepare() -> None:
         _say_descriptors(config)
-        confine(server.addresses, config, identity, for_flows=server.engine == "sockmap")
+        confine(server.addresses, config, identity, engine=server.engine)
 
     def start_to_serve(server: Server) -> None:
         _say_where(server, backlog)

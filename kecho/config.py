@@ -36,7 +36,7 @@ LONGEST_BUSY_POLL_US = 1_000_000
 
 Dispatch = Literal["shared", "percpu"]
 BusyPoll = int | Literal["auto", "forever"]
-EngineName = Literal["epoll", "sockmap", "auto"]
+EngineName = Literal["epoll", "io_uring", "sockmap", "auto"]
 
 
 def environment_variable(name: str) -> str:
@@ -163,10 +163,12 @@ class ServerConfig:
     engine: EngineName = option(
         "epoll",
         choice(
-            "epoll: threads echo; sockmap: the kernel itself echoes TCP, by a BPF program on each "
-            "connection, and threads only accept and close (root, Linux 6.5); auto: sockmap if it "
-            "is to be had",
+            "epoll: threads echo; io_uring: the same, with fewer system calls, and with shared a "
+            "connection stays with the thread that accepted it (Linux 6.1); sockmap: the kernel "
+            "itself echoes TCP, by a BPF program on each connection, and threads only accept and "
+            "close (root, Linux 6.5); auto: sockmap if it is to be had",
             "epoll",
+            "io_uring",
             "sockmap",
             "auto",
         ),
@@ -311,6 +313,8 @@ class ServerConfig:
                 "there is no address, no Unix socket and no descriptor to listen on",
             )
         rules_of(self.allow, self.deny)  # they agree with each other
+        if self.engine == "io_uring" and self.busy_poll != 0:
+            raise OptionError("busy_poll", "the engine io_uring does not poll")
         if self.udp and not self.host:
             raise OptionError(
                 "udp", "a Unix socket takes no datagrams, and --fd no UDP: give a host or port"

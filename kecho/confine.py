@@ -31,11 +31,11 @@ def confine(
     config: Confined,
     identity: privileges.Identity | None,
     *,
-    for_flows: bool,
+    engine: str,
 ) -> None:
     """What the command gives up between the opening of its sockets and the first client.
 
-    for_flows: the kernel echoes, and is handed connections.
+    engine: who echoes.
     """
     for fd in config.fd:
         _let_go(fd)
@@ -51,7 +51,7 @@ def confine(
     reasons = sandbox.enter(
         tcp_ports=sorted({at[1] for at in addresses if not isinstance(at, str)}),
         socket_path=config.uds,
-        for_flows=for_flows,
+        engine=engine,
     )
     if reasons and config.sandbox:
         raise OSError(None, f"--sandbox: {'; '.join(reasons)}")

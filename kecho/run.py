@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from . import tuning
-from ._engine import Engine, attach_cpu_steering
+from ._engine import Engine, attach_cpu_steering, try_io_uring
 from .access import rules_of
 from .busy_poll import busy_poll_of
 from .config import ServerConfig
 from .cpus import usable_cpu_count
+from .io_uring import wants_rings
 from .listen import Address, SocketFile
 from .listen_udp import Datagrams, open_everything, udp_worker_count
 from .sockmap import open_flows
@@ -117,7 +118,8 @@ class Run:
             ]
             self._watch = Watch(config, self._places, groups, attach_cpu_steering)
             flows = open_flows(config, has_unix=any(one.is_unix for one in listeners))
-            self.engine = "sockmap" if flows else "epoll"
+            has_rings = wants_rings(config, try_io_uring)
+            self.engine = "sockmap" if flows else "io_uring" if has_rings else "epoll"
             with _signals_wait():  # or a descriptor would have two owners, or none
                 self._engine = Engine(
                     [
@@ -137,6 +139,7 @@ class Run:
                     busy_poll_ns=self._busy_poll[0],
                     busy_poll_by_gaps=self._busy_poll[1],
                     flows=flows,
+                    io_uring=has_rings,
                 )
                 flows = ()
                 for listener in listeners:

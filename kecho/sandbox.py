@@ -36,13 +36,13 @@ def prepare() -> None:
     _sandbox.load_unwinder()
 
 
-def enter(*, tcp_ports: Sequence[int], socket_path: str | None, for_flows: bool) -> list[str]:
+def enter(*, tcp_ports: Sequence[int], socket_path: str | None, engine: str) -> list[str]:
     """Confines this thread, and those that it starts; returns a reason for each part, seccomp or
     Landlock, that is not to be had here. The other one is in force all the same.
 
     tcp_ports: where to listen may go on, or begin again.
     socket_path: the file of a Unix socket, which may be removed.
-    for_flows: the kernel echoes, and is handed connections.
+    engine: who echoes; sockmap and io_uring take more calls than epoll.
     """
     if IS_SANITIZED:
         return ["this build has a sanitizer, which needs more than the sandbox gives"]
@@ -54,7 +54,11 @@ def enter(*, tcp_ports: Sequence[int], socket_path: str | None, for_flows: bool)
         _try("Landlock", lambda: _restrict_access(tcp_ports, socket_path)),
         _try(
             "seccomp",
-            lambda: _sandbox.filter_calls(for_a_file=socket_path is not None, for_flows=for_flows),
+            lambda: _sandbox.filter_calls(
+                for_a_file=socket_path is not None,
+                for_flows=engine == "sockmap",
+                for_rings=engine == "io_uring",
+            ),
         ),
     ]
     return [reason for reason in reasons if reason is not None]

@@ -30,7 +30,7 @@ def open_flows(config: ServerConfig, *, has_unix: bool) -> tuple[int, ...]:
     has_unix: a Unix socket is among the listeners. Raises EngineError, unless the engine is auto:
     then a line says why it is epoll.
     """
-    if config.engine == "epoll":
+    if config.engine not in ("sockmap", "auto"):
         return ()
     try:
         if has_unix or config.udp:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import kecho
-from engines import why_no_sockmap
+from engines import BESIDE_EPOLL, why_no
 from processes import ServerProcess
 
 DISPATCHES = ("shared", "percpu")
@@ -40,7 +40,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     engines: list[object] = ["epoll"]
     if "unix" not in metafunc.function.__name__:
         left_out = [] if mark.kwargs.get("sanitized") else [pytest.mark.slow_under_sanitizers]
-        engines.append(pytest.param("sockmap", marks=left_out))
+        engines += [pytest.param(name, marks=left_out) for name in BESIDE_EPOLL]
     metafunc.parametrize("engine", engines, indirect=True)
 
 
@@ -48,7 +48,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def engine(request: pytest.FixtureRequest) -> str:
     """Who echoes TCP for start_server() and start_process(); see the mark `engines`."""
     name = str(getattr(request, "param", "epoll"))
-    if name == "sockmap" and (reason := why_no_sockmap()) is not None:
+    if name in BESIDE_EPOLL and (reason := why_no(name)) is not None:
         pytest.skip(reason)
     return name
 

@@ -13,6 +13,7 @@ from engine.connection cimport (
 from engine.counters cimport count, count_error, count_opened
 from engine.flow cimport flow_begin, flows_are_open, flows_share
 from engine.in_kernel cimport in_kernel_begin
+from engine.in_ring cimport in_ring_begin
 from engine.layout cimport (
     CONNECTION_READ_TO_END, CONNECTION_REGISTERED, CONNECTION_SILENT, ERROR_ACCEPT,
     ERROR_DESCRIPTORS, ERROR_EPOLL, ERROR_LISTENER, ERROR_MEMORY, KECHO_NO_PEER, Connection,
@@ -25,6 +26,7 @@ from engine.listener cimport (
 from engine.peers cimport peer_leaves
 from engine.serving cimport READS_PER_TURN, connection_serve, connection_settle
 from engine.slab cimport slab_take
+from engine.uring cimport uring_serves
 from kernel.inet cimport sockaddr_storage
 from kernel.socket cimport (
     SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET, SO_OOBINLINE, accept4, setsockopt, sockaddr,
@@ -84,6 +86,15 @@ cdef inline bint _is_for_the_kernel(
     return True
 
 
+cdef inline bint _is_for_the_ring(
+    Worker* worker, Listener* listener, Connection* connection,
+) noexcept nogil:
+    """One that has shown itself to be no stream: see in_ring.pxd."""
+    return (
+        uring_serves(worker) and not listener.is_unix
+        and not connection.flags & CONNECTION_REGISTERED)
+
+
 cdef inline void _begin(
     Worker* worker, Listener* listener, int fd, uint32_t peer,
 ) noexcept nogil:
@@ -124,7 +135,9 @@ cdef inline void _begin(
             worker, connection, READS_PER_TURN if worker.is_draining else 1)
     if served == SERVED_CLOSED:
         return
-    if not connection.flags & CONNECTION_REGISTERED:
+    if served == SERVED_ALL and _is_for_the_ring(worker, listener, connection):
+        in_ring_begin(worker, connection)
+    elif not connection.flags & CONNECTION_REGISTERED:
         result = connection_arm(worker, connection, False)
         if result < 0:
             connection_fail(worker, connection, -result, ERROR_EPOLL)

@@ -12,6 +12,7 @@ from engine.connection cimport (
     untaken,
 )
 from engine.in_kernel cimport in_kernel_note
+from engine.in_ring cimport in_ring_end, in_ring_round
 from engine.layout cimport (
     CLOSE_ABORTED, CLOSE_IDLE, CLOSE_STALLED, CONNECTION_BUSY, CONNECTION_IN_KERNEL,
     OWNERSHIP_FREE, Connection, Control, Queue, Worker,
@@ -25,6 +26,7 @@ from engine.slab cimport (
     CLAIM_WON, ownership_claim, ownership_release, ownership_try, slab_get, slab_high_water,
     slab_in_use,
 )
+from engine.uring cimport uring_enable, uring_serves
 from engine.waiting cimport is_marked_flow, is_marked_waiting, waiting_claim_due
 from kernel.clock cimport clock_now_ms
 from kernel.epoll cimport EPOLLERR, EPOLLHUP, EPOLLPRI, EPOLLRDHUP, epoll_event
@@ -105,14 +107,22 @@ cdef inline void _serve_held(Worker* worker) noexcept nogil:
 
 
 cdef inline int _round(Worker* worker, int timeout_ms) noexcept nogil:
-    """Waits once and serves what is ready. Returns 0 or -errno of epoll_wait."""
+    """Waits once and serves what is ready. Returns 0, or -1 when the worker has given up."""
     cdef epoll_event events[EVENTS_PER_WAIT]
-    cdef int ready, i
+    cdef int ready = 1, i
     if worker.held != NULL:
         timeout_ms = 0
-    ready = busy_poll_wait(worker, events, EVENTS_PER_WAIT, timeout_ms)
+    if uring_serves(worker):
+        ready = in_ring_round(worker, timeout_ms)
+        if ready < 0:
+            _give_up(worker, -ready, "io_uring_enter")
+            return -1
+        timeout_ms = 0
+    if ready != 0:
+        ready = busy_poll_wait(worker, events, EVENTS_PER_WAIT, timeout_ms)
     if ready < 0 and errno != EINTR:
-        return -errno
+        _give_up(worker, errno, "epoll_wait")
+        return -1
     worker.now_ms = clock_now_ms()
     for i in range(ready):
         _serve_event(worker, &events[i])
@@ -271,13 +281,11 @@ cdef inline void _abort_everybody(Worker* worker) noexcept nogil:
             connection_close(worker, connection, CLOSE_ABORTED)
 
 
-cdef inline int _drain(Worker* worker) noexcept nogil:
+cdef inline void _drain(Worker* worker) noexcept nogil:
     """Echoes what was received, and closes, until nothing is left, in the accept queues either, or
-    the deadline has come. Returns 0 or -errno of epoll_wait."""
+    the deadline has come, or the worker gives up."""
     cdef Control* control = worker.control
     cdef uint64_t deadline_ms, retry_ms
-    cdef bint greeting = True
-    cdef int result = 0
     worker.now_ms = clock_now_ms()
     retry_ms = worker.now_ms + RESUME_AFTER_MS
     if atomic_u32_load(&control.phase) == PHASE_DRAINING:
@@ -290,17 +298,15 @@ cdef inline int _drain(Worker* worker) noexcept nogil:
             empty_listeners(worker)
         if worker.listeners_left == 0 and slab_in_use(&worker.queue.slab) == 0:
             break
-        if greeting and worker.now_ms >= worker.greet_until_ms:
-            greeting = False
+        if worker.serve_again_ms != 0 and worker.now_ms >= worker.serve_again_ms:
+            worker.serve_again_ms = 0
             _serve_everybody(worker)
         deadline_ms = atomic_u64_load_relaxed(&control.deadline_ms)
         if worker.now_ms >= deadline_ms:
             break
-        result = _round(worker, <int>min(deadline_ms - worker.now_ms, <uint64_t>DRAIN_LOOK_MS))
-        if result < 0:
+        if _round(worker, <int>min(deadline_ms - worker.now_ms, <uint64_t>DRAIN_LOOK_MS)) < 0:
             break
         _look_at_busy(worker)
-    return result
 
 
 # ---- the seam ---------------------------------------------------------------------------------
@@ -313,11 +319,17 @@ cdef inline void worker_run(Worker* worker) noexcept nogil:
     cdef bint closes_listeners
     cdef int result = 0
     worker.now_ms = clock_now_ms()
+    if worker.uring.fd >= 0:
+        result = uring_enable(&worker.uring)
+        if result < 0:
+            _give_up(worker, -result, "io_uring_register(IORING_REGISTER_ENABLE_RINGS)")
     while result == 0 and atomic_u32_load(&control.phase) == PHASE_RUNNING:
         result = _round(worker, _until_timer_ms(worker))
         _run_timers(worker)
-    if result < 0:
-        _give_up(worker, -result, "epoll_wait")
+    if worker.uring.fd >= 0 and result == 0:
+        result = in_ring_end(worker)
+        if result < 0:
+            _give_up(worker, -result, "io_uring_enter")
     wake(worker.queue)
     worker.now_ms = clock_now_ms()
     worker.greet_until_ms = min(
@@ -327,9 +339,7 @@ cdef inline void worker_run(Worker* worker) noexcept nogil:
     if closes_listeners:
         empty_listeners(worker)
     if result == 0:
-        result = _drain(worker)
-        if result < 0:
-            _give_up(worker, -result, "epoll_wait")
+        _drain(worker)
     if closes_listeners:
         close_listeners_at_last(worker)
     wake(worker.queue)

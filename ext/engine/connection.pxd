@@ -16,12 +16,13 @@ from engine.flow cimport (
 from engine.layout cimport (
     CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_EVICTED, CLOSE_IDLE, CLOSE_RESET, CLOSE_STALLED,
     CLOSE_TIMED_OUT, CONNECTION_ARMED_WRITE, CONNECTION_BUSY, CONNECTION_IN_KERNEL,
-    CONNECTION_PASSED, CONNECTION_REGISTERED, ERROR_EPOLL, ERROR_MEMORY, KECHO_NO_PEER,
-    LOOK_AT_NEITHER, Connection, Worker,
+    CONNECTION_IN_RING, CONNECTION_PASSED, CONNECTION_REGISTERED, CONNECTION_WAITED,
+    ERROR_EPOLL, ERROR_MEMORY, KECHO_NO_PEER, LOOK_AT_NEITHER, Connection, Worker,
 )
 from engine.listener cimport listeners_resume
 from engine.peers cimport peer_leaves
 from engine.slab cimport ownership_generation, ownership_release, slab_give_back
+from engine.uring cimport uring_let_go
 from engine.waiting cimport (
     unread_bytes, waiting_begin, waiting_claim_slowest, waiting_end, waiting_is_over,
     waiting_look_at, waiting_progress,
@@ -143,6 +144,9 @@ cdef inline void connection_close(
         busy_end(worker, connection)
     if connection.flags & (CONNECTION_IN_KERNEL | CONNECTION_PASSED):
         is_whole = _end_flow(worker, connection, is_whole, reason)
+    if connection.flags & CONNECTION_IN_RING and not worker.uring.is_over:
+        # The socket is the ring's, too, until it has let go of it: before the next wait.
+        uring_let_go(&worker.uring, connection)
     connection.fd = -1  # before it is closed: see queue_forget()
     # Before it is closed: the client may connect again at once.
     if connection.peer != KECHO_NO_PEER:
@@ -220,23 +224,30 @@ cdef inline ssize_t send_some(
             return -errno
 
 
-cdef inline int keep_pending(
-    Worker* worker, Connection* connection, uint32_t begin, uint32_t end,
+cdef inline void wait_with(
+    Worker* worker, Connection* connection, unsigned char* pending, uint32_t size,
 ) noexcept nogil:
-    """Backpressure: copies [begin, end) of the worker's buffer aside. Returns 0 or -ENOMEM.
-
-    Until this is sent nothing more is read, so one buffer bounds what a client can pin. What all
-    of them can pin is bounded by evict_slowest().
-    """
-    connection.pending = <unsigned char*>malloc(end - begin)
-    if connection.pending == NULL:
-        return -ENOMEM
-    memcpy(connection.pending, worker.buffer + begin, end - begin)
+    """Backpressure: `pending`, from malloc, is sent when there is room. Until then nothing more is
+    read, so a client can pin no more than that. What all of them can pin is bounded by
+    evict_slowest()."""
+    connection.pending = pending
     connection.pending_begin = 0
-    connection.pending_end = end - begin
+    connection.pending_end = size
+    connection.flags |= CONNECTION_WAITED
     connection.unread_bytes = unread_bytes(connection)
     waiting_begin(worker.queue, connection)
     count(&worker.counters.backpressure)
+
+
+cdef inline int keep_pending(
+    Worker* worker, Connection* connection, uint32_t begin, uint32_t end,
+) noexcept nogil:
+    """Copies [begin, end) of the worker's buffer aside. Returns 0 or -ENOMEM."""
+    cdef unsigned char* pending = <unsigned char*>malloc(end - begin)
+    if pending == NULL:
+        return -ENOMEM
+    memcpy(pending, worker.buffer + begin, end - begin)
+    wait_with(worker, connection, pending, end - begin)
     return 0
 
 

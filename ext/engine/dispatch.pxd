@@ -3,8 +3,11 @@
 shared   one queue; its ready list is the global work queue, and any worker takes the next event.
 percpu   a queue for each worker; every TCP listener is a SO_REUSEPORT group with one socket for
          each queue, and classic BPF picks the socket by the CPU that handles the SYN.
+
+A ring is one thread's, and so are the connections that it receives for: with io_uring `shared` has
+a queue for each worker, too, and whoever is awake first accepts.
 """
-from engine.layout cimport OWNERSHIP_FREE, Connection, Control, Queue
+from engine.layout cimport KECHO_EVERY_QUEUE, OWNERSHIP_FREE, Connection, Control, Queue
 from engine.listener cimport TOKEN_WAKE, listener_arm_everywhere
 from engine.slab cimport slab_destroy, slab_get, slab_high_water, slab_init
 from engine.waiting cimport waiting_destroy, waiting_init
@@ -115,6 +118,15 @@ cdef inline int dispatch_percpu(Control* control) noexcept nogil:
         control.workers[i].queue = &control.queues[i]
         control.queues[i].workers_running = 1
     return _connect_listeners(control)
+
+
+cdef inline int dispatch_apart(Control* control) noexcept nogil:
+    """shared, where a connection cannot change its worker: a queue for each, which all accept from
+    every listener. Returns 0 or -errno."""
+    cdef uint32_t i
+    for i in range(control.listener_count):
+        control.listeners[i].queue = KECHO_EVERY_QUEUE
+    return dispatch_percpu(control)
 
 
 cdef enum:

@@ -12,8 +12,8 @@ from common.rules cimport rules_take
 from engine.backend_epoll cimport wake_everybody, worker_run
 from engine.busy_poll cimport busy_poll_init, busy_poll_listener
 from engine.dispatch cimport (
-    STEER_BY_CPU_MOST, close_listeners, dispatch_percpu, dispatch_shared, queue_close,
-    queue_forget, queue_open, steer_by_cpu,
+    STEER_BY_CPU_MOST, close_listeners, dispatch_apart, dispatch_percpu, dispatch_shared,
+    queue_close, queue_forget, queue_open, steer_by_cpu,
 )
 from engine.flow cimport (
     flows_are_open, flows_close, flows_disown, flows_open, flows_reset, flows_share,
@@ -23,11 +23,12 @@ from engine.layout cimport (
     CLOSE_RESET, CLOSE_STALLED, CLOSE_TIMED_OUT, ERROR_ACCEPT, ERROR_DESCRIPTORS, ERROR_EPOLL,
     ERROR_LISTENER, ERROR_MEMORY, ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES,
     KECHO_LISTENERS_MOST, REFUSED_DENIED, REFUSED_PER_ADDRESS, REFUSED_RATE, Access, Control,
-    Counters, Listener, Queue, Worker,
+    Counters, Listener, Queue, Uring, Worker,
 )
 from engine.listener cimport Figures, listener_figures, listener_revive
 from engine.peers cimport peers_destroy, peers_init
 from engine.ring cimport ring_arm
+from engine.uring cimport uring_close, uring_forget, uring_open, uring_reset
 from kernel.pthread cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
 )
@@ -79,6 +80,7 @@ cdef class Engine:
     ever. busy_poll_by_gaps: only while events are on average that close together.
     flows: what kecho._bpf.open_echo() returned, for the kernel to echo TCP connections, which is
     taken over like the listeners; () for every connection to be served by the workers.
+    io_uring: each worker has a ring that receives and sends for its TCP connections.
     """
 
     cdef Control _control
@@ -101,9 +103,11 @@ cdef class Engine:
         uint64_t busy_poll_ns,
         bint busy_poll_by_gaps,
         tuple flows not None = (),
+        bint io_uring = False,
     ):
         cdef Control* control = &self._control
         cdef const char* call = NULL
+        cdef uint32_t queue_count = worker_count if percpu or io_uring else 1
         cdef uint32_t i
         cdef int result
         flows_reset(&control.flows)
@@ -114,7 +118,7 @@ cdef class Engine:
         control.write_timeout_ms = write_timeout_ms
         # At least one buffer: whoever waits alone is nobody's slowest reader.
         control.queue_buffer_bytes = max(
-            buffer_bytes // (worker_count if percpu else 1), <uint64_t>KECHO_BUFFER_BYTES)
+            buffer_bytes // queue_count, <uint64_t>KECHO_BUFFER_BYTES)
         result = peers_init(&control.access)
         if result == 0:
             result = -pthread_mutex_init(&control.listeners_lock, NULL)
@@ -133,16 +137,25 @@ cdef class Engine:
         for i in range(worker_count):
             control.workers[i].control = control
             control.workers[i].index = i
+            uring_reset(&control.workers[i].uring)
             control.worker_count += 1
             control.workers[i].buffer = <unsigned char*>cache_lines(KECHO_BUFFER_BYTES)
-        control.queues = <Queue*>cache_lines((worker_count if percpu else 1) * sizeof(Queue))
-        for i in range(worker_count if percpu else 1):
+            result = uring_open(&control.workers[i].uring, &call) if io_uring else 0
+            if result < 0:
+                raise system_error(-result, call.decode())
+        control.queues = <Queue*>cache_lines(queue_count * sizeof(Queue))
+        for i in range(queue_count):
             control.queue_count += 1
             result = queue_open(&control.queues[i], &call)
             if result < 0:
                 raise system_error(-result, call.decode())
         busy_poll_init(control, busy_poll_ns, busy_poll_by_gaps)
-        result = dispatch_percpu(control) if percpu else dispatch_shared(control)
+        if percpu:
+            result = dispatch_percpu(control)
+        elif io_uring:
+            result = dispatch_apart(control)
+        else:
+            result = dispatch_shared(control)
         if result < 0:
             raise system_error(-result, "epoll_ctl")
         if flows:
@@ -185,6 +198,7 @@ cdef class Engine:
         for i in range(control.queue_count):
             queue_close(&control.queues[i])
         for i in range(control.worker_count):
+            uring_close(&control.workers[i].uring)
             free(control.workers[i].buffer)
         flows_close(&control.flows)
         free(control.queues)
@@ -230,6 +244,8 @@ cdef class Engine:
             close_listeners(&self._control)
         for i in range(self._control.queue_count):
             queue_forget(&self._control.queues[i])
+        for i in range(self._control.worker_count):
+            uring_forget(&self._control.workers[i].uring)
         flows_close(&self._control.flows)
 
     def listener_figures(self):
@@ -325,6 +341,17 @@ cdef dict _counters_dict(Worker* worker):
             for name, reason in REFUSALS.items()
         },
     }
+
+
+def try_io_uring():
+    """Opens a ring as the workers have it, and closes it again. Raises OSError, which names the
+    call: the kernel is older than Linux 6.1, or nobody may (kernel.io_uring_disabled)."""
+    cdef Uring ring
+    cdef const char* call = NULL
+    cdef int result = uring_open(&ring, &call)
+    uring_close(&ring)
+    if result < 0:
+        raise system_error(-result, call.decode())
 
 
 def attach_cpu_steering(int fd, list cpus not None):

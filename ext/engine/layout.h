@@ -36,7 +36,14 @@ enum kecho_connection_flag {
     CONNECTION_SILENT = 8,      /* nothing has been received yet */
     CONNECTION_IN_KERNEL = 16,  /* a flow: the kernel echoes it, nothing is read here */
     CONNECTION_PASSED = 32,     /* a flow that was handed over: what is read was redirected to us */
-    CONNECTION_BUSY = 64        /* a flow of which the kernel holds bytes that are to be sent */
+    CONNECTION_BUSY = 64,       /* a flow of which the kernel holds bytes that are to be sent */
+    CONNECTION_IN_RING = 128,   /* its worker's ring receives for it; it is in no epoll set */
+    CONNECTION_SENDING = 256,   /* the ring has been given a chunk of it to send */
+    CONNECTION_ENDED = 512,     /* the ring has received its end of file, or an error */
+    CONNECTION_BLOCKED = 1024,  /* the kernel had no room for a chunk of it */
+    CONNECTION_LEAVING = 2048,  /* on its way from the ring to epoll, when the ring lets go of it */
+    CONNECTION_LET_GO = 4096,   /* the ring has been told to */
+    CONNECTION_WAITED = 8192    /* its client once did not read, and the window was shut */
 };
 
 struct kecho_connection {
@@ -45,10 +52,12 @@ struct kecho_connection {
     union {
         uint32_t pending_begin; /* [begin, end) of `pending`, bytes */
         uint32_t look_at_ms;    /* BUSY: when to ask the kernel again, low 32 bits of the clock */
+        uint32_t first_chunk;   /* IN_RING: received and to be sent, in this order; or KECHO_NO_CHUNK */
     };
     union {
         uint32_t pending_end;
         uint32_t held_bytes; /* BUSY: what the kernel holds, at most */
+        uint32_t last_chunk; /* IN_RING: of those */
     };
     int32_t fd;
     uint32_t index;          /* of this record in its slab */
@@ -61,7 +70,7 @@ struct kecho_connection {
     uint32_t waiting_next;   /* in the queue's list of those, under its lock */
     uint32_t waiting_prev;
     uint32_t unread_bytes; /* of those: what the peer had not taken at the last look; of a flow,
-                              what it had acknowledged */
+                              what it had acknowledged; ENDED: by which error, 0 by end of file */
 } __attribute__((aligned(KECHO_CACHE_LINE)));
 
 enum kecho_to_look_at {
@@ -205,6 +214,47 @@ struct kecho_control {
     struct kecho_flows flows;
 };
 
+/* ---- ring: a worker's io_uring ----------------------------------------------------------- */
+
+#define KECHO_CHUNK_BYTES 4096
+#define KECHO_CHUNKS 512 /* a power of two: a ring's buffers take 2 MiB */
+#define KECHO_NO_CHUNK UINT32_MAX
+
+/* A buffer of the ring that holds what was received. */
+struct kecho_chunk {
+    uint32_t begin, end; /* bytes that are to be sent yet */
+    uint32_t next;       /* of the same connection, or KECHO_NO_CHUNK */
+};
+
+struct kecho_sqe;
+struct kecho_cqe;
+struct kecho_uring_buf;
+
+/* Used by its worker alone, but for opening and closing. */
+struct kecho_uring {
+    int32_t fd; /* -1: there is none, and epoll serves everybody */
+    void *rings;
+    size_t rings_bytes;
+    struct kecho_sqe *sqes;
+    size_t sqes_bytes;
+    uint32_t *sq_head, *sq_tail; /* shared with the kernel */
+    uint32_t sq_mask;
+    uint32_t sq_next; /* requests that were prepared, ever */
+    uint32_t *cq_head, *cq_tail;
+    uint32_t cq_mask;
+    struct kecho_cqe *cqes;
+    uint32_t receiving; /* requests to receive that have not ended */
+    uint32_t sending;   /* connections that are CONNECTION_SENDING */
+    uint32_t is_watching;    /* the epoll set is polled by the ring */
+    uint32_t epoll_is_ready; /* and has something */
+    uint32_t is_over;        /* nobody is given to the ring any more */
+    uint32_t given;          /* buffers given to the kernel, ever */
+    struct kecho_uring_buf *free_buffers; /* the kernel takes them from here */
+    uint8_t *buffers;
+    size_t memory_bytes; /* of both */
+    struct kecho_chunk chunks[KECHO_CHUNKS];
+};
+
 /* ---- worker ------------------------------------------------------------------------------ */
 
 enum kecho_close_reason {
@@ -263,6 +313,7 @@ struct kecho_worker {
     uint64_t now_ms;               /* when the last wait returned */
     uint64_t resume_at_ms;         /* when to try a paused listener again; 0: none is paused */
     uint64_t greet_until_ms;       /* in a drain: how long new connections may begin to speak */
+    uint64_t serve_again_ms;       /* then, when to look again for what is on its way; 0: never */
     uint64_t idle_since_ns;        /* busy polling: when its last event had been served */
     uint64_t mean_gap_ns;          /* from then to the next event, on average, lately */
     uint64_t rest_until_ns;        /* others want this CPU, until then it does not yield to them */
@@ -274,6 +325,7 @@ struct kecho_worker {
     int32_t accept_errno; /* why one of them is not */
     int32_t fatal_errno;  /* why the worker gave up; read after its thread was joined */
     const char *fatal_syscall;
+    struct kecho_uring uring;
     uint32_t active __attribute__((aligned(KECHO_CACHE_LINE))); /* atomic: written by all */
 };
 

@@ -1,6 +1,7 @@
 """The engine's records, declared to Cython; layout.h says what each field means."""
 from common.flows cimport Board
 from common.rules cimport Address, Rules
+from kernel.io_uring cimport Cqe, Sqe, UringBuffer
 from kernel.pthread cimport pthread_mutex_t
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -20,6 +21,13 @@ cdef extern from "engine/layout.h" nogil:
         CONNECTION_IN_KERNEL
         CONNECTION_PASSED
         CONNECTION_BUSY
+        CONNECTION_IN_RING
+        CONNECTION_SENDING
+        CONNECTION_ENDED
+        CONNECTION_BLOCKED
+        CONNECTION_LEAVING
+        CONNECTION_LET_GO
+        CONNECTION_WAITED
 
     enum:
         LOOK_AT_NEITHER
@@ -35,7 +43,10 @@ cdef extern from "engine/layout.h" nogil:
         KECHO_LISTENERS_MOST
 
         KECHO_IDLE_PEERS_MOST
+        KECHO_CHUNK_BYTES
+        KECHO_CHUNKS
 
+    const uint32_t KECHO_NO_CHUNK
     const uint32_t KECHO_SLAB_END
     const uint32_t KECHO_NO_PEER
 
@@ -88,6 +99,8 @@ cdef extern from "engine/layout.h" nogil:
         uint32_t unread_bytes
         uint32_t look_at_ms
         uint32_t held_bytes
+        uint32_t first_chunk
+        uint32_t last_chunk
 
     ctypedef struct Slab "struct kecho_slab":
         pthread_mutex_t lock
@@ -190,6 +203,36 @@ cdef extern from "engine/layout.h" nogil:
         uint64_t* errors
         uint64_t* refused
 
+    ctypedef struct Chunk "struct kecho_chunk":
+        uint32_t begin
+        uint32_t end
+        uint32_t next
+
+    ctypedef struct Uring "struct kecho_uring":
+        int32_t fd
+        void* rings
+        size_t rings_bytes
+        Sqe* sqes
+        size_t sqes_bytes
+        uint32_t* sq_head
+        uint32_t* sq_tail
+        uint32_t sq_mask
+        uint32_t sq_next
+        uint32_t* cq_head
+        uint32_t* cq_tail
+        uint32_t cq_mask
+        Cqe* cqes
+        uint32_t receiving
+        uint32_t sending
+        uint32_t is_watching
+        uint32_t epoll_is_ready
+        uint32_t is_over
+        uint32_t given
+        UringBuffer* free_buffers
+        uint8_t* buffers
+        size_t memory_bytes
+        Chunk* chunks
+
     ctypedef struct Worker "struct kecho_worker":
         Counters counters
         Control* control
@@ -199,6 +242,7 @@ cdef extern from "engine/layout.h" nogil:
         uint64_t now_ms
         uint64_t resume_at_ms
         uint64_t greet_until_ms
+        uint64_t serve_again_ms
         uint64_t idle_since_ns
         uint64_t mean_gap_ns
         uint64_t rest_until_ns
@@ -209,4 +253,5 @@ cdef extern from "engine/layout.h" nogil:
         int32_t accept_errno
         int32_t fatal_errno
         const char* fatal_syscall
+        Uring uring
         uint32_t active

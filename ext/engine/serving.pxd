@@ -14,17 +14,18 @@ from engine.in_kernel cimport in_kernel_serve
 from engine.layout cimport (
     CLOSE_DRAINED, CLOSE_EOF, CLOSE_EVICTED, CONNECTION_ARMED_WRITE, CONNECTION_BUSY,
     CONNECTION_IN_KERNEL, CONNECTION_PASSED, CONNECTION_READ_TO_END, CONNECTION_SILENT,
-    ERROR_EPOLL, ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES, Connection, Worker,
+    CONNECTION_WAITED, ERROR_EPOLL, ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES, Connection, Worker,
 )
 from engine.slab cimport ownership_release
 from kernel.socket cimport recv
 from libc.errno cimport EAGAIN, EINTR, ENOMEM, errno
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
 
 cdef enum:
     READS_PER_TURN = 4  # of up to 64 KiB, then the others get theirs
     GREETING_MS = 500   # from accept to the first bytes, when the server is about to stop
+    REOPENED_MS = 200   # then, from a window that opens to what had been waiting for it
 
 
 cdef inline int _echo_chunk(Worker* worker, Connection* connection, size_t size) noexcept nogil:
@@ -104,31 +105,43 @@ cdef inline Served connection_serve(
             break
         if size < KECHO_BUFFER_BYTES and not to_end:
             break
-    if connection.pending != NULL:
-        if not evict_slowest(worker):
-            connection_close(worker, connection, CLOSE_EVICTED)
-            return SERVED_CLOSED
-        if not connection.flags & CONNECTION_ARMED_WRITE:
-            result = connection_arm(worker, connection, True)
-            if result < 0:
-                return connection_fail(worker, connection, -result, ERROR_EPOLL)
-        return SERVED_ALL
-    if connection.flags & CONNECTION_ARMED_WRITE:
-        result = connection_arm(worker, connection, False)
+    return connection_await(worker, connection)
+
+
+cdef inline Served connection_await(Worker* worker, Connection* connection) noexcept nogil:
+    """Has epoll report what the connection waits for, if it does not do so already: room for what
+    is pending, or data. A new one is registered by whoever accepts it."""
+    cdef bint for_write = connection.pending != NULL
+    cdef int result
+    if for_write and not evict_slowest(worker):
+        connection_close(worker, connection, CLOSE_EVICTED)
+        return SERVED_CLOSED
+    if for_write != (connection.flags & CONNECTION_ARMED_WRITE != 0):
+        result = connection_arm(worker, connection, for_write)
         if result < 0:
             return connection_fail(worker, connection, -result, ERROR_EPOLL)
     return SERVED_ALL
 
 
-cdef inline bint _is_new(Worker* worker, Connection* connection) noexcept nogil:
-    """In a drain: accepted a moment ago, and its first bytes, which the client sends when connect()
-    has returned, are on their way. Closed now, it would look to the client like a server that
-    does not serve."""
-    cdef uint32_t age_ms
-    if not connection.flags & CONNECTION_SILENT or worker.now_ms >= worker.greet_until_ms:
+cdef inline bint _is_awaited(Worker* worker, Connection* connection) noexcept nogil:
+    """In a drain: more is on its way from a client that did nothing wrong, and is looked for again.
+
+    Of one that was accepted a moment ago the first bytes, which it sends when connect() has
+    returned: closed now, it would look to the client like a server that does not serve. Of one
+    that did not read, and whose window was shut for that, what it had sent meanwhile.
+    """
+    cdef uint32_t age_ms = (
+        <uint32_t>worker.now_ms - atomic_u32_load_relaxed(&connection.last_active_ms))
+    cdef uint64_t again_ms = worker.now_ms + REOPENED_MS
+    if connection.flags & CONNECTION_SILENT:
+        again_ms = worker.greet_until_ms
+        if worker.now_ms >= again_ms or GREETING_MS <= age_ms < 0x80000000u:
+            return False
+    elif not connection.flags & CONNECTION_WAITED or REOPENED_MS <= age_ms < 0x80000000u:
         return False
-    age_ms = <uint32_t>worker.now_ms - atomic_u32_load_relaxed(&connection.last_active_ms)
-    return age_ms < GREETING_MS or age_ms >= 0x80000000u
+    if worker.serve_again_ms == 0 or again_ms < worker.serve_again_ms:
+        worker.serve_again_ms = again_ms
+    return True
 
 
 cdef inline void connection_settle(
@@ -151,7 +164,7 @@ cdef inline void connection_settle(
                 return
         elif (worker.is_draining and connection.pending == NULL
                 and not connection.flags & CONNECTION_BUSY
-                and not _is_new(worker, connection)):
+                and not _is_awaited(worker, connection)):
             if not connection.flags & CONNECTION_PASSED or flow_is_whole(connection):
                 connection_close(worker, connection, CLOSE_DRAINED)
                 return

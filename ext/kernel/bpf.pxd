@@ -47,11 +47,13 @@ cdef extern from * nogil:
         return kecho_bpf_element(BPF_MAP_DELETE_ELEM, map_fd, key, NULL);
     }
 
-    /* The license decides which functions of the kernel a program may call. */
+    /* The license decides which functions of the kernel a program may call. EAGAIN: a signal came
+     * while the program was looked at, be it only to have the kernel's own work done. */
     static inline int bpf_prog_load(uint32_t kind, uint32_t attach_type, const char *name,
                                     const struct bpf_insn *program, uint32_t count, char *log,
                                     uint32_t log_bytes) {
         union bpf_attr attr;
+        int result, tries = 10;
         memset(&attr, 0, sizeof(attr));
         attr.prog_type = kind;
         attr.expected_attach_type = attach_type;
@@ -62,7 +64,10 @@ cdef extern from * nogil:
         attr.log_size = log_bytes;
         attr.log_level = log != NULL;
         strncpy(attr.prog_name, name, BPF_OBJ_NAME_LEN - 1);
-        return kecho_bpf(BPF_PROG_LOAD, &attr, sizeof(attr));
+        do {
+            result = kecho_bpf(BPF_PROG_LOAD, &attr, sizeof(attr));
+        } while (result == -EAGAIN && --tries > 0);
+        return result;
     }
 
     static inline int bpf_prog_attach(int target_fd, int program_fd, uint32_t attach_type) {

@@ -19,8 +19,9 @@ from libc.stdint cimport UINT32_MAX, uint8_t, uint32_t
 from posix.unistd cimport getpid
 from sandbox.policy cimport (
     KECHO_AUDIT_ARCH, KECHO_CLONE3, KECHO_CONDITIONS, KECHO_FOREIGN_CALLS, KECHO_OWN_PID,
-    KECHO_PERMITS, KECHO_PERMITS_OF_A_FILE, KECHO_PERMITS_OF_FLOWS, Condition, Permit,
-    kecho_permits, kecho_permits_of_a_file, kecho_permits_of_flows,
+    KECHO_PERMITS, KECHO_PERMITS_OF_A_FILE, KECHO_PERMITS_OF_FLOWS, KECHO_PERMITS_OF_RINGS,
+    Condition, Permit, kecho_permits, kecho_permits_of_a_file, kecho_permits_of_flows,
+    kecho_permits_of_rings,
 )
 
 
@@ -76,14 +77,23 @@ cdef inline uint32_t _append_permit(
     return size
 
 
+cdef inline uint32_t _append_permits(
+    sock_filter* program, uint32_t size, const Permit* permits, int count,
+) noexcept nogil:
+    cdef int i
+    for i in range(count):
+        size = _append_permit(program, size, &permits[i])
+    return size
+
+
 cdef inline uint32_t write_filter(
-    sock_filter* program, bint for_a_file, bint for_flows,
+    sock_filter* program, bint for_a_file, bint for_flows, bint for_rings,
 ) noexcept nogil:
     """Writes the filter to `program`, of INSTRUCTIONS_MOST; returns its size.
 
     for_a_file: a Unix socket's file is to be removed at the end. for_flows: the kernel echoes.
+    for_rings: the workers have rings.
     """
-    cdef int i
     cdef uint32_t size = 0
     size = _load(program, size, OFFSET_OF_ARCH)
     size = _append(program, size, BPF_JMP | BPF_JEQ | BPF_K, KECHO_AUDIT_ARCH, 1, 0)
@@ -92,14 +102,13 @@ cdef inline uint32_t write_filter(
     if KECHO_FOREIGN_CALLS != UINT32_MAX:
         size = _append(program, size, BPF_JMP | BPF_JGE | BPF_K, KECHO_FOREIGN_CALLS, 0, 1)
         size = _return(program, size, SECCOMP_RET_ERRNO | <uint32_t>EPERM)
-    for i in range(KECHO_PERMITS):
-        size = _append_permit(program, size, &kecho_permits[i])
+    size = _append_permits(program, size, kecho_permits, KECHO_PERMITS)
     if for_a_file:
-        for i in range(KECHO_PERMITS_OF_A_FILE):
-            size = _append_permit(program, size, &kecho_permits_of_a_file[i])
+        size = _append_permits(program, size, kecho_permits_of_a_file, KECHO_PERMITS_OF_A_FILE)
     if for_flows:
-        for i in range(KECHO_PERMITS_OF_FLOWS):
-            size = _append_permit(program, size, &kecho_permits_of_flows[i])
+        size = _append_permits(program, size, kecho_permits_of_flows, KECHO_PERMITS_OF_FLOWS)
+    if for_rings:
+        size = _append_permits(program, size, kecho_permits_of_rings, KECHO_PERMITS_OF_RINGS)
     size = _append(program, size, BPF_JMP | BPF_JEQ | BPF_K, KECHO_CLONE3, 0, 1)
     size = _return(program, size, SECCOMP_RET_ERRNO | <uint32_t>ENOSYS)
     return _return(program, size, SECCOMP_RET_ERRNO | <uint32_t>EPERM)

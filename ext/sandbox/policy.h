@@ -218,10 +218,18 @@ static const struct kecho_permit kecho_permits_of_flows[] = {
     CALL_IF(bpf, IS(0, BPF_MAP_DELETE_ELEM)),
 };
 
+/* To use rings, which say themselves what they can be used for; none is made, or given more rights.
+ * The numbers are the same on every architecture, and older headers do not know them. */
+static const struct kecho_permit kecho_permits_of_rings[] = {
+    {426, {{0, 0, 0}}}, /* io_uring_enter() */
+    {427, {IS(1, 12)}}, /* io_uring_register(): IORING_REGISTER_ENABLE_RINGS */
+};
+
 enum {
     KECHO_PERMITS = sizeof(kecho_permits) / sizeof(*kecho_permits),
     KECHO_PERMITS_OF_A_FILE = sizeof(kecho_permits_of_a_file) / sizeof(*kecho_permits_of_a_file),
-    KECHO_PERMITS_OF_FLOWS = sizeof(kecho_permits_of_flows) / sizeof(*kecho_permits_of_flows)
+    KECHO_PERMITS_OF_FLOWS = sizeof(kecho_permits_of_flows) / sizeof(*kecho_permits_of_flows),
+    KECHO_PERMITS_OF_RINGS = sizeof(kecho_permits_of_rings) / sizeof(*kecho_permits_of_rings)
 };
 
 #ifdef SYS_clone3

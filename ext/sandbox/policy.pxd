@@ -8,6 +8,7 @@ cdef extern from "sandbox/policy.h":
         KECHO_PERMITS
         KECHO_PERMITS_OF_A_FILE
         KECHO_PERMITS_OF_FLOWS
+        KECHO_PERMITS_OF_RINGS
 
     const uint32_t KECHO_AUDIT_ARCH
     const uint32_t KECHO_CLONE3
@@ -26,3 +27,4 @@ cdef extern from "sandbox/policy.h":
     const Permit* kecho_permits
     const Permit* kecho_permits_of_a_file
     const Permit* kecho_permits_of_flows
+    const Permit* kecho_permits_of_rings

@@ -150,12 +150,12 @@ def restrict_access(int abi, list tcp_ports not None, int removable_fd):
 # ---- seccomp ---------------------------------------------------------------------------------
 
 
-def filter_calls(*, bint for_a_file, bint for_flows):
+def filter_calls(*, bint for_a_file, bint for_flows, bint for_rings):
     """Only the system calls of policy.h from now on; EPERM for any other.
 
     for_a_file: also those that remove a Unix socket's file. for_flows: also those that hand
-    connections to the kernel's echo. ENOSYS: no seccomp, or no policy for
-    this architecture.
+    connections to the kernel's echo. for_rings: also those that use rings. ENOSYS: no seccomp, or
+    no policy for this architecture.
     """
     cdef sock_filter program[INSTRUCTIONS_MOST]
     cdef sock_fprog described
@@ -165,7 +165,8 @@ def filter_calls(*, bint for_a_file, bint for_flows):
     cdef long result
     if KECHO_AUDIT_ARCH == 0:
         raise OSError(ENOSYS, "seccomp: there is no list of calls for this architecture")
-    described.len = <unsigned short>write_filter(program, for_a_file, for_flows)
+    described.len = <unsigned short>write_filter(
+        program, for_a_file, for_flows, for_rings)
     described.filter = program
     result = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &described)
     if result < 0 and errno == EINVAL:  # Linux 4.16 and older

@@ -321,6 +321,19 @@ def test_request_stop_does_not_wait(server: kecho.Server) -> None:
     assert server.stats().closed == closed(drained=1)
 
 
+def test_what_a_shut_window_held_back_is_served_in_a_drain(server: kecho.Server) -> None:
+    with connect(server) as silent:
+        sent = send_until_blocked(silent, plenty())
+        server.request_stop()
+        # Once it can send again it does, as its kernel would on a line that is longer than this one.
+        receive_exactly(silent, sent)
+        silent.sendall(b"held back")
+        assert receive_exactly(silent, 9) == b"held back"
+        assert silent.recv(1) == b""
+    assert server.wait(DEADLINE_S)
+    assert server.stats().closed == closed(drained=1)
+
+
 def test_a_stopped_server_refuses_connections(server: kecho.Server) -> None:
     with connect(server) as client:
         assert echo(client, b"hello") == b"hello"

@@ -1,0 +1,39 @@
+"""--engine io_uring: whether the workers can have rings."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+from .config import ServerConfig
+from .errors import EngineError
+from .kernel import RELEASE, VERSION
+
+__all__ = ["wants_rings"]
+
+_OLDEST_KERNEL = (6, 1)
+
+
+def wants_rings(config: ServerConfig, try_io_uring: Callable[[], None]) -> bool:
+    """Whether io_uring is the engine. Raises EngineError if it is and cannot be.
+
+    try_io_uring: the engine's.
+    """
+    if config.engine != "io_uring":
+        return False
+    if VERSION < _OLDEST_KERNEL:
+        oldest = ".".join(map(str, _OLDEST_KERNEL))
+        raise EngineError(None, f"io_uring takes Linux {oldest} or newer, this is {RELEASE}")
+    try:
+        try_io_uring()
+    except OSError as error:
+        raise EngineError(error.errno, f"{error.strerror}{_advice(error)}") from None
+    return True
+
+
+def _advice(error: OSError) -> str:
+    if error.errno == errno.EPERM:
+        return "; sysctl kernel.io_uring_disabled, or what confines this process, forbids it"
+    if error.errno == errno.ENOSYS:
+        return "; this kernel has no io_uring (CONFIG_IO_URING)"
+    return ""
