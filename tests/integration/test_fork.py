@@ -20,7 +20,9 @@ FORK = """
             client.sendall(b"hello")
             return client.recv(5) == b"hello"
 
-    server = kecho.Server(port=0, threads=2, dispatch=sys.argv[1], uds=sys.argv[2])
+    server = kecho.Server(
+        port=0, threads=2, dispatch=sys.argv[1], uds=sys.argv[2], engine=sys.argv[3]
+    )
     server.start()
     early = socket.create_connection(("127.0.0.1", server.port), 30)
     early.sendall(b"early")
@@ -81,11 +83,14 @@ WAYS_TO_FORK = {
 }
 
 
+# sockmap is for TCP alone.
+ENGINES = pytest.mark.parametrize("engine", ["epoll", "io_uring"], indirect=True)
 # TSan ends a process that starts threads after such a fork.
 STARTS_THREADS = [way for way in WAYS_TO_FORK if "server" in way]
 
 
 @pytest.mark.e2e
+@ENGINES
 @pytest.mark.parametrize(
     "way",
     [
@@ -94,23 +99,24 @@ STARTS_THREADS = [way for way in WAYS_TO_FORK if "server" in way]
     ],
 )
 def test_a_forked_child_does_not_disturb_the_server(
-    tmp_path: Path, dispatch: str, way: str
+    tmp_path: Path, dispatch: str, engine: str, way: str
 ) -> None:
     fork = textwrap.dedent(WAYS_TO_FORK[way]).strip().replace("\n", "\n    ")
     script = FORK.format(fork=fork)
     # Newer Pythons warn about every fork beside threads.
     finished = run_script(
-        script, dispatch, str(tmp_path / "socket"), warnings="ignore::DeprecationWarning"
+        *(script, dispatch, str(tmp_path / "socket"), engine), warnings="ignore::DeprecationWarning"
     )
     assert (finished.returncode, finished.stderr) == (0, "")
 
 
 @pytest.mark.e2e
-def test_a_forked_child_that_lives_on_holds_nothing_open(tmp_path: Path, dispatch: str) -> None:
+@ENGINES
+def test_a_forked_child_that_lives_on_holds_nothing_open(dispatch: str, engine: str) -> None:
     finished = run_script(
         """
         import kecho, os, socket, sys
-        server = kecho.Server(port=0, threads=2, dispatch=sys.argv[1])
+        server = kecho.Server(port=0, threads=2, dispatch=sys.argv[1], engine=sys.argv[2])
         server.start()
         client = socket.create_connection(("127.0.0.1", server.port), 5)
         client.sendall(b"hello")
@@ -133,6 +139,7 @@ def test_a_forked_child_that_lives_on_holds_nothing_open(tmp_path: Path, dispatc
         client.close()
         """,
         dispatch,
+        engine,
         warnings="ignore::DeprecationWarning",
     )
     assert finished.stderr == ""

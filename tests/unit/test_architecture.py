@@ -39,8 +39,9 @@ ALLOWED = {
     "listen_udp": {"errors", "config", "listen"},
     "run": {
         *{"access", "errors", "config", "listen", "listen_udp", "stats", "cpus", "steering"},
-        *{"busy_poll", "sockmap", "tuning", "watch", "_engine", "_udp"},
+        *{"busy_poll", "io_uring", "sockmap", "tuning", "watch", "_engine", "_udp"},
     },
+    "io_uring": {"config", "errors", "kernel"},
     "sockmap": {"config", "errors", "kernel", "_bpf"},
     "server": {"errors", "config", "listen", "stats", "run"},
     "foreground": {"errors", "config", "stats", "server"},

@@ -115,6 +115,7 @@ def test_defaults_are_loopback_and_what_the_help_says() -> None:
         ("backlog", 2**31 - 1, 2**31 - 1),
         ("dispatch", "shared", "shared"),
         ("dispatch", "percpu", "percpu"),
+        ("engine", "io_uring", "io_uring"),
         ("engine", "sockmap", "sockmap"),
         ("engine", "auto", "auto"),
         ("threads", 1, 1),
