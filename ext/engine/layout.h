@@ -52,7 +52,8 @@ struct kecho_connection {
     union {
         uint32_t pending_begin; /* [begin, end) of `pending`, bytes */
         uint32_t look_at_ms;    /* BUSY: when to ask the kernel again, low 32 bits of the clock */
-        uint32_t first_chunk;   /* IN_RING: received and to be sent, in this order; or KECHO_NO_CHUNK */
+        uint32_t
+            first_chunk; /* IN_RING: received and to be sent, in this order; or KECHO_NO_CHUNK */
     };
     union {
         uint32_t pending_end;
@@ -243,12 +244,12 @@ struct kecho_uring {
     uint32_t *cq_head, *cq_tail;
     uint32_t cq_mask;
     struct kecho_cqe *cqes;
-    uint32_t receiving; /* requests to receive that have not ended */
-    uint32_t sending;   /* connections that are CONNECTION_SENDING */
-    uint32_t is_watching;    /* the epoll set is polled by the ring */
-    uint32_t epoll_is_ready; /* and has something */
-    uint32_t is_over;        /* nobody is given to the ring any more */
-    uint32_t given;          /* buffers given to the kernel, ever */
+    uint32_t receiving;                   /* requests to receive that have not ended */
+    uint32_t sending;                     /* connections that are CONNECTION_SENDING */
+    uint32_t is_watching;                 /* the epoll set is polled by the ring */
+    uint32_t epoll_is_ready;              /* and has something */
+    uint32_t is_over;                     /* nobody is given to the ring any more */
+    uint32_t given;                       /* buffers given to the kernel, ever */
     struct kecho_uring_buf *free_buffers; /* the kernel takes them from here */
     uint8_t *buffers;
     size_t memory_bytes; /* of both */

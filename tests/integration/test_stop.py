@@ -325,7 +325,7 @@ def test_what_a_shut_window_held_back_is_served_in_a_drain(server: kecho.Server)
     with connect(server) as silent:
         sent = send_until_blocked(silent, plenty())
         server.request_stop()
-        # Once it can send again it does, as its kernel would on a line that is longer than this one.
+        # Once it can it sends again, as its kernel would on a line that is longer than this one.
         receive_exactly(silent, sent)
         silent.sendall(b"held back")
         assert receive_exactly(silent, 9) == b"held back"
