@@ -161,8 +161,8 @@ class Server:
 
     @property
     def engine(self) -> str:
-        """Who echoes TCP: ``epoll``, the workers, or ``sockmap``, the kernel. With the option auto
-        it is known after the start."""
+        """Who echoes TCP: ``epoll`` or ``io_uring``, the workers, or ``sockmap``, the kernel. With
+        the option auto it is known after the start."""
         return self._run.engine if self._run is not None else self.config.engine
 
     @property

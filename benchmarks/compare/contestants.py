@@ -56,6 +56,7 @@ KECHO = {
         _kecho("kecho", *_ENGINE_EPOLL),
         _kecho("kecho, no sandbox", *_ENGINE_EPOLL, "--no-sandbox"),
         _kecho("kecho, spinning client", *_ENGINE_EPOLL, bench={"spin": True}),
+        _kecho("kecho io_uring", "--engine", "io_uring", needs=("engine",)),
         _kecho("kecho sockmap", "--engine", "sockmap", in_kernel=True, needs=("engine",)),
         _kecho("kecho busy-poll", *_ENGINE_EPOLL, "--busy-poll", "200", **_BUSY),
         _kecho(

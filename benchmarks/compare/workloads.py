@@ -68,7 +68,7 @@ class Scenario:
 
 _OTHERS = ("asyncio", "uvloop", "go", "tokio")
 _ALL = (
-    *("kecho", "kecho, no sandbox", "kecho sockmap", "kecho busy-poll"),
+    *("kecho", "kecho, no sandbox", "kecho io_uring", "kecho sockmap", "kecho busy-poll"),
     *("epoll_echo", "uring_echo", *_OTHERS),
 )
 # From rotating addresses, ports in TIME_WAIT are no limit.
@@ -76,7 +76,11 @@ _SOURCES = {"source": ("127.0.0.0/8",)}
 
 
 def _throughput(name: str, title: str, **bench: Any) -> Scenario:
-    beside = (("kecho", "epoll_echo"), ("kecho, no sandbox", "epoll_echo"))
+    beside = (
+        ("kecho", "epoll_echo"),
+        ("kecho, no sandbox", "epoll_echo"),
+        ("kecho io_uring", "kecho"),
+    )
     goals = tuple(
         Goal(subject, peer, metric, 1.0)
         for subject, peer in (*beside, *(("kecho", other) for other in _OTHERS))
@@ -90,7 +94,7 @@ def _burst(backlog: int) -> Scenario:
     return Scenario(
         f"burst{backlog}",
         f"burst of 1000, 10 rounds, backlog {backlog}",
-        ("kecho", "kecho sockmap", "epoll_echo", "user_echo_server"),
+        ("kecho", "kecho io_uring", "kecho sockmap", "epoll_echo", "user_echo_server"),
         "user_echo_server",
         ("mean", "p50", "max", "cpu"),
         {"mode": "burst", "connections": 1000, "rounds": 10, **_SOURCES},
@@ -105,7 +109,8 @@ _EVERY = (
         "one",
         "1 connection, closed, 64 B",
         (
-            *("kecho", "kecho, spinning client", "kecho sockmap", "kecho busy-poll"),
+            *("kecho", "kecho, spinning client", "kecho io_uring", "kecho sockmap"),
+            "kecho busy-poll",
             *("kecho busy-poll, spinning client", "epoll_echo", "user_echo_server"),
         ),
         "kecho",
@@ -114,6 +119,7 @@ _EVERY = (
         (
             Goal("kecho sockmap", "kecho", "p50", 0.20),
             Goal("kecho sockmap", "kecho", "p99", 0.15),
+            Goal("kecho io_uring", "kecho", "p50", 1.0),
             Goal("kecho busy-poll", "kecho", "p50", 0.40),
             Goal("kecho busy-poll, spinning client", "kecho busy-poll", "p50", 0.45),
         ),
