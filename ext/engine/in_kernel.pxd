@@ -14,8 +14,8 @@ from engine.flow cimport (
 )
 from engine.layout cimport (
     CLOSE_DRAINED, CLOSE_EOF, CLOSE_EVICTED, CONNECTION_BUSY, CONNECTION_IN_KERNEL,
-    CONNECTION_PASSED, CONNECTION_SILENT, ERROR_EPOLL, ERROR_RECV, LOOK_AT_FLOW, LOOK_AT_NEITHER,
-    Connection, Worker,
+    CONNECTION_PASSED, CONNECTION_SILENT, CONNECTION_WAITED, ERROR_EPOLL, ERROR_RECV,
+    LOOK_AT_FLOW, LOOK_AT_NEITHER, Connection, Worker,
 )
 from libc.errno cimport ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
@@ -46,7 +46,7 @@ cdef inline Served _take_over(Worker* worker, Connection* connection) noexcept n
     cdef uint64_t most = atomic_u64_load_relaxed(&worker.control.flows.board.charge_most)
     busy_end(worker, connection)
     _in_kernel_end(connection)
-    connection.flags |= CONNECTION_PASSED
+    connection.flags |= CONNECTION_PASSED | CONNECTION_WAITED
     count(&worker.counters.backpressure)
     busy_begin(worker, connection, <uint32_t>most)
     if not evict_slowest(worker):
