@@ -1,0 +1,126 @@
+"""Conditions on results, and comparisons of two."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kecho.bench import Histogram, Result, Verdict, Workload, compare, condition
+from runs import result
+
+pytestmark = pytest.mark.python_only
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("p50<3us", True),
+        ("p50 >= 3µs", False),
+        ("max<0.003ms", True),
+        ("rate>999", True),
+        ("rate>1000/s", False),
+        ("rate<0.95x", False),
+        ("rate>=1x", True),
+        ("p99.9<=1x", True),
+        ("errors>0", False),
+        ("mean>1us", True),
+    ],
+)
+def test_conditions_mean_what_they_say(text: str, holds: bool) -> None:
+    one = result()
+    assert condition.parse(text).holds(one, one) is holds
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "p99", "p98<1ms", "p99<1", "p99<1/s", "rate<1ms", "p99=1ms", "p99<-1ms", "errors>1s"],
+)
+def test_what_is_no_condition_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^[^\n]+$"):
+        condition.parse(text)
+
+
+@given(st.text(max_size=20))
+def test_any_text_is_a_condition_or_a_value_error(text: str) -> None:
+    try:
+        assert condition.parse(text).metric in condition.METRICS
+    except ValueError:
+        pass
+
+
+def repeated(rates: list[int]) -> Result:
+    return Result.merge([result([1000] * rate) for rate in rates])
+
+
+def comparison_of_rates(first: Result, second: Result) -> compare.Comparison:
+    return next(one for one in compare.compare(first, second) if one.metric == "rate")
+
+
+def test_a_clear_difference_is_told_from_noise() -> None:
+    clear = comparison_of_rates(
+        repeated([100, 102, 98, 101, 99]), repeated([120, 122, 118, 121, 119])
+    )
+    assert clear.ratio == pytest.approx(1.2)
+    assert clear.differs is True
+    assert clear.low is not None and clear.high is not None  # noqa: PT018
+    assert 1.1 < clear.low < 1.2 < clear.high < 1.3
+    noise = comparison_of_rates(repeated([100, 150, 50, 120, 80]), repeated([90, 160, 70, 110, 85]))
+    assert noise.differs is False
+
+
+def test_a_single_run_has_no_interval() -> None:
+    alone = comparison_of_rates(result(), result())
+    assert (alone.ratio, alone.low, alone.differs) == (1.0, None, None)
+    assert "A is one run: no interval" in compare.text(result(), result())
+
+
+@pytest.mark.parametrize("repeats", [5, 10])
+def test_the_interval_holds_the_truth_about_as_often_as_it_says(
+    repeats: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "_RESAMPLES", 400)
+    draw = random.Random(5)
+    missed = 0
+    for _ in range(200):
+        samples = [[draw.gauss(100, 5) for _ in range(repeats)] for _ in range(2)]
+        low, high = compare.interval(*samples)
+        assert low is not None and high is not None  # noqa: PT018
+        missed += not low <= 1 <= high
+    assert missed <= 18  # 10 are expected; the percentiles of the draws alone miss 23 and 16 to 20
+
+
+@pytest.mark.parametrize("repeats", [2, 3])
+def test_too_few_repeats_have_no_interval(repeats: int) -> None:
+    few = comparison_of_rates(repeated([100, 90, 95][:repeats]), repeated([200, 210, 220, 230]))
+    assert few.differs is None
+    said = compare.text(repeated([100, 90, 95][:repeats]), repeated([200, 210, 220, 230]))
+    assert f"A is {repeats} runs: no interval" in said
+
+
+def test_times_of_different_latencies_are_not_compared() -> None:
+    opened = result(latency={"response": Histogram.of([1000]), "service": Histogram.of([500])})
+    with pytest.raises(ValueError, match="A measured service times, B response times"):
+        compare.text(result(), opened)
+    assert compare.text(result(), result()).startswith("service ")
+
+
+def test_the_time_to_connect_stands_for_no_stream() -> None:
+    stream = result(
+        workload=Workload(mode="stream").to_dict(), latency={"connect": Histogram.of([1000])}
+    )
+    assert stream.main_latency is None
+    assert [one.metric for one in compare.compare(stream, stream)] == ["rate"]
+    with pytest.raises(ValueError, match="a run of mode stream has no p99"):
+        condition.parse("p99>5ms").holds(stream)
+
+
+def test_a_comparison_says_what_is_not_comparable() -> None:
+    other = result(
+        workload=Workload(mode="closed", connections=2).to_dict(), verdict=Verdict(("noise",))
+    )
+    said = compare.text(result(), other)
+    assert "the workloads differ: connections" in said
+    assert "B is NOT VALID: noise" in said
