@@ -144,6 +144,14 @@ def wait_until_delivered(*clients: socket.socket) -> None:
         wait_for(lambda client=client: not undelivered(client), "the peer's kernel has the data")
 
 
+def send_around_urgent(client: socket.socket) -> bytes:
+    """A byte of urgent data between others: tcp(7). Returns what is to come back."""
+    client.sendall(b"before")
+    client.send(b"!", socket.MSG_OOB)
+    client.sendall(b"after")
+    return b"before!after"
+
+
 def send_until_blocked(client: socket.socket, data: bytes, quiet_s: float = 0.2) -> int:
     """Sends without reading until there is no room for `quiet_s` seconds; returns how much went.
 

@@ -12,6 +12,7 @@ import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Self
 
 DEADLINE_S = 30.0
@@ -56,6 +57,11 @@ class ServerProcess:
         found = re.search(r"tcp \S+:(\d+)", self.stderr)
         assert found, self.stderr
         return int(found[1])
+
+    def processor_time_s(self) -> float:
+        """User and system time: proc_pid_stat(5)."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def wait_until_listening(self) -> None:
         self.wait_until_said(r"listening on ")

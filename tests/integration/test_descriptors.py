@@ -11,7 +11,6 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -39,12 +38,6 @@ StartProcess = Callable[..., ServerProcess]
 # ---- descriptors ----------------------------------------------------------------------------
 
 
-def processor_time_s(pid: int) -> float:
-    """User and system time: proc_pid_stat(5)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 @pytest.mark.e2e
 def test_a_server_without_descriptors_waits_and_goes_on(
     start_process: StartProcess, dispatch: str
@@ -59,11 +52,11 @@ def test_a_server_without_descriptors_waits_and_goes_on(
             client.sendall(b"%4d" % number)
         wait_until_delivered(*clients)
         wait_for(lambda: len(answered(clients)) == room, "as many are served as there is room for")
-        used_before_s = processor_time_s(process.pid)
+        used_before_s = process.processor_time_s()
         assert len(answered(clients, within_s=0.1)) == room
         time.sleep(2)
         # 5 %, and two clock ticks; a worker that spins would use all of it.
-        assert processor_time_s(process.pid) - used_before_s < 0.05 * 2 + 0.02
+        assert process.processor_time_s() - used_before_s < 0.05 * 2 + 0.02
         assert len(answered(clients)) == room
 
         everybody = dict(zip(clients, range(len(clients)), strict=True))

@@ -142,12 +142,6 @@ def faulty(start_faulty: StartFaulty) -> FaultyServer:
     return start_faulty()
 
 
-def processor_time_s(pid: int) -> float:
-    """User and system time: proc_pid_stat(5)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def connect_from_each_cpu(port: int, count: int) -> list[socket.socket]:
     """Under percpu every queue gets some: on loopback the SYN is handled where it is sent."""
     cpus = sorted(os.sched_getaffinity(0))
@@ -187,10 +181,10 @@ def test_an_accept_that_fails_for_ever_does_not_spin(faulty: FaultyServer, error
         with connect(faulty.port) as waiting:
             waiting.sendall(b"waiting")
             wait_for(lambda: faulty.faults.injected("accept4"), "a fault")
-            used_s = processor_time_s(faulty.process.pid)
+            used_s = faulty.process.processor_time_s()
             # At most a turn of 64, and what belongs to it, for each listener every 100 ms.
             assert faulty.calls_within(0.5) < 5 * 2 * 3 * 80
-            assert processor_time_s(faulty.process.pid) - used_s < 0.25
+            assert faulty.process.processor_time_s() - used_s < 0.25
             assert echo(inside, b"still here") == b"still here"
             faulty.faults.clear()
             assert receive_exactly(waiting, 7) == b"waiting"
