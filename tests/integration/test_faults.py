@@ -16,10 +16,13 @@ import pytest
 from clients import (
     DEADLINE_S,
     connect,
+    connected,
     echo,
     random_bytes,
     send_until_blocked,
+    transfer,
 )
+from engines import needs_io_uring
 from processes import ServerProcess
 
 # strace makes a sanitized server too slow, and is itself not to be sanitized.
@@ -275,6 +278,39 @@ def test_a_wait_that_fails_ends_the_process_with_one_line(
     assert "listening" in start_line
     assert len(said) == 1, server.process.stderr
     assert re.fullmatch(r"kecho: error: .*epoll_wait.*", said[0])
+
+
+# ---- the ring -----------------------------------------------------------------------------------
+
+
+@needs_io_uring
+@pytest.mark.parametrize("error", ["EINTR", "EAGAIN", "EBUSY", "ETIME"])
+def test_a_ring_that_cannot_be_entered_now_and_then_loses_nothing(
+    start_traced: StartTraced, error: str
+) -> None:
+    fault = f"{error}:when=2+2"  # every other time, submissions among them
+    server = start_traced("io_uring_enter", fault, "--engine", "io_uring")
+    for size in (1, 100, 4096, 300_000):
+        with connected(server.port, 5) as clients:
+            for client in clients:
+                assert echo(client, b"in the ring") == b"in the ring"
+            for client in clients:
+                assert transfer(client, random_bytes(size)) == random_bytes(size)
+    assert server.process.stop() == 0
+    assert server.injected > 10
+
+
+@needs_io_uring
+def test_a_ring_that_cannot_be_entered_at_all_ends_the_process_with_one_line(
+    start_traced: StartTraced,
+) -> None:
+    server = start_traced("io_uring_enter", "EFAULT:when=5+", "--engine", "io_uring")
+    with connect(server.port) as client:
+        while lives(client):
+            pass
+    assert server.process.wait() == 1
+    assert "io_uring_enter: Bad address" in server.process.stderr
+    assert "Traceback" not in server.process.stderr
 
 
 # ---- what an echo costs -------------------------------------------------------------------------
