@@ -31,8 +31,8 @@ from engine.serving cimport connection_await, connection_settle
 from engine.slab cimport CLAIM_WON, ownership_claim, ownership_generation, slab_get
 from engine.uring cimport (
     INDEX_MASK, OPERATION_RECEIVED, OPERATION_SENT, OPERATION_SHIFT, OPERATION_WATCHED, Operation,
-    chunk_data, chunk_give_back, uring_enter, uring_let_go, uring_let_go_of_everything,
-    uring_receive, uring_send, uring_watch,
+    chunk_data, chunk_give_back, uring_enter, uring_has_overflowed, uring_let_go,
+    uring_let_go_of_everything, uring_receive, uring_send, uring_watch,
 )
 from kernel.clock cimport clock_now_ms
 from kernel.io_uring cimport (
@@ -255,6 +255,7 @@ cdef inline int _turn(Worker* worker, int timeout_ms) noexcept nogil:
     what is sent and the next look take one call together. Returns 0 or -errno."""
     cdef Uring* ring = &worker.uring
     cdef int looks = LOOKS_PER_TURN
+    cdef bint receives
     cdef int result = uring_enter(ring, True, timeout_ms)
     while True:
         worker.now_ms = clock_now_ms()
@@ -262,8 +263,10 @@ cdef inline int _turn(Worker* worker, int timeout_ms) noexcept nogil:
         if result < 0 or ring.sending == 0:
             return result
         looks -= 1
+        receives = looks > 0 and not ring.epoll_is_ready
         # It does not wait: what is to be sent has been when it returns.
-        result = uring_enter(ring, looks > 0 and not ring.epoll_is_ready, -1)
+        result = uring_enter(
+            ring, receives or uring_has_overflowed(ring), -1 if receives else 0)
 
 
 # ---- for the worker's loop ----------------------------------------------------------------------

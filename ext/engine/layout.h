@@ -237,7 +237,7 @@ struct kecho_uring {
     size_t rings_bytes;
     struct kecho_sqe *sqes;
     size_t sqes_bytes;
-    uint32_t *sq_head, *sq_tail; /* shared with the kernel */
+    uint32_t *sq_head, *sq_tail, *sq_flags; /* shared with the kernel */
     uint32_t sq_mask;
     uint32_t sq_next; /* requests that were prepared, ever */
     uint32_t *cq_head, *cq_tail;

@@ -216,6 +216,7 @@ cdef extern from "engine/layout.h" nogil:
         size_t sqes_bytes
         uint32_t* sq_head
         uint32_t* sq_tail
+        uint32_t* sq_flags
         uint32_t sq_mask
         uint32_t sq_next
         uint32_t* cq_head

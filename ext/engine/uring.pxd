@@ -18,7 +18,7 @@ from kernel.io_uring cimport (
     IORING_REGISTER_PBUF_RING, IORING_REGISTER_RESTRICTIONS, IORING_RESTRICTION_SQE_FLAGS_ALLOWED,
     IORING_RESTRICTION_SQE_OP, IORING_SETUP_CQSIZE, IORING_SETUP_DEFER_TASKRUN,
     IORING_SETUP_R_DISABLED, IORING_SETUP_SINGLE_ISSUER, IORING_SETUP_SUBMIT_ALL,
-    IOSQE_BUFFER_SELECT, Cqe, Sqe, UringBuffer, io_uring_buf_reg, io_uring_buf_ring_tail,
+    IORING_SQ_CQ_OVERFLOW, IOSQE_BUFFER_SELECT, Cqe, Sqe, UringBuffer, io_uring_buf_reg, io_uring_buf_ring_tail,
     io_uring_enter, io_uring_getevents_arg, io_uring_params, io_uring_register,
     io_uring_restriction, io_uring_setup, kernel_timespec,
 )
@@ -108,6 +108,7 @@ cdef inline int _map_rings(Uring* ring, io_uring_params* params) noexcept nogil:
     rings = <uint8_t*>ring.rings
     ring.sq_head = <uint32_t*>(rings + params.sq_off.head)
     ring.sq_tail = <uint32_t*>(rings + params.sq_off.tail)
+    ring.sq_flags = <uint32_t*>(rings + params.sq_off.flags)
     ring.sq_mask = params.sq_entries - 1
     ring.cq_head = <uint32_t*>(rings + params.cq_off.head)
     ring.cq_tail = <uint32_t*>(rings + params.cq_off.tail)
@@ -237,6 +238,12 @@ cdef inline int uring_enter(
     if result == -ETIME or result == -EINTR or result == -EAGAIN or result == -EBUSY:
         return 0
     return min(result, 0)
+
+
+cdef inline bint uring_has_overflowed(Uring* ring) noexcept nogil:
+    """There was no room for a completion. It and all that come after it wait in the kernel until
+    uring_enter() is called to wait: only then they are moved."""
+    return atomic_u32_load(ring.sq_flags) & IORING_SQ_CQ_OVERFLOW != 0
 
 
 cdef inline Sqe* _prepare(
