@@ -72,6 +72,7 @@ cdef inline void close_with_reset(int fd) noexcept nogil:
 
 cdef inline void _free_pending(Worker* worker, Connection* connection) noexcept nogil:
     waiting_end(worker.queue, connection)
+    connection.waited_until_ms = <uint32_t>worker.now_ms
     free(connection.pending)
     connection.pending = NULL
 
@@ -109,6 +110,7 @@ cdef inline void busy_begin(
 cdef inline void busy_end(Worker* worker, Connection* connection) noexcept nogil:
     if connection.flags & CONNECTION_BUSY:
         waiting_end(worker.queue, connection)
+        connection.waited_until_ms = <uint32_t>worker.now_ms
         connection.flags &= ~<unsigned int>CONNECTION_BUSY
 
 

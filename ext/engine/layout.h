@@ -68,7 +68,10 @@ struct kecho_connection {
     uint32_t peer;           /* index of its address in the access table, or KECHO_NO_PEER */
     uint32_t to_look_at;     /* atomic: enum kecho_to_look_at, for those who do not own it */
     uint32_t waiting_next;   /* in the queue's list of those, under its lock */
-    uint32_t waiting_prev;
+    union {
+        uint32_t waiting_prev;
+        uint32_t waited_until_ms; /* out of that list: when it left it, low 32 bits of the clock */
+    };
     uint32_t unread_bytes; /* of those: what the peer had not taken at the last look; of a flow,
                               what it had acknowledged; ENDED: by which error, 0 by end of file */
 } __attribute__((aligned(KECHO_CACHE_LINE)));

@@ -96,6 +96,7 @@ cdef extern from "engine/layout.h" nogil:
         uint32_t to_look_at
         uint32_t waiting_next
         uint32_t waiting_prev
+        uint32_t waited_until_ms
         uint32_t unread_bytes
         uint32_t look_at_ms
         uint32_t held_bytes
