@@ -23,9 +23,10 @@ from engine.connection cimport (
 )
 from engine.counters cimport count, count_by
 from engine.layout cimport (
-    CLOSE_EOF, CONNECTION_BLOCKED, CONNECTION_ENDED, CONNECTION_IN_RING, CONNECTION_LEAVING,
-    CONNECTION_LET_GO, CONNECTION_REGISTERED, CONNECTION_SENDING, CONNECTION_SILENT, ERROR_EPOLL,
-    ERROR_RECV, ERROR_SEND, KECHO_CHUNK_BYTES, KECHO_NO_CHUNK, Chunk, Connection, Uring, Worker,
+    CLOSE_EOF, CLOSE_IDLE, CONNECTION_BLOCKED, CONNECTION_ENDED, CONNECTION_IN_RING,
+    CONNECTION_LEAVING, CONNECTION_LET_GO, CONNECTION_OVERDUE, CONNECTION_REGISTERED,
+    CONNECTION_SENDING, CONNECTION_SILENT, ERROR_EPOLL, ERROR_RECV, ERROR_SEND, KECHO_CHUNK_BYTES,
+    KECHO_NO_CHUNK, Chunk, Connection, Uring, Worker,
 )
 from engine.serving cimport connection_await, connection_settle
 from engine.slab cimport CLAIM_WON, ownership_claim, ownership_generation, slab_get
@@ -126,7 +127,8 @@ cdef inline void _leave(Worker* worker, Connection* connection) noexcept nogil:
             _fail(worker, connection, -result, ERROR_SEND)
             return
     connection.flags &= ~<unsigned int>(
-        CONNECTION_ENDED | CONNECTION_BLOCKED | CONNECTION_LEAVING | CONNECTION_LET_GO)
+        CONNECTION_ENDED | CONNECTION_BLOCKED | CONNECTION_LEAVING | CONNECTION_LET_GO
+        | CONNECTION_OVERDUE)
     served = connection_await(worker, connection)
     if served == SERVED_CLOSED:
         return
@@ -157,12 +159,23 @@ cdef inline void _go_on(Worker* worker, Connection* connection) noexcept nogil:
         _fail(worker, connection, <int>connection.unread_bytes, ERROR_RECV)
     elif connection.flags & CONNECTION_ENDED and not connection.flags & CONNECTION_BLOCKED:
         connection_close(worker, connection, CLOSE_EOF)
+    elif connection.flags & CONNECTION_OVERDUE and not ring.is_over:
+        connection_close(worker, connection, CLOSE_IDLE)
     elif connection.flags & CONNECTION_LEAVING or ring.is_over:
         _leave(worker, connection)
     else:
         # There was no buffer, or no room for another completion.
         uring_receive(ring, connection)
         connection_settle(worker, connection, SERVED_ALL)
+
+
+cdef inline void in_ring_close_idle(Worker* worker, Connection* connection) noexcept nogil:
+    """One that the ring receives for, at rest, and owned: it is closed when the ring has let go of
+    it. Closed at once, what the ring has received and not told yet would be lost behind a FIN, and
+    a request that was prepared for its descriptor would receive for whoever gets the number next.
+    If something was received, it is not idle, and goes on with epoll."""
+    connection.flags |= CONNECTION_OVERDUE | CONNECTION_LEAVING
+    _go_on(worker, connection)
 
 
 # ---- completions --------------------------------------------------------------------------------
@@ -193,7 +206,7 @@ cdef inline void _received(
         connection.flags &= ~<unsigned int>CONNECTION_IN_RING
     if has_chunk and size > 0:
         count_by(&worker.counters.bytes_received, size)
-        connection.flags &= ~<unsigned int>CONNECTION_SILENT
+        connection.flags &= ~<unsigned int>(CONNECTION_SILENT | CONNECTION_OVERDUE)
         atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
         _append(ring, connection, number, <uint32_t>size)
         if size == KECHO_CHUNK_BYTES:

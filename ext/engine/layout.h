@@ -43,7 +43,8 @@ enum kecho_connection_flag {
     CONNECTION_BLOCKED = 1024,  /* the kernel had no room for a chunk of it */
     CONNECTION_LEAVING = 2048,  /* on its way from the ring to epoll, when the ring lets go of it */
     CONNECTION_LET_GO = 4096,   /* the ring has been told to */
-    CONNECTION_WAITED = 8192    /* its client once did not read, and the window was shut */
+    CONNECTION_WAITED = 8192,   /* its client once did not read, and the window was shut */
+    CONNECTION_OVERDUE = 16384  /* idle for too long: closed when the ring has let go of it */
 };
 
 struct kecho_connection {

@@ -28,6 +28,7 @@ cdef extern from "engine/layout.h" nogil:
         CONNECTION_LEAVING
         CONNECTION_LET_GO
         CONNECTION_WAITED
+        CONNECTION_OVERDUE
 
     enum:
         LOOK_AT_NEITHER
