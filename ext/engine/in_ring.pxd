@@ -29,11 +29,13 @@ from engine.layout cimport (
     KECHO_NO_CHUNK, Chunk, Connection, Uring, Worker,
 )
 from engine.serving cimport connection_await, connection_settle
-from engine.slab cimport CLAIM_WON, ownership_claim, ownership_generation, slab_get
+from engine.slab cimport (
+    CLAIM_WON, ownership_claim, ownership_generation, ownership_try, slab_get, slab_high_water,
+)
 from engine.uring cimport (
     INDEX_MASK, OPERATION_RECEIVED, OPERATION_SENT, OPERATION_SHIFT, OPERATION_WATCHED, Operation,
     chunk_data, chunk_give_back, uring_enter, uring_has_overflowed, uring_let_go,
-    uring_let_go_of_everything, uring_receive, uring_send, uring_watch,
+    uring_receive, uring_send, uring_watch, uring_watch_no_more,
 )
 from kernel.clock cimport clock_now_ms
 from kernel.io_uring cimport (
@@ -46,7 +48,6 @@ from libc.string cimport memcpy
 
 
 cdef enum:
-    LET_GO_AGAIN_MS = 100
     LOOKS_PER_TURN = 16  # then timers, and connections that epoll serves, get theirs
 
 
@@ -303,8 +304,17 @@ cdef inline int in_ring_end(Worker* worker) noexcept nogil:
     """Hands everybody over to epoll. Returns 0 or -errno of io_uring_enter."""
     cdef Uring* ring = &worker.uring
     cdef int result = 0
+    cdef uint32_t index
+    cdef Connection* connection
     ring.is_over = True
+    # Each by itself: to find the next of all takes the kernel a search through all, each time.
+    for index in range(slab_high_water(&worker.queue.slab)):
+        connection = slab_get(&worker.queue.slab, index)
+        if connection.flags & CONNECTION_IN_RING and ownership_try(connection):
+            connection.flags |= CONNECTION_LEAVING
+            _go_on(worker, connection)
+    if ring.is_watching:
+        uring_watch_no_more(ring)
     while result == 0 and (ring.receiving != 0 or ring.is_watching):
-        uring_let_go_of_everything(ring)
-        result = _turn(worker, LET_GO_AGAIN_MS)
+        result = _turn(worker, -1)
     return result
