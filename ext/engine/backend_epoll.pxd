@@ -12,10 +12,10 @@ from engine.connection cimport (
     untaken,
 )
 from engine.in_kernel cimport in_kernel_note
-from engine.in_ring cimport in_ring_end, in_ring_round
+from engine.in_ring cimport in_ring_close_idle, in_ring_end, in_ring_round
 from engine.layout cimport (
     CLOSE_ABORTED, CLOSE_IDLE, CLOSE_STALLED, CONNECTION_BUSY, CONNECTION_IN_KERNEL,
-    OWNERSHIP_FREE, Connection, Control, Queue, Worker,
+    CONNECTION_IN_RING, OWNERSHIP_FREE, Connection, Control, Queue, Worker,
 )
 from engine.listener cimport (
     RESUME_AFTER_MS, TOKEN_LISTENERS, TOKEN_RING, TOKEN_WAKE, listeners_resume,
@@ -207,7 +207,9 @@ cdef inline void _close_overdue(Worker* worker) noexcept nogil:
         if not _is_to_be_looked_at(worker, connection) or not ownership_try(connection):
             continue
         reason = _why_overdue(worker, connection)
-        if reason >= 0:
+        if reason >= 0 and connection.flags & CONNECTION_IN_RING:
+            in_ring_close_idle(worker, connection)
+        elif reason >= 0:
             connection_close(worker, connection, reason)
         elif not ownership_release(connection):
             connection_settle(

@@ -23,16 +23,19 @@ from engine.connection cimport (
 )
 from engine.counters cimport count, count_by
 from engine.layout cimport (
-    CLOSE_EOF, CONNECTION_BLOCKED, CONNECTION_ENDED, CONNECTION_IN_RING, CONNECTION_LEAVING,
-    CONNECTION_LET_GO, CONNECTION_REGISTERED, CONNECTION_SENDING, CONNECTION_SILENT, ERROR_EPOLL,
-    ERROR_RECV, ERROR_SEND, KECHO_CHUNK_BYTES, KECHO_NO_CHUNK, Chunk, Connection, Uring, Worker,
+    CLOSE_EOF, CLOSE_IDLE, CONNECTION_BLOCKED, CONNECTION_ENDED, CONNECTION_IN_RING,
+    CONNECTION_LEAVING, CONNECTION_LET_GO, CONNECTION_OVERDUE, CONNECTION_REGISTERED,
+    CONNECTION_SENDING, CONNECTION_SILENT, ERROR_EPOLL, ERROR_RECV, ERROR_SEND, KECHO_CHUNK_BYTES,
+    KECHO_NO_CHUNK, Chunk, Connection, Uring, Worker,
 )
 from engine.serving cimport connection_await, connection_settle
-from engine.slab cimport CLAIM_WON, ownership_claim, ownership_generation, slab_get
+from engine.slab cimport (
+    CLAIM_WON, ownership_claim, ownership_generation, ownership_try, slab_get, slab_high_water,
+)
 from engine.uring cimport (
     INDEX_MASK, OPERATION_RECEIVED, OPERATION_SENT, OPERATION_SHIFT, OPERATION_WATCHED, Operation,
-    chunk_data, chunk_give_back, uring_enter, uring_let_go, uring_let_go_of_everything,
-    uring_receive, uring_send, uring_watch,
+    chunk_data, chunk_give_back, uring_enter, uring_has_overflowed, uring_let_go,
+    uring_receive, uring_send, uring_watch, uring_watch_no_more,
 )
 from kernel.clock cimport clock_now_ms
 from kernel.io_uring cimport (
@@ -45,7 +48,6 @@ from libc.string cimport memcpy
 
 
 cdef enum:
-    LET_GO_AGAIN_MS = 100
     LOOKS_PER_TURN = 16  # then timers, and connections that epoll serves, get theirs
 
 
@@ -126,7 +128,8 @@ cdef inline void _leave(Worker* worker, Connection* connection) noexcept nogil:
             _fail(worker, connection, -result, ERROR_SEND)
             return
     connection.flags &= ~<unsigned int>(
-        CONNECTION_ENDED | CONNECTION_BLOCKED | CONNECTION_LEAVING | CONNECTION_LET_GO)
+        CONNECTION_ENDED | CONNECTION_BLOCKED | CONNECTION_LEAVING | CONNECTION_LET_GO
+        | CONNECTION_OVERDUE)
     served = connection_await(worker, connection)
     if served == SERVED_CLOSED:
         return
@@ -157,12 +160,23 @@ cdef inline void _go_on(Worker* worker, Connection* connection) noexcept nogil:
         _fail(worker, connection, <int>connection.unread_bytes, ERROR_RECV)
     elif connection.flags & CONNECTION_ENDED and not connection.flags & CONNECTION_BLOCKED:
         connection_close(worker, connection, CLOSE_EOF)
+    elif connection.flags & CONNECTION_OVERDUE and not ring.is_over:
+        connection_close(worker, connection, CLOSE_IDLE)
     elif connection.flags & CONNECTION_LEAVING or ring.is_over:
         _leave(worker, connection)
     else:
         # There was no buffer, or no room for another completion.
         uring_receive(ring, connection)
         connection_settle(worker, connection, SERVED_ALL)
+
+
+cdef inline void in_ring_close_idle(Worker* worker, Connection* connection) noexcept nogil:
+    """One that the ring receives for, at rest, and owned: it is closed when the ring has let go of
+    it. Closed at once, what the ring has received and not told yet would be lost behind a FIN, and
+    a request that was prepared for its descriptor would receive for whoever gets the number next.
+    If something was received, it is not idle, and goes on with epoll."""
+    connection.flags |= CONNECTION_OVERDUE | CONNECTION_LEAVING
+    _go_on(worker, connection)
 
 
 # ---- completions --------------------------------------------------------------------------------
@@ -193,7 +207,7 @@ cdef inline void _received(
         connection.flags &= ~<unsigned int>CONNECTION_IN_RING
     if has_chunk and size > 0:
         count_by(&worker.counters.bytes_received, size)
-        connection.flags &= ~<unsigned int>CONNECTION_SILENT
+        connection.flags &= ~<unsigned int>(CONNECTION_SILENT | CONNECTION_OVERDUE)
         atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
         _append(ring, connection, number, <uint32_t>size)
         if size == KECHO_CHUNK_BYTES:
@@ -255,6 +269,7 @@ cdef inline int _turn(Worker* worker, int timeout_ms) noexcept nogil:
     what is sent and the next look take one call together. Returns 0 or -errno."""
     cdef Uring* ring = &worker.uring
     cdef int looks = LOOKS_PER_TURN
+    cdef bint receives
     cdef int result = uring_enter(ring, True, timeout_ms)
     while True:
         worker.now_ms = clock_now_ms()
@@ -262,8 +277,10 @@ cdef inline int _turn(Worker* worker, int timeout_ms) noexcept nogil:
         if result < 0 or ring.sending == 0:
             return result
         looks -= 1
+        receives = looks > 0 and not ring.epoll_is_ready
         # It does not wait: what is to be sent has been when it returns.
-        result = uring_enter(ring, looks > 0 and not ring.epoll_is_ready, -1)
+        result = uring_enter(
+            ring, receives or uring_has_overflowed(ring), -1 if receives else 0)
 
 
 # ---- for the worker's loop ----------------------------------------------------------------------
@@ -287,8 +304,17 @@ cdef inline int in_ring_end(Worker* worker) noexcept nogil:
     """Hands everybody over to epoll. Returns 0 or -errno of io_uring_enter."""
     cdef Uring* ring = &worker.uring
     cdef int result = 0
+    cdef uint32_t index
+    cdef Connection* connection
     ring.is_over = True
+    # Each by itself: to find the next of all takes the kernel a search through all, each time.
+    for index in range(slab_high_water(&worker.queue.slab)):
+        connection = slab_get(&worker.queue.slab, index)
+        if connection.flags & CONNECTION_IN_RING and ownership_try(connection):
+            connection.flags |= CONNECTION_LEAVING
+            _go_on(worker, connection)
+    if ring.is_watching:
+        uring_watch_no_more(ring)
     while result == 0 and (ring.receiving != 0 or ring.is_watching):
-        uring_let_go_of_everything(ring)
-        result = _turn(worker, LET_GO_AGAIN_MS)
+        result = _turn(worker, -1)
     return result

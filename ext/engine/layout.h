@@ -43,7 +43,8 @@ enum kecho_connection_flag {
     CONNECTION_BLOCKED = 1024,  /* the kernel had no room for a chunk of it */
     CONNECTION_LEAVING = 2048,  /* on its way from the ring to epoll, when the ring lets go of it */
     CONNECTION_LET_GO = 4096,   /* the ring has been told to */
-    CONNECTION_WAITED = 8192    /* its client once did not read, and the window was shut */
+    CONNECTION_WAITED = 8192,   /* its client once did not read, and the window was shut */
+    CONNECTION_OVERDUE = 16384  /* idle for too long: closed when the ring has let go of it */
 };
 
 struct kecho_connection {
@@ -69,7 +70,10 @@ struct kecho_connection {
     uint32_t peer;           /* index of its address in the access table, or KECHO_NO_PEER */
     uint32_t to_look_at;     /* atomic: enum kecho_to_look_at, for those who do not own it */
     uint32_t waiting_next;   /* in the queue's list of those, under its lock */
-    uint32_t waiting_prev;
+    union {
+        uint32_t waiting_prev;
+        uint32_t waited_until_ms; /* out of that list: when it left it, low 32 bits of the clock */
+    };
     uint32_t unread_bytes; /* of those: what the peer had not taken at the last look; of a flow,
                               what it had acknowledged; ENDED: by which error, 0 by end of file */
 } __attribute__((aligned(KECHO_CACHE_LINE)));
@@ -238,7 +242,7 @@ struct kecho_uring {
     size_t rings_bytes;
     struct kecho_sqe *sqes;
     size_t sqes_bytes;
-    uint32_t *sq_head, *sq_tail; /* shared with the kernel */
+    uint32_t *sq_head, *sq_tail, *sq_flags; /* shared with the kernel */
     uint32_t sq_mask;
     uint32_t sq_next; /* requests that were prepared, ever */
     uint32_t *cq_head, *cq_tail;

@@ -28,6 +28,7 @@ cdef extern from "engine/layout.h" nogil:
         CONNECTION_LEAVING
         CONNECTION_LET_GO
         CONNECTION_WAITED
+        CONNECTION_OVERDUE
 
     enum:
         LOOK_AT_NEITHER
@@ -96,6 +97,7 @@ cdef extern from "engine/layout.h" nogil:
         uint32_t to_look_at
         uint32_t waiting_next
         uint32_t waiting_prev
+        uint32_t waited_until_ms
         uint32_t unread_bytes
         uint32_t look_at_ms
         uint32_t held_bytes
@@ -216,6 +218,7 @@ cdef extern from "engine/layout.h" nogil:
         size_t sqes_bytes
         uint32_t* sq_head
         uint32_t* sq_tail
+        uint32_t* sq_flags
         uint32_t sq_mask
         uint32_t sq_next
         uint32_t* cq_head

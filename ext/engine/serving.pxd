@@ -26,6 +26,7 @@ cdef enum:
     READS_PER_TURN = 4  # of up to 64 KiB, then the others get theirs
     GREETING_MS = 500   # from accept to the first bytes, when the server is about to stop
     REOPENED_MS = 200   # then, from a window that opens to what had been waiting for it
+    REOPENED_MOST_MS = 1000  # and to the last of it, or a client that goes on would never be closed
 
 
 cdef inline int _echo_chunk(Worker* worker, Connection* connection, size_t size) noexcept nogil:
@@ -137,7 +138,8 @@ cdef inline bint _is_awaited(Worker* worker, Connection* connection) noexcept no
         again_ms = worker.greet_until_ms
         if worker.now_ms >= again_ms or GREETING_MS <= age_ms < 0x80000000u:
             return False
-    elif not connection.flags & CONNECTION_WAITED or REOPENED_MS <= age_ms < 0x80000000u:
+    elif (not connection.flags & CONNECTION_WAITED or REOPENED_MS <= age_ms < 0x80000000u
+            or <uint32_t>worker.now_ms - connection.waited_until_ms >= REOPENED_MOST_MS):
         return False
     if worker.serve_again_ms == 0 or again_ms < worker.serve_again_ms:
         worker.serve_again_ms = again_ms

@@ -12,13 +12,14 @@ from engine.layout cimport (
 )
 from engine.slab cimport ownership_generation
 from kernel.io_uring cimport (
-    IORING_ASYNC_CANCEL_ALL, IORING_ASYNC_CANCEL_ANY, IORING_ENTER_EXT_ARG,
-    IORING_ENTER_GETEVENTS, IORING_OFF_SQES, IORING_OP_ASYNC_CANCEL, IORING_OP_POLL_ADD,
-    IORING_OP_RECV, IORING_OP_SEND, IORING_RECV_MULTISHOT, IORING_REGISTER_ENABLE_RINGS,
+    IORING_ENTER_EXT_ARG, IORING_ENTER_GETEVENTS, IORING_OFF_SQES, IORING_OP_ASYNC_CANCEL,
+    IORING_OP_POLL_ADD, IORING_OP_RECV, IORING_OP_SEND, IORING_RECV_MULTISHOT,
+    IORING_REGISTER_ENABLE_RINGS,
     IORING_REGISTER_PBUF_RING, IORING_REGISTER_RESTRICTIONS, IORING_RESTRICTION_SQE_FLAGS_ALLOWED,
     IORING_RESTRICTION_SQE_OP, IORING_SETUP_CQSIZE, IORING_SETUP_DEFER_TASKRUN,
     IORING_SETUP_R_DISABLED, IORING_SETUP_SINGLE_ISSUER, IORING_SETUP_SUBMIT_ALL,
-    IOSQE_BUFFER_SELECT, Cqe, Sqe, UringBuffer, io_uring_buf_reg, io_uring_buf_ring_tail,
+    IORING_SQ_CQ_OVERFLOW, IOSQE_BUFFER_SELECT, Cqe, Sqe, UringBuffer, io_uring_buf_reg,
+    io_uring_buf_ring_tail,
     io_uring_enter, io_uring_getevents_arg, io_uring_params, io_uring_register,
     io_uring_restriction, io_uring_setup, kernel_timespec,
 )
@@ -108,6 +109,7 @@ cdef inline int _map_rings(Uring* ring, io_uring_params* params) noexcept nogil:
     rings = <uint8_t*>ring.rings
     ring.sq_head = <uint32_t*>(rings + params.sq_off.head)
     ring.sq_tail = <uint32_t*>(rings + params.sq_off.tail)
+    ring.sq_flags = <uint32_t*>(rings + params.sq_off.flags)
     ring.sq_mask = params.sq_entries - 1
     ring.cq_head = <uint32_t*>(rings + params.cq_off.head)
     ring.cq_tail = <uint32_t*>(rings + params.cq_off.tail)
@@ -239,6 +241,12 @@ cdef inline int uring_enter(
     return min(result, 0)
 
 
+cdef inline bint uring_has_overflowed(Uring* ring) noexcept nogil:
+    """There was no room for a completion. It and all that come after it wait in the kernel until
+    uring_enter() is called to wait: only then they are moved."""
+    return atomic_u32_load(ring.sq_flags) & IORING_SQ_CQ_OVERFLOW != 0
+
+
 cdef inline Sqe* _prepare(
     Uring* ring, uint8_t opcode, int fd, Operation operation, uint32_t index, uint32_t above,
 ) noexcept nogil:
@@ -293,6 +301,6 @@ cdef inline void uring_let_go(Uring* ring, Connection* connection) noexcept nogi
     request.addr = <uint64_t>ownership_generation(connection) << 32 | connection.index
 
 
-cdef inline void uring_let_go_of_everything(Uring* ring) noexcept nogil:
+cdef inline void uring_watch_no_more(Uring* ring) noexcept nogil:
     cdef Sqe* request = _prepare(ring, IORING_OP_ASYNC_CANCEL, -1, OPERATION_CANCELLED, 0, 0)
-    request.op_flags = IORING_ASYNC_CANCEL_ALL | IORING_ASYNC_CANCEL_ANY
+    request.addr = <uint64_t>OPERATION_WATCHED << OPERATION_SHIFT

@@ -49,6 +49,7 @@ cdef extern from * nogil:
         KECHO_CANCEL_ALL = 1 << 0,
         KECHO_CANCEL_ANY = 1 << 2,
 
+        KECHO_SQ_CQ_OVERFLOW = 1 << 1, /* in the flags of the requests' ring */
         KECHO_CQE_F_BUFFER = 1 << 0,
         KECHO_CQE_F_MORE = 1 << 1,
         KECHO_CQE_BUFFER_SHIFT = 16
@@ -164,6 +165,7 @@ cdef extern from * nogil:
         IORING_RECV_MULTISHOT "KECHO_RECV_MULTISHOT"
         IORING_ASYNC_CANCEL_ALL "KECHO_CANCEL_ALL"
         IORING_ASYNC_CANCEL_ANY "KECHO_CANCEL_ANY"
+        IORING_SQ_CQ_OVERFLOW "KECHO_SQ_CQ_OVERFLOW"
         IORING_CQE_F_BUFFER "KECHO_CQE_F_BUFFER"
         IORING_CQE_F_MORE "KECHO_CQE_F_MORE"
         IORING_CQE_BUFFER_SHIFT "KECHO_CQE_BUFFER_SHIFT"
@@ -191,6 +193,7 @@ cdef extern from * nogil:
         uint32_t tail
         uint32_t ring_mask
         uint32_t ring_entries
+        uint32_t flags "fifth"
         uint32_t cqes "sixth"
         uint32_t array "seventh"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -330,6 +331,21 @@ def test_what_a_shut_window_held_back_is_served_in_a_drain(server: kecho.Server)
         silent.sendall(b"held back")
         assert receive_exactly(silent, 9) == b"held back"
         assert silent.recv(1) == b""
+    assert server.wait(DEADLINE_S)
+    assert server.stats().closed == closed(drained=1)
+
+
+def test_a_client_that_once_did_not_read_and_goes_on_is_closed_in_a_drain(
+    server: kecho.Server,
+) -> None:
+    with connect(server) as client:
+        receive_exactly(client, send_until_blocked(client, plenty()))
+        server.request_stop()
+        with contextlib.suppress(ConnectionError):
+            while True:
+                client.sendall(b"ping")
+                if not client.recv(4):
+                    break
     assert server.wait(DEADLINE_S)
     assert server.stats().closed == closed(drained=1)
 
