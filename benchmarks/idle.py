@@ -1,6 +1,7 @@
 """Busy connections beside idle ones: does the idle crowd cost time or memory?
 
     python benchmarks/idle.py [--idle 10000] [--busy 50] [--rounds 5] [--dispatch shared]
+        [--engine epoll]
 
 Two servers run side by side, one of them with the idle connections; the busy clients visit them
 in turn. Prints JSON: p99 with and without, their ratio round by round, and the growth of the
@@ -23,8 +24,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--dispatch", default="shared")
+    parser.add_argument("--engine", default="epoll")
     options = parser.parse_args()
-    server_options = ("--dispatch", options.dispatch, "--backlog", "4096")
+    server_options = (
+        *("--dispatch", options.dispatch, "--engine", options.engine),
+        *("--backlog", "4096"),
+    )
     with harness.server(*server_options) as empty, harness.server(*server_options) as crowded:
         for one in (empty, crowded):  # the first clients touch pages that later ones find there
             harness.pingpong(one.port, options.busy, 1)
@@ -40,6 +45,7 @@ def main() -> None:
     ratios = [b / a for a, b in zip(p99[empty], p99[crowded], strict=True)]
     figures = {
         "dispatch": options.dispatch,
+        "engine": options.engine,
         "idle": options.idle,
         "busy": options.busy,
         "p99_us_without": p99[empty],

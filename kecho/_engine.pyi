@@ -22,7 +22,8 @@ class Engine:
     ever. busy_poll_by_gaps: only while events are on average that close together.
     flows: what kecho._bpf.open_echo() returned, for the kernel to echo TCP connections, which is
     taken over like the listeners; () for every connection to be served by the workers.
-    io_uring: each worker has a ring that receives and sends for its TCP connections.
+    ring_entries: each worker has a ring of so many requests and completions, a power of two, that
+    receives and sends for its TCP connections; 0: none.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Engine:
         busy_poll_ns: int,
         busy_poll_by_gaps: bool,
         flows: tuple[int, ...] = (),
-        io_uring: bool = False,
+        ring_entries: int = 0,
     ) -> None: ...
     def run_worker(self, index: int) -> None:
         """The life of one worker: returns when the engine has been stopped. Raises OSError."""
@@ -69,7 +70,7 @@ class Engine:
     def counters(self) -> list[dict[str, Any]]:
         """What each worker has counted so far, at any time, from any thread."""
 
-def try_io_uring() -> None:
+def try_io_uring(entries: int) -> None:
     """Opens a ring as the workers have it, and closes it again. Raises OSError, which names the
     call: the kernel is older than Linux 6.1, or nobody may (kernel.io_uring_disabled)."""
 

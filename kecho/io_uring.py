@@ -9,26 +9,28 @@ from .config import ServerConfig
 from .errors import EngineError
 from .kernel import RELEASE, VERSION
 
-__all__ = ["wants_rings"]
+__all__ = ["ring_entries"]
 
 _OLDEST_KERNEL = (6, 1)
+_ENTRIES = 4096  # 320 KiB of the kernel's memory for each ring
 
 
-def wants_rings(config: ServerConfig, try_io_uring: Callable[[], None]) -> bool:
-    """Whether io_uring is the engine. Raises EngineError if it is and cannot be.
+def ring_entries(config: ServerConfig, try_io_uring: Callable[[int], None]) -> int:
+    """How many the workers' rings are to have, 0 where io_uring is not the engine. Raises
+    EngineError if it is and cannot be.
 
     try_io_uring: the engine's.
     """
     if config.engine != "io_uring":
-        return False
+        return 0
     if VERSION < _OLDEST_KERNEL:
         oldest = ".".join(map(str, _OLDEST_KERNEL))
         raise EngineError(None, f"io_uring takes Linux {oldest} or newer, this is {RELEASE}")
     try:
-        try_io_uring()
+        try_io_uring(_ENTRIES)
     except OSError as error:
         raise EngineError(error.errno, f"{error.strerror}{_advice(error)}") from None
-    return True
+    return _ENTRIES
 
 
 def _advice(error: OSError) -> str:

@@ -20,7 +20,7 @@ from .access import rules_of
 from .busy_poll import busy_poll_of
 from .config import ServerConfig
 from .cpus import usable_cpu_count
-from .io_uring import wants_rings
+from .io_uring import ring_entries
 from .listen import Address, SocketFile
 from .listen_udp import Datagrams, open_everything, udp_worker_count
 from .sockmap import open_flows
@@ -118,8 +118,8 @@ class Run:
             ]
             self._watch = Watch(config, self._places, groups, attach_cpu_steering)
             flows = open_flows(config, has_unix=any(one.is_unix for one in listeners))
-            has_rings = wants_rings(config, try_io_uring)
-            self.engine = "sockmap" if flows else "io_uring" if has_rings else "epoll"
+            entries = ring_entries(config, try_io_uring)
+            self.engine = "sockmap" if flows else "io_uring" if entries else "epoll"
             with _signals_wait():  # or a descriptor would have two owners, or none
                 self._engine = Engine(
                     [
@@ -139,7 +139,7 @@ class Run:
                     busy_poll_ns=self._busy_poll[0],
                     busy_poll_by_gaps=self._busy_poll[1],
                     flows=flows,
-                    io_uring=has_rings,
+                    ring_entries=entries,
                 )
                 flows = ()
                 for listener in listeners:

@@ -80,7 +80,8 @@ cdef class Engine:
     ever. busy_poll_by_gaps: only while events are on average that close together.
     flows: what kecho._bpf.open_echo() returned, for the kernel to echo TCP connections, which is
     taken over like the listeners; () for every connection to be served by the workers.
-    io_uring: each worker has a ring that receives and sends for its TCP connections.
+    ring_entries: each worker has a ring of so many requests and completions, a power of two, that
+    receives and sends for its TCP connections; 0: none.
     """
 
     cdef Control _control
@@ -103,11 +104,11 @@ cdef class Engine:
         uint64_t busy_poll_ns,
         bint busy_poll_by_gaps,
         tuple flows not None = (),
-        bint io_uring = False,
+        uint32_t ring_entries = 0,
     ):
         cdef Control* control = &self._control
         cdef const char* call = NULL
-        cdef uint32_t queue_count = worker_count if percpu or io_uring else 1
+        cdef uint32_t queue_count = worker_count if percpu or ring_entries else 1
         cdef uint32_t i
         cdef int result
         flows_reset(&control.flows)
@@ -140,9 +141,10 @@ cdef class Engine:
             uring_reset(&control.workers[i].uring)
             control.worker_count += 1
             control.workers[i].buffer = <unsigned char*>cache_lines(KECHO_BUFFER_BYTES)
-            result = uring_open(&control.workers[i].uring, &call) if io_uring else 0
-            if result < 0:
-                raise system_error(-result, call.decode())
+            if ring_entries != 0:
+                result = uring_open(&control.workers[i].uring, ring_entries, &call)
+                if result < 0:
+                    raise system_error(-result, call.decode())
         control.queues = <Queue*>cache_lines(queue_count * sizeof(Queue))
         for i in range(queue_count):
             control.queue_count += 1
@@ -152,7 +154,7 @@ cdef class Engine:
         busy_poll_init(control, busy_poll_ns, busy_poll_by_gaps)
         if percpu:
             result = dispatch_percpu(control)
-        elif io_uring:
+        elif ring_entries != 0:
             result = dispatch_apart(control)
         else:
             result = dispatch_shared(control)
@@ -343,12 +345,12 @@ cdef dict _counters_dict(Worker* worker):
     }
 
 
-def try_io_uring():
+def try_io_uring(uint32_t entries):
     """Opens a ring as the workers have it, and closes it again. Raises OSError, which names the
     call: the kernel is older than Linux 6.1, or nobody may (kernel.io_uring_disabled)."""
     cdef Uring ring
     cdef const char* call = NULL
-    cdef int result = uring_open(&ring, &call)
+    cdef int result = uring_open(&ring, entries, &call)
     uring_close(&ring)
     if result < 0:
         raise system_error(-result, call.decode())

@@ -36,8 +36,6 @@ from posix.unistd cimport close
 
 
 cdef enum:
-    REQUESTS = 1024       # prepared between two submissions; more are submitted earlier
-    COMPLETIONS = 8192    # what has no room waits in the kernel (IORING_FEAT_NODROP)
     STRIDE = KECHO_CHUNK_BYTES + 64  # so that their beginnings do not share a set of the cache
     FREE_BUFFERS_BYTES = 16 * KECHO_CHUNKS
     BUFFER_GROUP = 0
@@ -156,9 +154,13 @@ cdef inline int _restrict(Uring* ring) noexcept nogil:
     return io_uring_register(ring.fd, IORING_REGISTER_RESTRICTIONS, rules, 5)
 
 
-cdef inline int uring_open(Uring* ring, const char** call) noexcept nogil:
+cdef inline int uring_open(Uring* ring, uint32_t entries, const char** call) noexcept nogil:
     """Any thread's; uring_enable() makes it the worker's. Returns 0, or -errno of what `call` then
-    names; uring_close() is due in either case."""
+    names; uring_close() is due in either case.
+
+    entries: requests that can be prepared until they are submitted, earlier than else if there are
+    more; completions that it has room for, beyond which they wait in the kernel. A power of two.
+    """
     cdef io_uring_params params
     cdef int result
     uring_reset(ring)
@@ -166,9 +168,9 @@ cdef inline int uring_open(Uring* ring, const char** call) noexcept nogil:
     params.flags = (
         IORING_SETUP_R_DISABLED | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN
         | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_CQSIZE)
-    params.cq_entries = COMPLETIONS
+    params.cq_entries = entries
     call[0] = "io_uring_setup"
-    ring.fd = io_uring_setup(REQUESTS, &params)
+    ring.fd = io_uring_setup(entries, &params)
     if ring.fd < 0:
         result = ring.fd
         ring.fd = -1

@@ -14,6 +14,7 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,8 +32,9 @@ from clients import (
     wait_for,
 )
 from engines import needs_io_uring
+from kecho import tuning
 from kecho._engine import Engine, try_io_uring
-from kecho.io_uring import wants_rings
+from kecho.io_uring import ring_entries
 from processes import ServerProcess, assert_refused, run_command, run_script
 
 StartServer = Callable[..., kecho.Server]
@@ -40,6 +42,7 @@ StartProcess = Callable[..., ServerProcess]
 
 CHUNK_BYTES = 4096  # KECHO_CHUNK_BYTES: what fills one is a stream
 CHUNKS = 512  # KECHO_CHUNKS: a ring's buffers
+ENTRIES = 64  # of a ring that is soon full
 
 
 def rings(pid: int | str = "self") -> list[int]:
@@ -199,6 +202,45 @@ def test_clients_that_break_off_with_their_echo_under_way(
     assert sum(stats.closed.values()) == stats.accepted
 
 
+@needs_io_uring
+def test_a_ring_that_is_full_loses_nothing() -> None:
+    """More requests than it has room for are submitted in between; completions wait in the kernel
+    until they are asked for."""
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+        engine = engine_with_rings(listener)
+        worker = threading.Thread(target=engine.run_worker, args=(0,))
+        worker.start()
+        try:
+            with connected(listener.getsockname()[1], 10 * ENTRIES) as clients:
+                for number in range(20):
+                    message = b"%d" % number * (100 * number + 1)
+                    for client in clients:
+                        client.sendall(message)
+                    for client in clients:
+                        assert receive_exactly(client, len(message)) == message
+        finally:
+            engine.stop(1000)
+            worker.join(DEADLINE_S)
+    assert not worker.is_alive()
+
+
+@needs_io_uring
+@pytest.mark.slow_under_sanitizers
+def test_a_stop_costs_no_more_for_the_ring_than_a_connect(
+    start_server: StartServer, dispatch: str
+) -> None:
+    tuning.raise_descriptor_limit()
+    server = start_server(engine="io_uring", dispatch=dispatch, threads=1, backlog=4096)
+    with connected(server, 5000) as clients:
+        for client in clients:
+            client.sendall(b"x")
+        for client in clients:
+            assert client.recv(1) == b"x"
+        before_s = time.process_time()
+        assert server.stop().closed["drained"] == 5000
+        assert time.process_time() - before_s < 2
+
+
 # ---- when it cannot be had ----------------------------------------------------------------------
 
 
@@ -233,18 +275,18 @@ def test_a_process_that_may_not_make_rings_says_so() -> None:
     ("number", "advice"), [(errno.ENOSYS, "CONFIG_IO_URING"), (errno.EMFILE, "io_uring_setup")]
 )
 def test_what_is_missing_is_said(number: int, advice: str) -> None:
-    def fail() -> None:
+    def fail(_: int) -> None:
         raise OSError(number, f"io_uring_setup: {os.strerror(number)}")
 
     with pytest.raises(kecho.EngineError, match=advice) as raised:
-        wants_rings(kecho.ServerConfig(engine="io_uring"), fail)
+        ring_entries(kecho.ServerConfig(engine="io_uring"), fail)
     assert raised.value.errno == number
 
 
 def test_an_older_kernel_is_told_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kecho.io_uring.VERSION", (6, 0))
     with pytest.raises(kecho.EngineError, match=r"takes Linux 6\.1 or newer"):
-        wants_rings(kecho.ServerConfig(engine="io_uring"), lambda: None)
+        ring_entries(kecho.ServerConfig(engine="io_uring"), lambda _: None)
 
 
 # ---- what a ring can do -------------------------------------------------------------------------
@@ -269,27 +311,26 @@ class Ring:
     def submit(self, operation: int, flags: int = 0) -> int:
         """Returns what the request came to. Offsets of the rings: those of Linux 6.1 and later."""
         with (
-            mmap.mmap(self.fd, 1 << 16, offset=0x10000000) as requests,
-            mmap.mmap(self.fd, 1 << 17) as shared,
+            mmap.mmap(self.fd, ENTRIES * 64, offset=0x10000000) as requests,
+            mmap.mmap(self.fd, ENTRIES * 20) as shared,
         ):
             (tail,) = struct.unpack_from("<I", shared, 4)
             (head,) = struct.unpack_from("<I", shared, 8)
             request = struct.pack("<BBHi56x", operation, flags, 0, -1)
-            requests[tail % 1024 * 64 : tail % 1024 * 64 + 64] = request
+            requests[tail % ENTRIES * 64 : tail % ENTRIES * 64 + 64] = request
             struct.pack_into("<I", shared, 4, tail + 1)
             assert self._call(SYS_IO_URING_ENTER, self.fd, 1, 1, GETEVENTS, None, 0) == 1
-            _, result, _ = struct.unpack_from("<QiI", shared, 64 + head % 8192 * 16)
+            _, result, _ = struct.unpack_from("<QiI", shared, 64 + head % ENTRIES * 16)
             struct.pack_into("<I", shared, 8, head + 1)
         return int(result)
 
 
-@pytest.fixture
-def ring(tcp: socket.socket) -> Iterator[Ring]:
-    listener = tcp.dup()
-    listener.setblocking(False)
-    before = rings()
-    engine = Engine(
-        [(listener.detach(), 0, False, False)],
+def engine_with_rings(listener: socket.socket) -> Engine:
+    """One worker, not started yet. The listener stays the caller's."""
+    own = listener.dup()
+    own.setblocking(False)
+    return Engine(
+        [(own.detach(), 0, False, False)],
         percpu=True,
         worker_count=1,
         max_connections=0,
@@ -302,8 +343,14 @@ def ring(tcp: socket.socket) -> Iterator[Ring]:
         rate_per_s=0,
         busy_poll_ns=0,
         busy_poll_by_gaps=False,
-        io_uring=True,
+        ring_entries=ENTRIES,
     )
+
+
+@pytest.fixture
+def ring(tcp: socket.socket) -> Iterator[Ring]:
+    before = rings()
+    engine = engine_with_rings(tcp)
     (fd,) = set(rings()) - set(before)
     yield Ring(fd)
     del engine
@@ -326,5 +373,5 @@ def test_a_ring_can_do_nothing_but_what_an_echo_takes(ring: Ring) -> None:
 def test_trying_leaves_nothing_open() -> None:
     before = rings()
     with contextlib.suppress(OSError):
-        try_io_uring()
+        try_io_uring(ENTRIES)
     assert rings() == before
