@@ -20,6 +20,9 @@ from clients import wait_for
 from kecho.bench import Result
 from processes import run_python
 
+# What is compiled runs in these as it does in test_bench.py and in the other tests here.
+about_python = pytest.mark.slow_under_sanitizers
+
 
 def bench_command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return run_python("-m", "kecho.bench", *arguments)
@@ -45,6 +48,12 @@ def test_the_command_measures_a_server_of_its_own(tmp_path: Path) -> None:
     assert paths["hlog"].read_text().count("Tag=") == len(result.latency)
 
 
+def cpu_seconds(pid: int) -> float:
+    """What a process has used of CPUs: proc_pid_stat(5)."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @pytest.mark.e2e
 def test_an_interrupted_run_still_prints_and_saves(tmp_path: Path) -> None:
     saved = tmp_path / "result.json"
@@ -64,7 +73,8 @@ def test_an_interrupted_run_still_prints_and_saves(tmp_path: Path) -> None:
             server = int(children.read_text().split()[0])
             sockets = Path(f"/proc/{process.pid}/fd")
             wait_for(lambda: len(list(sockets.iterdir())) > 8, "the connections are open")
-            time.sleep(0.3)
+            before_s = cpu_seconds(server)
+            wait_for(lambda: cpu_seconds(server) > before_s + 0.1, "the run is under way")
             process.send_signal(signal.SIGINT)
             stdout, stderr = process.communicate(timeout=30)
         finally:
@@ -165,6 +175,7 @@ def test_an_interruption_at_any_moment_keeps_what_was_measured(
 
 
 @pytest.mark.e2e
+@about_python
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -194,6 +205,7 @@ def test_a_client_that_stood_still_says_so(
 
 
 @pytest.mark.e2e
+@about_python
 def test_a_file_that_cannot_be_written_costs_no_other_result(
     start_server: Callable[..., kecho.Server], tmp_path: Path
 ) -> None:
@@ -209,6 +221,7 @@ def test_a_file_that_cannot_be_written_costs_no_other_result(
 
 
 @pytest.mark.e2e
+@about_python
 def test_a_server_that_ends_between_repeats_costs_no_earlier_one(
     start_server: Callable[..., kecho.Server], tmp_path: Path
 ) -> None:
@@ -233,6 +246,7 @@ def test_a_server_that_ends_between_repeats_costs_no_earlier_one(
 
 
 @pytest.mark.e2e
+@about_python
 @pytest.mark.parametrize("mode", ["burst", "closed"])
 def test_a_client_process_that_is_killed_costs_no_results_of_the_others(
     start_server: Callable[..., kecho.Server], tmp_path: Path, mode: str
@@ -264,6 +278,7 @@ def test_a_client_process_that_is_killed_costs_no_results_of_the_others(
 
 
 @pytest.mark.e2e
+@about_python
 def test_when_every_client_process_is_killed_it_is_said(
     start_server: Callable[..., kecho.Server],
 ) -> None:
@@ -288,6 +303,7 @@ def test_when_every_client_process_is_killed_it_is_said(
 
 
 @pytest.mark.e2e
+@about_python
 def test_every_step_of_a_sweep_is_checked_before_the_first() -> None:
     finished = bench_command("--spawn", "--mode", "closed", "-d", "0.1", "--sweep", "1,4000000")
     assert finished.returncode == 1
@@ -296,6 +312,7 @@ def test_every_step_of_a_sweep_is_checked_before_the_first() -> None:
 
 
 @pytest.mark.e2e
+@about_python
 def test_json_on_stdout_is_nothing_but_json() -> None:
     finished = bench_command("--spawn", "-c", "5", "--rounds", "1", "--json", "-")
     assert finished.returncode == 0, finished.stderr
@@ -304,6 +321,7 @@ def test_json_on_stdout_is_nothing_but_json() -> None:
 
 
 @pytest.mark.e2e
+@about_python
 def test_a_sweep_is_several_results_and_a_picture(tmp_path: Path) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         pytest.skip("matplotlib is not installed")
@@ -319,6 +337,7 @@ def test_a_sweep_is_several_results_and_a_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.e2e
+@about_python
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -347,6 +366,7 @@ def test_wrong_usage_is_one_line_and_status_2(arguments: list[str], said: str) -
 
 
 @pytest.mark.e2e
+@about_python
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -192,6 +192,7 @@ def sleeps_in_a_round(process: ServerProcess, client: socket.socket, pause_s: fl
 
 
 @pytest.mark.e2e
+@pytest.mark.slow_under_sanitizers  # measures time
 @pytest.mark.parametrize(
     ("busy_poll", "pause_s"), [("50000", 0.001), ("forever", 0.001), ("auto", 0)]
 )
@@ -208,6 +209,7 @@ def test_a_worker_does_not_sleep_between_two_quick_messages(
 
 
 @pytest.mark.e2e
+@pytest.mark.slow_under_sanitizers  # measures time
 @pytest.mark.parametrize("busy_poll", ["0", "200", "auto"])
 def test_a_worker_sleeps_between_two_slow_messages(
     start_process: StartProcess, dispatch: str, busy_poll: str
@@ -232,6 +234,7 @@ def cpu_share(pid: int, seconds: float) -> float:
 
 
 @pytest.mark.e2e
+@pytest.mark.slow_under_sanitizers  # measures time
 @pytest.mark.parametrize("busy_poll", ["0", "200", "100000", "auto"])
 @pytest.mark.parametrize("timeouts", [[], ["--idle-timeout=60", "--write-timeout=0.001"]])
 def test_idling_costs_nothing(

@@ -17,7 +17,8 @@ from clients import connect, echo
 from kecho.logs import PATIENCE_S, PatientHandler
 from processes import ServerProcess
 
-pytestmark = pytest.mark.e2e
+# What waits for readers is Python.
+pytestmark = [pytest.mark.e2e, pytest.mark.slow_under_sanitizers]
 
 StartProcess = Callable[..., ServerProcess]
 F_SETPIPE_SZ = 1031  # fcntl(2)

@@ -26,10 +26,11 @@ from hypothesis.stateful import (
 
 import kecho
 from clients import DEADLINE_S, connect, random_bytes, reset, wait_for
+from kecho.sandbox import IS_SANITIZED
 
 pytestmark = pytest.mark.engines(sanitized=True)
 
-EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "20" if IS_SANITIZED else "60"))
 
 MOST_AT_ONCE = 4 << 20  # bytes sent and not yet received: sockets may hold them, or not
 SOURCE = random_bytes(MOST_AT_ONCE)

@@ -172,6 +172,7 @@ def test_a_storm_of_sigusr1_costs_no_byte(start_process: StartProcess, dispatch:
     assert f"{len(data):,} bytes in, {len(data):,} bytes out" in process.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow_under_sanitizers  # with one, Python itself takes longer to start than that
 def test_sigterm_right_after_exec_ends_the_process(dispatch: str) -> None:
     delays = random.Random(0)
     for _ in range(16):

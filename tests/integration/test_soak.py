@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -38,8 +39,9 @@ def children(pid: int) -> dict[int, str]:
     """Children of a process and how they were called: proc_tid_children(5)."""
     found = {}
     for number in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        words = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
-        found[int(number)] = b" ".join(words).decode()
+        with contextlib.suppress(FileNotFoundError):  # it has ended since
+            words = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
+            found[int(number)] = b" ".join(words).decode()
     return found
 
 

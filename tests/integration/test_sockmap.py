@@ -318,6 +318,7 @@ def test_a_flow_that_has_lost_bytes_is_reset_if_the_ring_had_no_room_for_it(
 
 
 @needs_sockmap
+@pytest.mark.slow_under_sanitizers  # looks at the programs of all, and they run side by side
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_nothing_remains_in_the_kernel(start_process: StartProcess, number: int) -> None:
     before = programs()

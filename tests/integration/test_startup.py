@@ -9,7 +9,8 @@ import pytest
 from clients import connect, echo
 from processes import ServerProcess, after, run_python
 
-pytestmark = pytest.mark.e2e
+# It is Python that imports.
+pytestmark = [pytest.mark.e2e, pytest.mark.slow_under_sanitizers]
 
 # Each is worth milliseconds, or is not needed to serve.
 NOT_NEEDED = {

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.python_only
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "kecho"
 NATIVE = ROOT / "ext"
