@@ -18,6 +18,12 @@ from typing import Self
 DEADLINE_S = 30.0
 
 
+def processor_time_s(pid: int) -> float:
+    """What a process has used of CPUs: proc_pid_stat(5)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class ServerProcess:
     """A server process; `stderr` holds what it has said so far."""
 
@@ -59,9 +65,7 @@ class ServerProcess:
         return int(found[1])
 
     def processor_time_s(self) -> float:
-        """User and system time: proc_pid_stat(5)."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return processor_time_s(self.pid)
 
     def wait_until_listening(self) -> None:
         self.wait_until_said(r"listening on ")

@@ -18,7 +18,7 @@ import pytest
 import kecho
 from clients import wait_for
 from kecho.bench import Result
-from processes import run_python
+from processes import processor_time_s, run_python
 
 # What is compiled runs in these as it does in test_bench.py and in the other tests here.
 about_python = pytest.mark.slow_under_sanitizers
@@ -48,12 +48,6 @@ def test_the_command_measures_a_server_of_its_own(tmp_path: Path) -> None:
     assert paths["hlog"].read_text().count("Tag=") == len(result.latency)
 
 
-def cpu_seconds(pid: int) -> float:
-    """What a process has used of CPUs: proc_pid_stat(5)."""
-    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
-
-
 @pytest.mark.e2e
 def test_an_interrupted_run_still_prints_and_saves(tmp_path: Path) -> None:
     saved = tmp_path / "result.json"
@@ -73,8 +67,8 @@ def test_an_interrupted_run_still_prints_and_saves(tmp_path: Path) -> None:
             server = int(children.read_text().split()[0])
             sockets = Path(f"/proc/{process.pid}/fd")
             wait_for(lambda: len(list(sockets.iterdir())) > 8, "the connections are open")
-            before_s = cpu_seconds(server)
-            wait_for(lambda: cpu_seconds(server) > before_s + 0.1, "the run is under way")
+            before_s = processor_time_s(server)
+            wait_for(lambda: processor_time_s(server) > before_s + 0.1, "the run is under way")
             process.send_signal(signal.SIGINT)
             stdout, stderr = process.communicate(timeout=30)
         finally:
