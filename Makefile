@@ -88,8 +88,8 @@ check: all .venv/.dev ## run every test
 test: all .venv/.dev ## run pytest with ARGS="..."
 	@$(PY) -m pytest $(ARGS)
 
-soak: all ## storms, stops and restarts for MINUTES=10; SEED=N goes through the same again
-	@$(PY) tests/soak.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+soak: all ## storms, stops and restarts for MINUTES=10; SEED=N goes through the same again; ARGS="..."
+	@$(PY) tests/soak.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 lint: .venv/.dev ## check style and types; compile with warnings as errors
 	$(PY) -m ruff check $(PYTHON_STYLE)

@@ -1,6 +1,7 @@
 """Soak: servers that live and die amid storms, and one client that compares every byte throughout.
 
-    python tests/soak.py [--minutes 10] [--seed N]            or: make soak MINUTES=10 SEED=N
+    python tests/soak.py [--minutes 10] [--seed N] [--engine epoll]
+    make soak MINUTES=10 SEED=N ARGS='--engine io_uring'
 
 One server after the other on the same port, with random options, each for some seconds to a
 minute, amid random storms (tests/storms.py), and stopped by SIGTERM at a random moment, at times
@@ -88,12 +89,12 @@ class Life:
     """One server, from its start to its last counters."""
 
     def __init__(
-        self, chance: random.Random, port: int, figures: Figures, kinds: list[str]
+        self, chance: random.Random, port: int, figures: Figures, kinds: list[str], engine: str
     ) -> None:
         self.chance = chance
         self.figures = figures
         self.kinds = kinds
-        self.options = self._choose(port)
+        self.options = [*self._choose(port), "--engine", engine]
 
     def _choose(self, port: int) -> list[str]:
         options = [
@@ -209,7 +210,7 @@ class Life:
         assert found["max_ms"] < STALL_MS, f"the ping-pong client waited: {found}"
 
 
-def soak(seed: int, minutes: float, figures: Figures, kinds: list[str]) -> None:
+def soak(seed: int, minutes: float, figures: Figures, kinds: list[str], engine: str) -> None:
     """Lives until the time is over; figures.lives is the number of the present one."""
     end_s = time.monotonic() + 60 * minutes
     port = 0
@@ -217,7 +218,7 @@ def soak(seed: int, minutes: float, figures: Figures, kinds: list[str]) -> None:
         chance = random.Random(f"{seed} {figures.lives}")
         interruption.look()
         figures.lives += 1
-        life = Life(chance, port, figures, kinds)
+        life = Life(chance, port, figures, kinds, engine)
         seconds = min(left_s, chance.uniform(2, min(60, max(10, 6 * minutes))))
         say(f"{figures.lives}: {seconds:.0f} s, {' '.join(life.options)}")
         try:
@@ -274,6 +275,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--engine", default="epoll")
     options = parser.parse_args()
     seed = random.SystemRandom().randrange(1 << 30) if options.seed is None else options.seed
     kinds = [kind for kind in STORMS if kind != "half-open"]
@@ -292,7 +294,7 @@ def main() -> int:
         without = "" if "half-open" in kinds else ", without half-open connections: that takes root"
         say(f"SEED={seed}, {options.minutes:g} minutes{without}")
         try:
-            soak(seed, options.minutes, figures, kinds)
+            soak(seed, options.minutes, figures, kinds, options.engine)
         except KeyboardInterrupt:
             violation, status = "interrupted", 130
         except Exception as error:
