@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import functools
 import random
+import resource
 import select
 import selectors
 import socket
@@ -16,6 +17,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+import pytest
 
 import kecho
 from kecho._engine import CLOSE_REASONS
@@ -122,6 +125,19 @@ def connected(
     """`count` clients of connect(), closed in the end."""
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(connect(server, **options)) for _ in range(count)]
+
+
+@contextlib.contextmanager
+def many_descriptors(count: int) -> Iterator[None]:
+    """Skips where so many cannot be had."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < count:
+        pytest.skip(f"RLIMIT_NOFILE is {hard} here, {count} are needed")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def answered(clients: Sequence[socket.socket], within_s: float = 0.0) -> list[socket.socket]:

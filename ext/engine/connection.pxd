@@ -71,8 +71,7 @@ cdef inline void close_with_reset(int fd) noexcept nogil:
 
 
 cdef inline void _free_pending(Worker* worker, Connection* connection) noexcept nogil:
-    waiting_end(worker.queue, connection)
-    connection.waited_until_ms = <uint32_t>worker.now_ms
+    waiting_end(worker.queue, connection, <uint32_t>worker.now_ms)
     free(connection.pending)
     connection.pending = NULL
 
@@ -109,8 +108,7 @@ cdef inline void busy_begin(
 
 cdef inline void busy_end(Worker* worker, Connection* connection) noexcept nogil:
     if connection.flags & CONNECTION_BUSY:
-        waiting_end(worker.queue, connection)
-        connection.waited_until_ms = <uint32_t>worker.now_ms
+        waiting_end(worker.queue, connection, <uint32_t>worker.now_ms)
         connection.flags &= ~<unsigned int>CONNECTION_BUSY
 
 
@@ -146,7 +144,7 @@ cdef inline void connection_close(
         busy_end(worker, connection)
     if connection.flags & (CONNECTION_IN_KERNEL | CONNECTION_PASSED):
         is_whole = _end_flow(worker, connection, is_whole, reason)
-    if connection.flags & CONNECTION_IN_RING and worker.fatal_errno == 0:
+    if connection.flags & CONNECTION_IN_RING:
         # The socket is the ring's, too, until it has let go of it: before the next wait.
         uring_let_go(&worker.uring, connection)
     connection.fd = -1  # before it is closed: see queue_forget()

@@ -4,7 +4,7 @@ The ring receives by itself, into buffers of 4 KiB that it takes from a pool, an
 each of them back to it for sending; the calls that an echo takes are then shared by all that are
 ready at that moment. That is for clients that ask and wait. A stream, which fills a buffer, or a
 client that does not take its echo goes to epoll, for good, where one connection's turn is bounded
-and what it pins, too: the ring would go on receiving while there are buffers.
+and what it pins, too: the ring would go on receiving while there are buffers. So does who finds none.
 
 A connection is owned from its first completion until it is at rest again: nothing is being sent,
 nothing is to be sent, and the ring has not been told to let go of it. So whoever finds one that
@@ -24,8 +24,8 @@ from engine.connection cimport (
 from engine.counters cimport count, count_by
 from engine.layout cimport (
     CLOSE_EOF, CLOSE_IDLE, CONNECTION_BLOCKED, CONNECTION_ENDED, CONNECTION_IN_RING,
-    CONNECTION_LEAVING, CONNECTION_LET_GO, CONNECTION_OVERDUE, CONNECTION_REGISTERED,
-    CONNECTION_SENDING, CONNECTION_SILENT, ERROR_EPOLL, ERROR_RECV, ERROR_SEND, KECHO_CHUNK_BYTES,
+    CONNECTION_LEAVING, CONNECTION_OVERDUE, CONNECTION_REGISTERED, CONNECTION_SENDING,
+    CONNECTION_SILENT, ERROR_EPOLL, ERROR_RECV, ERROR_SEND, KECHO_CHUNK_BYTES,
     KECHO_NO_CHUNK, Chunk, Connection, Uring, Worker,
 )
 from engine.serving cimport connection_await, connection_settle
@@ -41,7 +41,7 @@ from kernel.clock cimport clock_now_ms
 from kernel.io_uring cimport (
     ECANCELED, IORING_CQE_BUFFER_SHIFT, IORING_CQE_F_BUFFER, IORING_CQE_F_MORE, Cqe,
 )
-from libc.errno cimport EAGAIN, ENOBUFS, ENOMEM
+from libc.errno cimport EAGAIN, EINTR, ENOBUFS, ENOMEM
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport malloc
 from libc.string cimport memcpy
@@ -128,8 +128,7 @@ cdef inline void _leave(Worker* worker, Connection* connection) noexcept nogil:
             _fail(worker, connection, -result, ERROR_SEND)
             return
     connection.flags &= ~<unsigned int>(
-        CONNECTION_ENDED | CONNECTION_BLOCKED | CONNECTION_LEAVING | CONNECTION_LET_GO
-        | CONNECTION_OVERDUE)
+        CONNECTION_ENDED | CONNECTION_BLOCKED | CONNECTION_LEAVING | CONNECTION_OVERDUE)
     served = connection_await(worker, connection)
     if served == SERVED_CLOSED:
         return
@@ -139,6 +138,15 @@ cdef inline void _leave(Worker* worker, Connection* connection) noexcept nogil:
             connection_fail(worker, connection, -result, ERROR_EPOLL)
             return
     connection_settle(worker, connection, served)
+
+
+cdef inline void _begin_to_leave(Uring* ring, Connection* connection) noexcept nogil:
+    """At once, whatever is to be sent yet: until the ring lets go, it receives in each look."""
+    if connection.flags & CONNECTION_LEAVING:
+        return
+    connection.flags |= CONNECTION_LEAVING
+    if connection.flags & CONNECTION_IN_RING:
+        uring_let_go(ring, connection)
 
 
 cdef inline void _go_on(Worker* worker, Connection* connection) noexcept nogil:
@@ -153,9 +161,6 @@ cdef inline void _go_on(Worker* worker, Connection* connection) noexcept nogil:
     elif connection.flags & CONNECTION_IN_RING:
         if not connection.flags & CONNECTION_LEAVING:
             connection_settle(worker, connection, SERVED_ALL)
-        elif not connection.flags & CONNECTION_LET_GO:
-            connection.flags |= CONNECTION_LET_GO
-            uring_let_go(ring, connection)
     elif connection.flags & CONNECTION_ENDED and connection.unread_bytes != 0:
         _fail(worker, connection, <int>connection.unread_bytes, ERROR_RECV)
     elif connection.flags & CONNECTION_ENDED and not connection.flags & CONNECTION_BLOCKED:
@@ -165,7 +170,7 @@ cdef inline void _go_on(Worker* worker, Connection* connection) noexcept nogil:
     elif connection.flags & CONNECTION_LEAVING or ring.is_over:
         _leave(worker, connection)
     else:
-        # There was no buffer, or no room for another completion.
+        # There was no room for another completion.
         uring_receive(ring, connection)
         connection_settle(worker, connection, SERVED_ALL)
 
@@ -175,7 +180,8 @@ cdef inline void in_ring_close_idle(Worker* worker, Connection* connection) noex
     it. Closed at once, what the ring has received and not told yet would be lost behind a FIN, and
     a request that was prepared for its descriptor would receive for whoever gets the number next.
     If something was received, it is not idle, and goes on with epoll."""
-    connection.flags |= CONNECTION_OVERDUE | CONNECTION_LEAVING
+    connection.flags |= CONNECTION_OVERDUE
+    _begin_to_leave(&worker.uring, connection)
     _go_on(worker, connection)
 
 
@@ -187,6 +193,11 @@ cdef inline bint _is_owned(Connection* connection, uint32_t generation) noexcept
             ownership_generation(connection) == generation):
         return True
     return ownership_claim(connection, generation, False) == CLAIM_WON
+
+
+cdef inline bint _is_to_be_made_again(int result) noexcept nogil:
+    """A request that ended with this says nothing of its connection."""
+    return result == -ECANCELED or result == -EAGAIN or result == -EINTR
 
 
 cdef inline void _received(
@@ -211,10 +222,13 @@ cdef inline void _received(
         atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
         _append(ring, connection, number, <uint32_t>size)
         if size == KECHO_CHUNK_BYTES:
-            connection.flags |= CONNECTION_LEAVING
+            _begin_to_leave(ring, connection)
     elif has_chunk:
         chunk_give_back(ring, number)
-    if is_last and size <= 0 and size != -ENOBUFS and size != -ECANCELED:
+    if size == -ENOBUFS:
+        # Received for again at once, it would only be in the way of those who have a buffer.
+        _begin_to_leave(ring, connection)
+    elif is_last and size <= 0 and not _is_to_be_made_again(size):
         connection.flags |= CONNECTION_ENDED
         connection.unread_bytes = <uint32_t>-size
     _go_on(worker, connection)
@@ -237,7 +251,8 @@ cdef inline void _sent(
         count(&worker.counters.echoes)
         _drop_first(ring, connection)
     else:
-        connection.flags |= CONNECTION_BLOCKED | CONNECTION_LEAVING
+        connection.flags |= CONNECTION_BLOCKED
+        _begin_to_leave(ring, connection)
     _go_on(worker, connection)
 
 
@@ -270,16 +285,16 @@ cdef inline int _turn(Worker* worker, int timeout_ms) noexcept nogil:
     cdef Uring* ring = &worker.uring
     cdef int looks = LOOKS_PER_TURN
     cdef bint receives
-    cdef int result = uring_enter(ring, True, timeout_ms)
+    uring_enter(ring, True, timeout_ms)
     while True:
         worker.now_ms = clock_now_ms()
         _complete_all(worker)
-        if result < 0 or ring.sending == 0:
-            return result
+        if ring.failure < 0 or ring.sending == 0:
+            return ring.failure
         looks -= 1
         receives = looks > 0 and not ring.epoll_is_ready
         # It does not wait: what is to be sent has been when it returns.
-        result = uring_enter(
+        uring_enter(
             ring, receives or uring_has_overflowed(ring), -1 if receives else 0)
 
 
@@ -311,7 +326,7 @@ cdef inline int in_ring_end(Worker* worker) noexcept nogil:
     for index in range(slab_high_water(&worker.queue.slab)):
         connection = slab_get(&worker.queue.slab, index)
         if connection.flags & CONNECTION_IN_RING and ownership_try(connection):
-            connection.flags |= CONNECTION_LEAVING
+            _begin_to_leave(ring, connection)
             _go_on(worker, connection)
     if ring.is_watching:
         uring_watch_no_more(ring)

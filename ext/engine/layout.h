@@ -41,10 +41,9 @@ enum kecho_connection_flag {
     CONNECTION_SENDING = 256,   /* the ring has been given a chunk of it to send */
     CONNECTION_ENDED = 512,     /* the ring has received its end of file, or an error */
     CONNECTION_BLOCKED = 1024,  /* the kernel had no room for a chunk of it */
-    CONNECTION_LEAVING = 2048,  /* on its way from the ring to epoll, when the ring lets go of it */
-    CONNECTION_LET_GO = 4096,   /* the ring has been told to */
-    CONNECTION_WAITED = 8192,   /* its client once did not read, and the window was shut */
-    CONNECTION_OVERDUE = 16384  /* idle for too long: closed when the ring has let go of it */
+    CONNECTION_LEAVING = 2048,  /* on its way to epoll: the ring has been told to let go of it */
+    CONNECTION_WAITED = 4096,   /* its client once did not read, and the window was shut */
+    CONNECTION_OVERDUE = 8192   /* idle for too long: closed when the ring has let go of it */
 };
 
 struct kecho_connection {
@@ -253,6 +252,8 @@ struct kecho_uring {
     uint32_t is_watching;                 /* the epoll set is polled by the ring */
     uint32_t epoll_is_ready;              /* and has something */
     uint32_t is_over;                     /* nobody is given to the ring any more */
+    uint32_t refusals;       /* of the kernel, one after another, to have the ring entered */
+    int32_t failure;         /* -errno: it cannot be used any more */
     uint32_t given;                       /* buffers given to the kernel, ever */
     struct kecho_uring_buf *free_buffers; /* the kernel takes them from here */
     uint8_t *buffers;

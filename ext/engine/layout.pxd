@@ -26,7 +26,6 @@ cdef extern from "engine/layout.h" nogil:
         CONNECTION_ENDED
         CONNECTION_BLOCKED
         CONNECTION_LEAVING
-        CONNECTION_LET_GO
         CONNECTION_WAITED
         CONNECTION_OVERDUE
 
@@ -230,6 +229,8 @@ cdef extern from "engine/layout.h" nogil:
         uint32_t is_watching
         uint32_t epoll_is_ready
         uint32_t is_over
+        uint32_t refusals
+        int32_t failure
         uint32_t given
         UringBuffer* free_buffers
         uint8_t* buffers

@@ -133,13 +133,15 @@ cdef inline bint _is_awaited(Worker* worker, Connection* connection) noexcept no
     """
     cdef uint32_t age_ms = (
         <uint32_t>worker.now_ms - atomic_u32_load_relaxed(&connection.last_active_ms))
+    # Another worker's clock may be ahead of this one's: in 32 bits, both ages.
+    cdef uint32_t reopened_ms = <uint32_t>worker.now_ms - connection.waited_until_ms
     cdef uint64_t again_ms = worker.now_ms + REOPENED_MS
     if connection.flags & CONNECTION_SILENT:
         again_ms = worker.greet_until_ms
         if worker.now_ms >= again_ms or GREETING_MS <= age_ms < 0x80000000u:
             return False
     elif (not connection.flags & CONNECTION_WAITED or REOPENED_MS <= age_ms < 0x80000000u
-            or <uint32_t>worker.now_ms - connection.waited_until_ms >= REOPENED_MOST_MS):
+            or REOPENED_MOST_MS <= reopened_ms < 0x80000000u):
         return False
     if worker.serve_again_ms == 0 or again_ms < worker.serve_again_ms:
         worker.serve_again_ms = again_ms

@@ -13,17 +13,15 @@ from engine.layout cimport (
 from engine.slab cimport ownership_generation
 from kernel.io_uring cimport (
     IORING_ENTER_EXT_ARG, IORING_ENTER_GETEVENTS, IORING_OFF_SQES, IORING_OP_ASYNC_CANCEL,
-    IORING_OP_POLL_ADD, IORING_OP_RECV, IORING_OP_SEND, IORING_RECV_MULTISHOT,
-    IORING_REGISTER_ENABLE_RINGS,
-    IORING_REGISTER_PBUF_RING, IORING_REGISTER_RESTRICTIONS, IORING_RESTRICTION_SQE_FLAGS_ALLOWED,
-    IORING_RESTRICTION_SQE_OP, IORING_SETUP_CQSIZE, IORING_SETUP_DEFER_TASKRUN,
-    IORING_SETUP_R_DISABLED, IORING_SETUP_SINGLE_ISSUER, IORING_SETUP_SUBMIT_ALL,
-    IORING_SQ_CQ_OVERFLOW, IOSQE_BUFFER_SELECT, Cqe, Sqe, UringBuffer, io_uring_buf_reg,
-    io_uring_buf_ring_tail,
-    io_uring_enter, io_uring_getevents_arg, io_uring_params, io_uring_register,
-    io_uring_restriction, io_uring_setup, kernel_timespec,
+    IORING_OP_POLL_ADD, IORING_OP_RECV, IORING_OP_SEND, IORING_POLLIN, IORING_RECV_MULTISHOT,
+    IORING_REGISTER_ENABLE_RINGS, IORING_REGISTER_PBUF_RING, IORING_REGISTER_RESTRICTIONS,
+    IORING_RESTRICTION_SQE_FLAGS_ALLOWED, IORING_RESTRICTION_SQE_OP, IORING_SETUP_CQSIZE,
+    IORING_SETUP_DEFER_TASKRUN, IORING_SETUP_R_DISABLED, IORING_SETUP_SINGLE_ISSUER,
+    IORING_SETUP_SUBMIT_ALL, IORING_SQ_CQ_OVERFLOW, IOSQE_BUFFER_SELECT, Cqe, Sqe, UringBuffer,
+    io_uring_buf_reg, io_uring_buf_ring_tail, io_uring_enter, io_uring_getevents_arg,
+    io_uring_params, io_uring_register, io_uring_restriction, io_uring_setup, kernel_timespec,
 )
-from kernel.poll cimport POLLIN
+from kernel.poll cimport poll
 from kernel.socket cimport MSG_DONTWAIT, MSG_NOSIGNAL
 from libc.errno cimport EAGAIN, EBUSY, EINTR, ETIME, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -36,6 +34,8 @@ from posix.unistd cimport close
 
 
 cdef enum:
+    REFUSALS_MOST = 2000  # one after another, and it is given up
+    REFUSED_MS = 1
     STRIDE = KECHO_CHUNK_BYTES + 64  # so that their beginnings do not share a set of the cache
     FREE_BUFFERS_BYTES = 16 * KECHO_CHUNKS
     BUFFER_GROUP = 0
@@ -219,7 +219,8 @@ cdef inline int uring_enter(
     Uring* ring, bint waits, int timeout_ms,
 ) noexcept nogil:
     """Submits what has been prepared. waits: has the kernel work off what has happened, and waits
-    until something has, for timeout_ms at most (-1: for ever). Returns 0 or -errno."""
+    until something has, for timeout_ms at most (-1: for ever). Returns 0, also when the kernel
+    could not just now, or -errno, after which the ring is not used any more."""
     cdef io_uring_getevents_arg argument
     cdef kernel_timespec timeout
     cdef int result
@@ -236,11 +237,19 @@ cdef inline int uring_enter(
         result = io_uring_enter(
             ring.fd, submit, timeout_ms != 0, IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG,
             &argument)
-    # Out of memory for a request, or for what no longer fits among the completions: it is tried
-    # again when those that there are have been read.
-    if result == -ETIME or result == -EINTR or result == -EAGAIN or result == -EBUSY:
+    if result >= 0 or result == -ETIME or result == -EINTR:
+        ring.refusals = 0
         return 0
-    return min(result, 0)
+    if result == -EAGAIN or result == -EBUSY:
+        # No memory for a request, or completions that have to be read first. Tried again, for a
+        # while: what has been prepared is still there.
+        ring.refusals += 1
+        if ring.refusals < REFUSALS_MOST:
+            if result == -EAGAIN:
+                poll(NULL, 0, REFUSED_MS)
+            return 0
+    ring.failure = result
+    return result
 
 
 cdef inline bint uring_has_overflowed(Uring* ring) noexcept nogil:
@@ -253,10 +262,11 @@ cdef inline Sqe* _prepare(
     Uring* ring, uint8_t opcode, int fd, Operation operation, uint32_t index, uint32_t above,
 ) noexcept nogil:
     cdef Sqe* request
-    while ring.sq_next - atomic_u32_load(ring.sq_head) > ring.sq_mask:
+    while ring.sq_next - atomic_u32_load(ring.sq_head) > ring.sq_mask and ring.failure == 0:
         uring_enter(ring, False, 0)
     request = &ring.sqes[ring.sq_next & ring.sq_mask]
-    ring.sq_next += 1
+    if ring.failure == 0:  # or nobody reads it any more
+        ring.sq_next += 1
     memset(request, 0, sizeof(Sqe))
     request.opcode = opcode
     request.fd = fd
@@ -292,7 +302,7 @@ cdef inline void uring_send(
 cdef inline void uring_watch(Uring* ring, int epoll_fd) noexcept nogil:
     """Once: says so when the epoll set has something, or at once."""
     cdef Sqe* request = _prepare(ring, IORING_OP_POLL_ADD, epoll_fd, OPERATION_WATCHED, 0, 0)
-    request.op_flags = POLLIN
+    request.op_flags = IORING_POLLIN
     ring.is_watching = True
 
 

@@ -75,7 +75,9 @@ cdef inline void waiting_progress(Queue* queue, Connection* connection) noexcept
     pthread_mutex_unlock(&queue.waiting_lock)
 
 
-cdef inline void waiting_end(Queue* queue, Connection* connection) noexcept nogil:
+cdef inline void waiting_end(
+    Queue* queue, Connection* connection, uint32_t now_ms,
+) noexcept nogil:
     """`pending` is about to be freed, or CONNECTION_BUSY to be taken away."""
     atomic_u32_store_relaxed(
         &connection.to_look_at,
@@ -86,6 +88,7 @@ cdef inline void waiting_end(Queue* queue, Connection* connection) noexcept nogi
     if connection.flags & CONNECTION_BUSY:
         atomic_u32_store_relaxed(&queue.busy, queue.busy - 1)
     pthread_mutex_unlock(&queue.waiting_lock)
+    connection.waited_until_ms = now_ms
 
 
 cdef inline bint waiting_is_over(Queue* queue, Control* control) noexcept nogil:

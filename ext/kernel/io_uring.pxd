@@ -44,6 +44,11 @@ cdef extern from * nogil:
         KECHO_OP_SEND = 26,
         KECHO_OP_RECV = 27,
 
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+        KECHO_POLLIN = 1,
+#else
+        KECHO_POLLIN = 1 << 16, /* its halves are swapped */
+#endif
         KECHO_SQE_BUFFER_SELECT = 1 << 5,
         KECHO_RECV_MULTISHOT = 1 << 1, /* in ioprio */
         KECHO_CANCEL_ALL = 1 << 0,
@@ -161,6 +166,7 @@ cdef extern from * nogil:
         IORING_OP_ASYNC_CANCEL "KECHO_OP_ASYNC_CANCEL"
         IORING_OP_SEND "KECHO_OP_SEND"
         IORING_OP_RECV "KECHO_OP_RECV"
+        IORING_POLLIN "KECHO_POLLIN"
         IOSQE_BUFFER_SELECT "KECHO_SQE_BUFFER_SELECT"
         IORING_RECV_MULTISHOT "KECHO_RECV_MULTISHOT"
         IORING_ASYNC_CANCEL_ALL "KECHO_CANCEL_ALL"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -17,6 +16,7 @@ from clients import (
     DEADLINE_S,
     connect,
     echo,
+    many_descriptors,
     plenty,
     receive_exactly,
     receive_until_reset,
@@ -276,18 +276,6 @@ def test_a_crowd_of_clients_that_never_read_is_bounded(
 
 
 # ---- idle_timeout -------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def many_descriptors(count: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard < count:
-        pytest.skip(f"RLIMIT_NOFILE is {hard} here, {count} are needed")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.slow_under_sanitizers  # opens 18,000 connections
