@@ -164,7 +164,8 @@ class ServerConfig:
         "epoll",
         choice(
             "epoll: threads echo; io_uring: the same, with fewer system calls, and with shared a "
-            "connection stays with the thread that accepted it (Linux 6.1); sockmap: the kernel "
+            "connection stays with the thread that accepted it (Linux 6.1, no busy polling); "
+            "sockmap: the kernel "
             "itself echoes TCP, by a BPF program on each connection, and threads only accept and "
             "close (root, Linux 6.5); auto: sockmap if it is to be had",
             "epoll",
@@ -221,7 +222,7 @@ class ServerConfig:
         256 << 20,
         size(
             "bytes that may wait in this process for clients that do not read (K, M, G); beyond "
-            "it the slowest of them are reset; under percpu each thread has an equal share",
+            "it the slowest of them are reset; under percpu, and with io_uring, each thread has an equal share",
             1 << 16,
             1 << 62,
         ),

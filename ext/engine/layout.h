@@ -3,7 +3,7 @@
  *   engine -> queue (an epoll instance, its listeners, its connections) -> connection
  *          -> worker (a thread; reads from one queue)
  *
- * shared: one queue, all the workers.   percpu: as many queues as workers, one each.
+ * shared: one queue, all the workers.   percpu, or with rings: as many queues as workers, one each.
  */
 #ifndef KECHO_ENGINE_LAYOUT_H
 #define KECHO_ENGINE_LAYOUT_H
@@ -247,14 +247,14 @@ struct kecho_uring {
     uint32_t *cq_head, *cq_tail;
     uint32_t cq_mask;
     struct kecho_cqe *cqes;
-    uint32_t receiving;                   /* requests to receive that have not ended */
-    uint32_t sending;                     /* connections that are CONNECTION_SENDING */
-    uint32_t is_watching;                 /* the epoll set is polled by the ring */
-    uint32_t epoll_is_ready;              /* and has something */
-    uint32_t is_over;                     /* nobody is given to the ring any more */
+    uint32_t receiving;      /* requests to receive that have not ended */
+    uint32_t sending;        /* connections that are CONNECTION_SENDING */
+    uint32_t is_watching;    /* the epoll set is polled by the ring */
+    uint32_t epoll_is_ready; /* and has something */
+    uint32_t is_over;        /* nobody is given to the ring any more */
     uint32_t refusals;       /* of the kernel, one after another, to have the ring entered */
     int32_t failure;         /* -errno: it cannot be used any more */
-    uint32_t given;                       /* buffers given to the kernel, ever */
+    uint32_t given;          /* buffers given to the kernel, ever */
     struct kecho_uring_buf *free_buffers; /* the kernel takes them from here */
     uint8_t *buffers;
     size_t memory_bytes; /* of both */

@@ -45,11 +45,12 @@ cdef enum:
 cdef inline int listener_arm(Control* control, Queue* queue, uint32_t number) noexcept nogil:
     """(Re-)registers a listener with a queue, upon which epoll reports it if somebody waits.
 
-    A listener in several epoll sets is EPOLLEXCLUSIVE: one of them is woken, not all. (Unless
-    another process has it, too: its sets are in the same line, and the one wake-up might go to a
-    process that stops or is killed before it accepts, while the client waits.) Such a
-    registration cannot be modified (epoll_ctl(2)), so it is made anew. EEXIST: another worker was
-    faster, and what it registered has reported whoever waits. Returns 0 or -errno.
+    A listener in several epoll sets is EPOLLEXCLUSIVE: one of them is woken, not all, where workers
+    wait in epoll_wait and not at a ring. (Unless another process has it, too: its sets are in the
+    same line, and the one wake-up might go to a process that stops or is killed before it accepts,
+    while the client waits.) Such a registration cannot be modified (epoll_ctl(2)), so it is made
+    anew. EEXIST: another worker was faster, and what it registered has reported whoever waits.
+    Returns 0 or -errno.
     """
     cdef Listener* listener = &control.listeners[number]
     cdef epoll_event event
