@@ -7,24 +7,22 @@ from common.atomics cimport (
     atomic_u32_decrement, atomic_u32_increment, atomic_u32_load, atomic_u32_store_relaxed,
 )
 from engine.access cimport ADMITTED, access_admit, access_is_restricted
-from engine.connection cimport (
-    SERVED_ALL, SERVED_CLOSED, Served, close_with_reset, connection_arm, connection_fail,
-)
+from engine.connection cimport SERVED_ALL, SERVED_CLOSED, Served, close_with_reset
 from engine.counters cimport count, count_error, count_opened
 from engine.flow cimport flow_begin, flows_are_open, flows_share
 from engine.in_kernel cimport in_kernel_begin
 from engine.in_ring cimport in_ring_begin
 from engine.layout cimport (
     CONNECTION_READ_TO_END, CONNECTION_REGISTERED, CONNECTION_SILENT, ERROR_ACCEPT,
-    ERROR_DESCRIPTORS, ERROR_EPOLL, ERROR_LISTENER, ERROR_MEMORY, KECHO_NO_PEER, Connection,
-    Control, Listener, Worker,
+    ERROR_DESCRIPTORS, ERROR_LISTENER, ERROR_MEMORY, KECHO_NO_PEER, Connection, Control, Listener,
+    Worker,
 )
 from engine.listener cimport (
     listener_arm, listener_give_up, listener_is_dead, listener_is_open, listener_pause,
     listeners_resume,
 )
 from engine.peers cimport peer_leaves
-from engine.serving cimport READS_PER_TURN, connection_serve, connection_settle
+from engine.serving cimport READS_PER_TURN, connection_join, connection_serve
 from engine.slab cimport slab_take
 from engine.uring cimport uring_serves
 from kernel.inet cimport sockaddr_storage
@@ -101,7 +99,7 @@ cdef inline void _begin(
     """A new connection. Its first bytes are often there already, so they are looked for before
     epoll is asked; registering afterwards reports whatever has come since."""
     cdef Served served
-    cdef int result, on = 1
+    cdef int on = 1
     cdef Connection* connection
     # TCP inherits this one from the listener, Unix sockets do not. Without it urgent bytes would
     # be missing from the echo.
@@ -133,16 +131,10 @@ cdef inline void _begin(
         # In a drain to the end, so that it does not keep a descriptor from whoever waits behind it.
         served = connection_serve(
             worker, connection, READS_PER_TURN if worker.is_draining else 1)
-    if served == SERVED_CLOSED:
-        return
     if served == SERVED_ALL and _is_for_the_ring(worker, listener, connection):
         in_ring_begin(worker, connection)
-    elif not connection.flags & CONNECTION_REGISTERED:
-        result = connection_arm(worker, connection, False)
-        if result < 0:
-            connection_fail(worker, connection, -result, ERROR_EPOLL)
-            return
-    connection_settle(worker, connection, served)
+    elif served != SERVED_CLOSED:
+        connection_join(worker, connection, served)
 
 
 cdef inline bint _is_refused(

@@ -1,5 +1,5 @@
-"""One worker's loop, from its first wait, for the epoll set or for its ring, which polls that, to the
-end of the drain."""
+"""One worker's loop, from its first wait, for the epoll set or for its ring, which polls that, to
+the end of the drain."""
 from common.atomics cimport (
     atomic_u32_decrement, atomic_u32_load, atomic_u32_load_relaxed, atomic_u32_store,
     atomic_u64_load_relaxed, atomic_u64_swap_acquire,

@@ -4,7 +4,8 @@ The ring receives by itself, into buffers of 4 KiB that it takes from a pool, an
 each of them back to it for sending; the calls that an echo takes are then shared by all that are
 ready at that moment. That is for clients that ask and wait. A stream, which fills a buffer, or a
 client that does not take its echo goes to epoll, for good, where one connection's turn is bounded
-and what it pins, too: the ring would go on receiving while there are buffers. So does who finds none.
+and what it pins, too: the ring would go on receiving while there are buffers. So does whoever finds
+none.
 
 A connection is owned from its first completion until it is at rest again: nothing is being sent,
 nothing is to be sent, and the ring has not been told to let go of it. So whoever finds one that
@@ -18,17 +19,15 @@ nobody owns, as timers do, may close it.
 """
 from common.atomics cimport atomic_u32_load, atomic_u32_store, atomic_u32_store_relaxed
 from engine.connection cimport (
-    SERVED_ALL, SERVED_CLOSED, Served, connection_arm, connection_close, connection_fail,
-    wait_with,
+    SERVED_ALL, SERVED_CLOSED, Served, connection_close, connection_fail, wait_with,
 )
 from engine.counters cimport count, count_by
 from engine.layout cimport (
     CLOSE_EOF, CLOSE_IDLE, CONNECTION_BLOCKED, CONNECTION_ENDED, CONNECTION_IN_RING,
-    CONNECTION_LEAVING, CONNECTION_OVERDUE, CONNECTION_REGISTERED, CONNECTION_SENDING,
-    CONNECTION_SILENT, ERROR_EPOLL, ERROR_RECV, ERROR_SEND, KECHO_CHUNK_BYTES,
-    KECHO_NO_CHUNK, Chunk, Connection, Uring, Worker,
+    CONNECTION_LEAVING, CONNECTION_OVERDUE, CONNECTION_SENDING, CONNECTION_SILENT, ERROR_RECV,
+    ERROR_SEND, KECHO_CHUNK_BYTES, KECHO_NO_CHUNK, Chunk, Connection, Uring, Worker,
 )
-from engine.serving cimport connection_await, connection_settle
+from engine.serving cimport connection_await, connection_join, connection_settle
 from engine.slab cimport (
     CLAIM_WON, ownership_claim, ownership_generation, ownership_try, slab_get, slab_high_water,
 )
@@ -108,6 +107,7 @@ cdef inline void in_ring_begin(Worker* worker, Connection* connection) noexcept 
     """A new connection; nothing is pending."""
     connection.first_chunk = KECHO_NO_CHUNK
     uring_receive(&worker.uring, connection)
+    connection_settle(worker, connection, SERVED_ALL)
 
 
 cdef inline void _fail(
@@ -130,14 +130,8 @@ cdef inline void _leave(Worker* worker, Connection* connection) noexcept nogil:
     connection.flags &= ~<unsigned int>(
         CONNECTION_ENDED | CONNECTION_BLOCKED | CONNECTION_LEAVING | CONNECTION_OVERDUE)
     served = connection_await(worker, connection)
-    if served == SERVED_CLOSED:
-        return
-    if not connection.flags & CONNECTION_REGISTERED:
-        result = connection_arm(worker, connection, False)
-        if result < 0:
-            connection_fail(worker, connection, -result, ERROR_EPOLL)
-            return
-    connection_settle(worker, connection, served)
+    if served != SERVED_CLOSED:
+        connection_join(worker, connection, served)
 
 
 cdef inline void _begin_to_leave(Uring* ring, Connection* connection) noexcept nogil:

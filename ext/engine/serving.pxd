@@ -13,8 +13,9 @@ from engine.flow cimport flow_has_ended, flow_is_broken, flow_is_whole
 from engine.in_kernel cimport in_kernel_serve
 from engine.layout cimport (
     CLOSE_DRAINED, CLOSE_EOF, CLOSE_EVICTED, CONNECTION_ARMED_WRITE, CONNECTION_BUSY,
-    CONNECTION_IN_KERNEL, CONNECTION_PASSED, CONNECTION_READ_TO_END, CONNECTION_SILENT,
-    CONNECTION_WAITED, ERROR_EPOLL, ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES, Connection, Worker,
+    CONNECTION_IN_KERNEL, CONNECTION_PASSED, CONNECTION_READ_TO_END, CONNECTION_REGISTERED,
+    CONNECTION_SILENT, CONNECTION_WAITED, ERROR_EPOLL, ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES,
+    Connection, Worker,
 )
 from engine.slab cimport ownership_release
 from kernel.socket cimport recv
@@ -177,3 +178,17 @@ cdef inline void connection_settle(
             return
         if served == SERVED_ALL:
             served = connection_serve(worker, connection, READS_PER_TURN)
+
+
+cdef inline void connection_join(
+    Worker* worker, Connection* connection, Served served,
+) noexcept nogil:
+    """Ends the turn with a connection that epoll does not know yet, unless it waits for room;
+    registering it reports whatever has come meanwhile."""
+    cdef int result
+    if not connection.flags & CONNECTION_REGISTERED:
+        result = connection_arm(worker, connection, False)
+        if result < 0:
+            connection_fail(worker, connection, -result, ERROR_EPOLL)
+            return
+    connection_settle(worker, connection, served)
