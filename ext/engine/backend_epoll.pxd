@@ -27,7 +27,7 @@ from engine.slab cimport (
     CLAIM_WON, ownership_claim, ownership_release, ownership_try, slab_get, slab_high_water,
     slab_in_use,
 )
-from engine.uring cimport uring_enable, uring_serves
+from engine.uring cimport uring_enable, uring_receives
 from engine.waiting cimport is_marked_flow, is_marked_waiting, waiting_claim_due
 from kernel.clock cimport clock_now_ms
 from kernel.epoll cimport EPOLLERR, EPOLLHUP, EPOLLPRI, EPOLLRDHUP, epoll_event
@@ -113,7 +113,7 @@ cdef inline int _round(Worker* worker, int timeout_ms) noexcept nogil:
     cdef int ready = 1, i
     if worker.held != NULL:
         timeout_ms = 0
-    if uring_serves(worker):
+    if uring_receives(worker):
         ready = in_ring_round(worker, timeout_ms)
         if ready < 0:
             _give_up(worker, -ready, "io_uring_enter")

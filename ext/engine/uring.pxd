@@ -197,6 +197,11 @@ cdef inline bint uring_serves(Worker* worker) noexcept nogil:
     return worker.uring.fd >= 0 and not worker.uring.is_over
 
 
+cdef inline bint uring_receives(Worker* worker) noexcept nogil:
+    """It is worth waiting for; there is somebody whom it serves."""
+    return worker.uring.receiving != 0 and not worker.uring.is_over
+
+
 # ---- buffers ------------------------------------------------------------------------------------
 
 cdef inline uint8_t* chunk_data(Uring* ring, uint32_t number) noexcept nogil:
