@@ -21,8 +21,7 @@ from engine.flow cimport (
 from engine.layout cimport (
     CLOSE_ABORTED, CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_EVICTED, CLOSE_IDLE,
     CLOSE_RESET, CLOSE_STALLED, CLOSE_TIMED_OUT, ERROR_ACCEPT, ERROR_DESCRIPTORS, ERROR_EPOLL,
-    ERROR_LISTENER, ERROR_MEMORY, ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES, KECHO_CHUNKS,
-    KECHO_CHUNK_BYTES,
+    ERROR_LISTENER, ERROR_MEMORY, ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES,
     KECHO_LISTENERS_MOST, REFUSED_DENIED, REFUSED_PER_ADDRESS, REFUSED_RATE, Access, Control,
     Counters, Listener, Queue, Uring, Worker,
 )
@@ -118,10 +117,9 @@ cdef class Engine:
         control.max_connections = max_connections or UINT32_MAX
         control.idle_timeout_ms = idle_timeout_ms
         control.write_timeout_ms = write_timeout_ms
-        # At least all that one connection can have: whoever waits alone is nobody's slowest reader.
+        # At least one buffer: whoever waits alone is nobody's slowest reader.
         control.queue_buffer_bytes = max(
-            buffer_bytes // queue_count,
-            <uint64_t>(KECHO_CHUNKS * KECHO_CHUNK_BYTES if ring_entries else KECHO_BUFFER_BYTES))
+            buffer_bytes // queue_count, <uint64_t>KECHO_BUFFER_BYTES)
         result = peers_init(&control.access)
         if result == 0:
             result = -pthread_mutex_init(&control.listeners_lock, NULL)

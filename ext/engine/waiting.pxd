@@ -92,10 +92,12 @@ cdef inline void waiting_end(
 
 
 cdef inline bint waiting_is_over(Queue* queue, Control* control) noexcept nogil:
-    """The buffers of this queue's connections hold more than they may."""
+    """The buffers of this queue's connections hold more than they may. Of one that waits alone they
+    may hold what its ring had received; what the kernel holds of a flow has no such bound."""
     cdef bint is_over
     pthread_mutex_lock(&queue.waiting_lock)
-    is_over = queue.waiting_bytes > control.queue_buffer_bytes
+    is_over = queue.waiting_bytes > control.queue_buffer_bytes and (
+        queue.waiting_head != queue.waiting_tail or queue.busy != 0)
     pthread_mutex_unlock(&queue.waiting_lock)
     return is_over
 

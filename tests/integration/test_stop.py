@@ -305,9 +305,9 @@ def test_a_second_stop_brings_the_deadline_forward(server: kecho.Server) -> None
 def test_a_second_stop_does_not_put_the_deadline_off(server: kecho.Server) -> None:
     with connect(server, receive_buffer=4096) as silent, ThreadPoolExecutor(1) as pool:
         send_until_blocked(silent, plenty())
-        stopping = stop_meanwhile(pool, server, 0.5)
+        stopping = stop_meanwhile(pool, server, 1.5)
         _, took_s = stop_timed(server, 600)
-        assert took_s < 1.5
+        assert took_s < 3
         stopping.result(DEADLINE_S)
 
 
@@ -322,6 +322,7 @@ def test_request_stop_does_not_wait(server: kecho.Server) -> None:
     assert server.stats().closed == closed(drained=1)
 
 
+@pytest.mark.slow_under_sanitizers  # it has a fifth of a second
 def test_what_a_shut_window_held_back_is_served_in_a_drain(server: kecho.Server) -> None:
     with connect(server) as silent:
         sent = send_until_blocked(silent, plenty())
