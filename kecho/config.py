@@ -222,7 +222,8 @@ class ServerConfig:
         256 << 20,
         size(
             "bytes that may wait in this process for clients that do not read (K, M, G); beyond "
-            "it the slowest of them are reset; under percpu, and with io_uring, each thread has an equal share",
+            "it the slowest of them are reset; under percpu, and with io_uring, each thread has an "
+            "equal share",
             1 << 16,
             1 << 62,
         ),
