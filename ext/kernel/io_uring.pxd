@@ -51,8 +51,6 @@ cdef extern from * nogil:
 #endif
         KECHO_SQE_BUFFER_SELECT = 1 << 5,
         KECHO_RECV_MULTISHOT = 1 << 1, /* in ioprio */
-        KECHO_CANCEL_ALL = 1 << 0,
-        KECHO_CANCEL_ANY = 1 << 2,
 
         KECHO_SQ_CQ_OVERFLOW = 1 << 1, /* in the flags of the requests' ring */
         KECHO_CQE_F_BUFFER = 1 << 0,
@@ -169,8 +167,6 @@ cdef extern from * nogil:
         IORING_POLLIN "KECHO_POLLIN"
         IOSQE_BUFFER_SELECT "KECHO_SQE_BUFFER_SELECT"
         IORING_RECV_MULTISHOT "KECHO_RECV_MULTISHOT"
-        IORING_ASYNC_CANCEL_ALL "KECHO_CANCEL_ALL"
-        IORING_ASYNC_CANCEL_ANY "KECHO_CANCEL_ANY"
         IORING_SQ_CQ_OVERFLOW "KECHO_SQ_CQ_OVERFLOW"
         IORING_CQE_F_BUFFER "KECHO_CQE_F_BUFFER"
         IORING_CQE_F_MORE "KECHO_CQE_F_MORE"

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 
 import runs
-from benchmarks.compare import contestants, pictures, summary, table, validity
-from benchmarks.compare.contestants import Contestant
-from benchmarks.compare.measure import Measured, Placement, Run, _turns
-from benchmarks.compare.workloads import METRICS, SCENARIOS, Goal, Scenario
+from benchmarks.compare import pictures, summary, table, validity
+from benchmarks.compare.measure import Measured, Run
+from benchmarks.compare.workloads import SCENARIOS, Goal, Scenario
 from kecho.bench import Histogram, Result, Verdict, Workload
 from kecho.bench.verdict import judge
 from runs import THREAD
@@ -302,65 +301,6 @@ def test_more_is_better_for_rates_and_less_for_times() -> None:
     assert not Goal("a", "b", "rate", 1.0).is_met_by(0.99)
     assert Goal("a", "b", "p50", 0.2).is_met_by(0.2)
     assert not Goal("a", "b", "p50", 0.2).is_met_by(0.21)
-
-
-# ---- the table of workloads ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
-def test_a_workload_is_possible_and_names_who_takes_part_in_it(scenario: Scenario) -> None:
-    Workload(**scenario.bench)
-    names = set(scenario.contestants)
-    assert names <= contestants.KECHO.keys() | contestants.PEERS.keys()
-    assert scenario.reference in names
-    assert set(scenario.metrics) <= METRICS.keys()
-    for goal in scenario.goals:
-        assert {goal.subject, goal.reference} <= names
-        assert goal.metric in scenario.metrics
-
-
-def test_an_option_that_this_kecho_does_not_know_leaves_its_contestant_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    strange = Contestant("strange", ("kecho", "--no-such-thing"), True, needs=("no_such_thing",))
-    monkeypatch.setitem(contestants.KECHO, "strange", strange)
-    found, absent = contestants.available(["strange", "kecho", "go"], chosen_peers=[])
-    assert [one.name for one in found] == ["kecho"]
-    assert absent == {
-        "strange": "this kecho has no --no-such-thing",
-        "go": "left out by --peers",
-    }
-
-
-@pytest.mark.slow_under_sanitizers
-def test_a_peer_that_cannot_be_built_is_absent_with_what_the_builder_said(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(contestants.PEERS, "none", Contestant("none", (), target="no_such_peer"))
-    found, absent = contestants.available(["none"])
-    assert not found
-    assert "No rule to make target" in absent["none"]
-
-
-def test_each_round_has_an_order_of_its_own_which_the_seed_repeats() -> None:
-    names = ["a", "b", "c", "d"]
-    servers: Any = [(Contestant(name, ()), None) for name in names]
-
-    def orders(seed: int) -> list[str]:
-        turns = [(number, one.name) for number, _, one, _ in _turns(SCENARIO, servers, 8, seed)]
-        return ["".join(name for at, name in turns if at == number) for number in range(8)]
-
-    assert {"".join(sorted(order)) for order in orders(1)} == {"abcd"}
-    assert len(set(orders(1))) > 3
-    assert orders(1) == orders(1) != orders(2)
-    short = replace(SCENARIO, most_rounds=2)
-    assert len(list(_turns(short, servers, 8, 1))) == 8
-
-
-def test_the_client_is_on_other_cpus_than_the_server() -> None:
-    assert Placement.of([2, 5, 7]) == Placement((2,), (5, 7), (2, 5))
-    with pytest.raises(ValueError, match="a CPU each"):
-        Placement.of([3])
 
 
 # ---- Markdown, JSON, README, pictures -----------------------------------------------------------

@@ -1,0 +1,183 @@
+"""The dropper's command: outcomes, exit statuses, usage, with a kernel that the test chooses."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from kecho import _sockdiag
+from kecho.drop import Diag, cli, work
+from kecho.drop.outcome import exit_status
+from kernel_sockets import PAIR_A, A, Kernel, row
+
+
+@pytest.fixture
+def run_with(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    def run(kernel: Kernel, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(work, "Diag", lambda netns: Diag(handle=kernel))
+        try:
+            status = cli.main(arguments)
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        return (status, *capsys.readouterr())
+
+    return run
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.mark.parametrize(
+    ("errors", "status", "word"),
+    [
+        ({}, 0, "1 dropped"),
+        ({7: errno.ENOENT}, 1, "1 gone"),
+        ({7: errno.EINVAL}, 3, "1 refused"),
+        ({7: errno.EPERM}, 4, "CAP_NET_ADMIN"),
+        ({7: errno.EOPNOTSUPP}, 5, "CONFIG_INET_DIAG_DESTROY"),
+        ({7: errno.EOPNOTSUPP}, 5, "Linux 6.0"),
+    ],
+)
+def test_status_says_what_became_of_it(
+    run_with: Run, errors: dict[int, int], status: int, word: str
+) -> None:
+    for arguments in (PAIR_A.split(), ["--peer", ":80"], [PAIR_A]):
+        code, _, said = run_with(Kernel(row("established", *A), errors=errors), *arguments)
+        assert code == status
+        assert word in said
+
+
+def test_nothing_that_matches_is_status_1(run_with: Run) -> None:
+    assert run_with(Kernel(), "--peer", ":80")[0] == 1
+    assert run_with(Kernel(), *PAIR_A.split())[0] == 1
+    assert run_with(Kernel(), "--list", "--peer", ":80")[0] == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [], ["-4"], ["-6", "-q"], ["-4", "-6"], ["-4", "-6", "--list"],
+        ["--list"], ["--state", "x"], ["--peer", ":0"], ["--local", "["],
+        ["--pid", "x"], ["--uid", "-1"], ["--watch", "0"], ["127.0.0.1:1"], ["--nonsense"],
+        ["127.0.0.1:1", "[::1]:2"], ["--netns", "../x", "--peer", ":1"], ["--listeners"], ["-q"],
+        ["--peer", "*"], ["--peer", "0.0.0.0/0"], ["--peer", "::/0", "--local", ":1-65535"],
+        ["--peer", ":80", "--peer", "0.0.0.0/0"], ["-"],
+        ["--list", "--dry-run", "--peer", ":1"], ["--peer"], ["--until-empty"], ["--json"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_wrong_usage_is_one_line_and_asks_for_nothing(
+    run_with: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    kernel = Kernel(row("established", *A), row("listen", "0.0.0.0", 80, "0.0.0.0", 0))
+    status, out, said = run_with(kernel, *arguments)
+    assert (status, out, kernel.asked) == (2, "", [])
+    assert said.startswith("kecho.drop: error: ")
+    assert said.count("\n") == 1
+
+
+def test_listener_is_left_by_a_filter_that_matches_it(run_with: Run) -> None:
+    kernel = Kernel(row("listen", "0.0.0.0", 80, "0.0.0.0", 0))
+    assert run_with(kernel, "--local", ":80")[0] == 1
+    assert run_with(kernel, "--state", "listen")[0] == 1
+    assert run_with(kernel, "0.0.0.0:80", "0.0.0.0:*")[0] == 3
+    assert kernel.asked == []
+    assert run_with(kernel, "--state", "listen", "--listeners")[0] == 0
+    assert len(kernel.asked) == 1
+
+
+def test_json_has_each_outcome(run_with: Run) -> None:
+    kernel = Kernel(row("established", *A), errors={7: errno.EPERM})
+    status, out, _ = run_with(kernel, "--json", "--peer", ":80")
+    (outcome,) = json.loads(out)["outcomes"]
+    assert status == 4
+    assert (outcome["local"], outcome["result"], outcome["errno"]) == (
+        "127.0.0.1:1000",
+        "refused",
+        "EPERM",
+    )
+
+
+def test_until_empty_is_bounded(run_with: Run) -> None:
+    kernel = Kernel(row("established", *A))
+    kernel.survive = True
+    status, _, said = run_with(kernel, "--until-empty", "-q", "--peer", ":80")
+    assert status == 3
+    assert len(kernel.asked) == 100
+    assert "100 passes" in said
+
+
+def test_until_empty_tells_each_survivor_once(run_with: Run) -> None:
+    listener = row("listen", "0.0.0.0", 80, "0.0.0.0", 0)
+    kernel = Kernel(row("established", *A), listener)
+    pairs = [*PAIR_A.split(), "0.0.0.0:80", "0.0.0.0:*"]
+    status, out, said = run_with(kernel, "--until-empty", *pairs)
+    assert (status, out.count("\n")) == (3, 2)
+    assert "1 dropped, 1 protected\n" in said
+
+
+def test_watch_tells_each_socket_once_however_it_is_printed(run_with: Run) -> None:
+    for form in ([], ["--json"]):
+        kernel = Kernel(row("established", *A))
+        look, looks = kernel.dump, iter(range(8))
+
+        def dump(*asked: int, look: Any = look, looks: Any = looks) -> list[_sockdiag.Row]:
+            if next(looks, None) is None:
+                raise KeyboardInterrupt
+            return look(*asked)
+
+        kernel.dump = dump  # type: ignore[method-assign,assignment]
+        status, out, _ = run_with(kernel, "--watch", "0.001", *form, *PAIR_A.split())
+        assert status == 0
+        assert out.count("127.0.0.1:1000") == 1
+
+
+@pytest.mark.parametrize("error", [errno.ENOBUFS, errno.EIO])
+def test_error_of_the_kernel_does_not_hide_what_was_dropped(run_with: Run, error: int) -> None:
+    count = 3 * _sockdiag.MOST_AT_ONCE
+    rows = [row("time-wait", "127.0.0.1", 1 + i, "127.0.0.1", 80, cookie=i) for i in range(count)]
+    for form in ([], ["--json"]):
+        kernel = Kernel(*rows)
+        destroy = kernel.destroy
+
+        def fails(
+            identities: list[bytes], kernel: Kernel = kernel, destroy: Any = destroy
+        ) -> list[int]:
+            if kernel.asked:
+                raise OSError(error, "SOCK_DESTROY: no")
+            answers: list[int] = destroy(identities)
+            return answers
+
+        kernel.destroy = fails  # type: ignore[method-assign]
+        status, out, said = run_with(kernel, *form, "--state", "time-wait")
+        assert status == 3
+        assert "SOCK_DESTROY: no" in said
+        if form:
+            assert json.loads(out)["counts"] == {"dropped": 128, "not tried": 256}
+        else:
+            assert "stopped: 128 dropped, 256 not tried" in said
+            assert out.count("\n") == 128
+
+
+@pytest.mark.parametrize("error", [errno.ENOENT, errno.EPROTONOSUPPORT])
+def test_kernel_without_sock_diag_is_status_5(run_with: Run, error: int) -> None:
+    kernel = Kernel()
+
+    def fails(*_: object) -> list[_sockdiag.Row]:
+        raise OSError(error, "SOCK_DIAG_BY_FAMILY: no")
+
+    kernel.dump = fails  # type: ignore[method-assign,assignment]
+    status, _, said = run_with(kernel, "--peer", ":80")
+    assert status == 5
+    assert "tcp_diag" in said
+
+
+def test_no_outcome_is_status_1() -> None:
+    assert exit_status([]) == 1
