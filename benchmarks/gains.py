@@ -94,18 +94,9 @@ VARIANTS = {
             ("ext/engine/connection.pxd", "event.events = EPOLLET", "event.events = EPOLLONESHOT"),
             (
                 "ext/engine/serving.pxd",
-                "        if ownership_release(connection):\n            return\n        if served",
-                "        elif served == SERVED_ALL and not for_a_start:\n"
-                "            result = connection_arm(\n"
-                "                worker, connection, connection.pending != NULL)\n"
-                "        for_a_start = False\n"
-                "        if ownership_release(connection):\n            return\n        if served",
-            ),
-            (
-                "ext/engine/serving.pxd",
-                "    cdef int result\n    while served != SERVED_CLOSED:",
-                "    cdef int result\n    cdef bint for_a_start = False\n"
-                "    while served != SERVED_CLOSED:",
+                "        if ownership_release(connection):\n            return\n        served",
+                "        connection_arm(worker, connection, connection.pending != NULL)\n"
+                "        if ownership_release(connection):\n            return\n        served",
             ),
         ),
         _SHARED,

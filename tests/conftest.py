@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 import kecho
+from clients import DEADLINE_S
 from engines import BESIDE_EPOLL, why_no
 from processes import ServerProcess
+from traced import StartTraced, TracedServer
 
 DISPATCHES = ("shared", "percpu")
 
@@ -109,6 +113,46 @@ def start_process(engine: str) -> Iterator[Callable[..., ServerProcess]]:
     yield start
     for process in processes:
         process.kill()
+
+
+@pytest.fixture(scope="session")
+def strace() -> list[str]:
+    found = shutil.which("strace")
+    if found is None:
+        pytest.skip("strace is not installed")
+    # -D: the server and not strace is the child of this process, which signals it.
+    command = [found, "-D", "-f", "-qq"]
+    probe = [*command, "-o", os.devnull, "-e", "inject=getppid:error=EPERM", "true"]
+    finished = subprocess.run(probe, capture_output=True, text=True, timeout=DEADLINE_S)
+    if finished.returncode != 0 or finished.stderr:
+        pytest.skip(f"strace cannot trace here: {finished.stderr}")
+    return command
+
+
+@pytest.fixture
+def start_traced(strace: list[str], tmp_path: Path, dispatch: str) -> Iterator[StartTraced]:
+    """start_traced(syscalls, fault, *arguments): fault is ERRNO, or ERRNO:when=EXPRESSION.
+
+    strace counts the calls of each thread by itself.
+    """
+    started: list[ServerProcess] = []
+
+    def start(
+        syscalls: str, fault: str | None, *arguments: str, pass_fds: Sequence[int] = ()
+    ) -> TracedServer:
+        log = tmp_path / "strace"
+        before = [*strace, "-o", str(log), "-e", f"trace={syscalls}"]
+        if fault is not None:
+            before += ["-e", f"inject={syscalls}:error={fault}"]
+        arguments = ("--dispatch", dispatch, "--threads=1", *arguments)
+        server = ServerProcess(arguments, before=before, pass_fds=pass_fds)
+        started.append(server)
+        server.wait_until_listening()
+        return TracedServer(server, log)
+
+    yield start
+    for server in started:
+        server.kill()
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from engine.accept cimport ACCEPTS_PER_TURN, accept_turn
 from engine.busy_poll cimport busy_poll_wait
 from engine.closing cimport close_listeners_at_last, empty_listeners
 from engine.connection cimport (
-    SERVED_CLOSED, Served, busy_note, connection_close, evict_slowest, look_by, note_progress,
-    untaken,
+    SERVED_CLOSED, SERVED_MORE, Served, busy_note, connection_close, connection_give_back,
+    evict_slowest, look_by, note_progress, untaken,
 )
 from engine.in_kernel cimport in_kernel_note
 from engine.in_ring cimport in_ring_close_idle, in_ring_end, in_ring_round
@@ -27,6 +27,7 @@ from engine.slab cimport (
     CLAIM_WON, ownership_claim, ownership_release, ownership_try, slab_get, slab_high_water,
     slab_in_use,
 )
+from engine.streams cimport stream_take
 from engine.uring cimport uring_enable, uring_receives
 from engine.waiting cimport is_marked_flow, is_marked_waiting, waiting_claim_due
 from kernel.clock cimport clock_now_ms
@@ -100,18 +101,26 @@ cdef inline void _serve_event(Worker* worker, epoll_event* event) noexcept nogil
             worker, connection, connection_serve(worker, connection, READS_PER_TURN))
 
 
-cdef inline void _serve_held(Worker* worker) noexcept nogil:
-    cdef Connection* connection = worker.held
-    worker.held = NULL
-    connection_settle(
-        worker, connection, connection_serve(worker, connection, READS_PER_TURN))
+cdef inline void _serve_streams(Worker* worker, uint32_t turns) noexcept nogil:
+    """One turn is the first one's, so many are one for each."""
+    cdef uint32_t _i
+    cdef Served served
+    if worker.turns_left == 0 and worker.stream_count > 1:
+        # Not after the turn: a worker that sleeps is to be awake before this one looks again.
+        connection_give_back(worker, stream_take(worker))
+    for _i in range(min(turns, worker.stream_count)):
+        served = connection_serve(worker, worker.streams[0], READS_PER_TURN)
+        if turns == 1 and served == SERVED_MORE and worker.turns_left != 0:
+            worker.turns_left -= 1
+        else:
+            connection_settle(worker, stream_take(worker), served)
 
 
 cdef inline int _round(Worker* worker, int timeout_ms) noexcept nogil:
     """Waits once and serves what is ready. Returns 0, or -1 when the worker has given up."""
     cdef epoll_event events[EVENTS_PER_WAIT]
     cdef int ready = 1, i
-    if worker.held != NULL:
+    if worker.stream_count != 0:
         timeout_ms = 0
     if uring_receives(worker):
         ready = in_ring_round(worker, timeout_ms)
@@ -127,8 +136,10 @@ cdef inline int _round(Worker* worker, int timeout_ms) noexcept nogil:
     worker.now_ms = clock_now_ms()
     for i in range(ready):
         _serve_event(worker, &events[i])
-    if worker.held != NULL:
-        _serve_held(worker)
+    if worker.stream_count != 0:
+        # Streams that found no place have had their turn.
+        _serve_streams(worker, worker.stream_count if worker.is_crowded else 1)
+    worker.is_crowded = False
     return 0
 
 
@@ -293,8 +304,8 @@ cdef inline void _drain(Worker* worker) noexcept nogil:
     retry_ms = worker.now_ms + RESUME_AFTER_MS
     if atomic_u32_load(&control.phase) == PHASE_DRAINING:
         _serve_everybody(worker)
-        if worker.held != NULL:
-            _serve_held(worker)
+        if worker.stream_count != 0:
+            _serve_streams(worker, worker.stream_count)
     while atomic_u32_load(&control.phase) == PHASE_DRAINING:
         if worker.listeners_left != 0 and worker.now_ms >= retry_ms:
             retry_ms = worker.now_ms + RESUME_AFTER_MS

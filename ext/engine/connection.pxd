@@ -209,6 +209,19 @@ cdef inline int connection_arm(
     return 0
 
 
+cdef inline void connection_give_back(Worker* worker, Connection* connection) noexcept nogil:
+    """Lets go of a connection that has more to read: it goes to the end of the kernel's ready list,
+    from where any worker of the queue may take it."""
+    cdef int result
+    while True:
+        result = connection_arm(worker, connection, False)
+        if result < 0:
+            connection_fail(worker, connection, -result, ERROR_EPOLL)
+            return
+        if ownership_release(connection):
+            return
+
+
 cdef inline ssize_t send_some(
     Connection* connection, const void* data, size_t size,
 ) noexcept nogil:

@@ -309,21 +309,26 @@ struct kecho_counters {
 } __attribute__((aligned(KECHO_CACHE_LINE)));
 
 #define KECHO_BUFFER_BYTES 65536
+#define KECHO_STREAMS_MOST 8 /* that a worker keeps */
 
 struct kecho_worker {
     struct kecho_counters counters;
     struct kecho_control *control __attribute__((aligned(KECHO_CACHE_LINE)));
     struct kecho_queue *queue;
-    uint8_t *buffer;               /* KECHO_BUFFER_BYTES: what recv fills and send empties */
-    struct kecho_connection *held; /* owned, has more to read: served between two waits */
-    uint64_t now_ms;               /* when the last wait returned */
-    uint64_t resume_at_ms;         /* when to try a paused listener again; 0: none is paused */
-    uint64_t greet_until_ms;       /* in a drain: how long new connections may begin to speak */
-    uint64_t serve_again_ms;       /* then, when to look again for what is on its way; 0: never */
-    uint64_t idle_since_ns;        /* busy polling: when its last event had been served */
-    uint64_t mean_gap_ns;          /* from then to the next event, on average, lately */
-    uint64_t rest_until_ns;        /* others want this CPU, until then it does not yield to them */
-    uint32_t has_served;           /* the last wait brought events */
+    uint8_t *buffer; /* KECHO_BUFFER_BYTES: what recv fills and send empties */
+    /* Owned, have more to read: the first one is served between two waits. */
+    struct kecho_connection *streams[KECHO_STREAMS_MOST];
+    uint32_t stream_count;
+    uint32_t turns_left;     /* of the first one, before it makes room for the others */
+    uint32_t is_crowded;     /* since the last wait one found no place */
+    uint32_t has_served;     /* the last wait brought events */
+    uint64_t now_ms;         /* when the last wait returned */
+    uint64_t resume_at_ms;   /* when to try a paused listener again; 0: none is paused */
+    uint64_t greet_until_ms; /* in a drain: how long new connections may begin to speak */
+    uint64_t serve_again_ms; /* then, when to look again for what is on its way; 0: never */
+    uint64_t idle_since_ns;  /* busy polling: when its last event had been served */
+    uint64_t mean_gap_ns;    /* from then to the next event, on average, lately */
+    uint64_t rest_until_ns;  /* others want this CPU, until then it does not yield to them */
     uint32_t index;
     uint32_t is_draining;
     uint32_t

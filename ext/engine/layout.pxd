@@ -39,6 +39,7 @@ cdef extern from "engine/layout.h" nogil:
         KECHO_SLAB_CHUNK_CONNECTIONS
         KECHO_SLAB_CHUNKS
         KECHO_BUFFER_BYTES
+        KECHO_STREAMS_MOST
         KECHO_EVERY_QUEUE
         KECHO_LISTENERS_MOST
 
@@ -242,7 +243,11 @@ cdef extern from "engine/layout.h" nogil:
         Control* control
         Queue* queue
         uint8_t* buffer
-        Connection* held
+        Connection** streams
+        uint32_t stream_count
+        uint32_t turns_left
+        uint32_t is_crowded
+        uint32_t has_served
         uint64_t now_ms
         uint64_t resume_at_ms
         uint64_t greet_until_ms
@@ -250,7 +255,6 @@ cdef extern from "engine/layout.h" nogil:
         uint64_t idle_since_ns
         uint64_t mean_gap_ns
         uint64_t rest_until_ns
-        uint32_t has_served
         uint32_t index
         uint32_t is_draining
         uint32_t listeners_left

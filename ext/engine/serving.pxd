@@ -5,8 +5,8 @@ Every function here is called by the worker that owns the connection.
 from common.atomics cimport atomic_u32_load_relaxed, atomic_u32_store_relaxed
 from engine.connection cimport (
     SERVED_ALL, SERVED_CLOSED, SERVED_MORE, SERVED_NOT, Served, busy_begin, busy_end,
-    connection_arm, connection_close, connection_fail, evict_slowest, flush_pending, keep_pending,
-    send_some,
+    connection_arm, connection_close, connection_fail, connection_give_back, evict_slowest,
+    flush_pending, keep_pending, send_some,
 )
 from engine.counters cimport count, count_by
 from engine.flow cimport flow_has_ended, flow_is_broken, flow_is_whole
@@ -18,6 +18,7 @@ from engine.layout cimport (
     Connection, Worker,
 )
 from engine.slab cimport ownership_release
+from engine.streams cimport stream_keep
 from kernel.socket cimport recv
 from libc.errno cimport EAGAIN, EINTR, ENOMEM, errno
 from libc.stdint cimport uint32_t, uint64_t
@@ -152,22 +153,14 @@ cdef inline bint _is_awaited(Worker* worker, Connection* connection) noexcept no
 cdef inline void connection_settle(
     Worker* worker, Connection* connection, Served served,
 ) noexcept nogil:
-    """Ends the worker's turn with a connection it owns: lets go of it, or keeps it for the next.
-
-    A worker keeps one connection that has more to read; further ones go back to the end of
-    the kernel's ready list, from where any worker of the queue may take them.
-    """
-    cdef int result
+    """Ends a turn with a connection that the worker owns: it lets go of it, or keeps it for another
+    turn."""
     while served != SERVED_CLOSED:
         if served == SERVED_MORE:
-            if worker.held == NULL:
-                worker.held = connection
-                return
-            result = connection_arm(worker, connection, False)
-            if result < 0:
-                connection_fail(worker, connection, -result, ERROR_EPOLL)
-                return
-        elif (worker.is_draining and connection.pending == NULL
+            if not stream_keep(worker, connection):
+                connection_give_back(worker, connection)
+            return
+        if (worker.is_draining and connection.pending == NULL
                 and not connection.flags & CONNECTION_BUSY
                 and not _is_awaited(worker, connection)):
             if not connection.flags & CONNECTION_PASSED or flow_is_whole(connection):
@@ -176,8 +169,7 @@ cdef inline void connection_settle(
             busy_begin(worker, connection, KECHO_BUFFER_BYTES)
         if ownership_release(connection):
             return
-        if served == SERVED_ALL:
-            served = connection_serve(worker, connection, READS_PER_TURN)
+        served = connection_serve(worker, connection, READS_PER_TURN)
 
 
 cdef inline void connection_join(

@@ -105,20 +105,28 @@ def usable_cpus() -> list[int]:
 
 
 @contextmanager
-def streaming(server: kecho.Server, count: int) -> Iterator[list[Streamer]]:
+def streaming(port: int, count: int) -> Iterator[list[Streamer]]:
     """`count` streamers, dealt out to the CPUs, all of them under way."""
     cpus = usable_cpus()
     with ExitStack() as stack:
         streamers = []
         for number in range(count):
-            streamers.append(Streamer(server.port, cpus[number % len(cpus)]))
+            streamers.append(Streamer(port, cpus[number % len(cpus)]))
             stack.callback(streamers[-1].end)
         for streamer in streamers:
             streamer.wait_until_connected()
-        wait_for(lambda: server.stats().active == count, "the streamers are connected")
-        for streamer in streamers:
-            wait_for(lambda streamer=streamer: streamer.received() > MIB, "the stream flows")
+        wait_until_more(streamers, MIB)
         yield streamers
+
+
+def wait_until_more(streamers: list[Streamer], size: int) -> None:
+    """Until each of them has had so many bytes more."""
+    before = [streamer.received() for streamer in streamers]
+    for streamer, received in zip(streamers, before, strict=True):
+        wait_for(
+            lambda streamer=streamer, more=received + size: streamer.received() > more,
+            "the stream flows",
+        )
 
 
 @contextmanager
@@ -161,35 +169,34 @@ def test_streams_leave_ping_pong_its_turns(
     start_server: StartServer, dispatch: str, threads: int
 ) -> None:
     server = start_server(dispatch=dispatch, threads=threads, graceful_timeout=0)
-    with streaming(server, threads) as streamers:
+    with streaming(server.port, threads) as streamers:
         if dispatch == "percpu" and len(usable_cpus()) >= threads:
             assert [worker.active for worker in server.stats().workers] == [1] * threads
-        before = [streamer.received() for streamer in streamers]
         with connected_from_every_cpu(server, 50) as clients:
             play_rounds(clients, 100, DEADLINE_S)
-        # They were there all the while.
-        for streamer, received in zip(streamers, before, strict=True):
-            wait_for(
-                lambda streamer=streamer, more=received + MIB: streamer.received() > more,
-                "the stream flows on",
-            )
+        wait_until_more(streamers, MIB)
 
 
 def test_more_streams_than_workers_all_get_on(start_server: StartServer, dispatch: str) -> None:
     server = start_server(dispatch=dispatch, graceful_timeout=0)
-    with streaming(server, 6) as streamers:
+    with streaming(server.port, 6) as streamers:
         for _ in range(3):
-            before = [streamer.received() for streamer in streamers]
-            for streamer, received in zip(streamers, before, strict=True):
-                wait_for(
-                    lambda streamer=streamer, more=received + 4 * MIB: streamer.received() > more,
-                    "every stream gets on",
-                )
+            wait_until_more(streamers, 4 * MIB)
+
+
+def test_streams_spread_over_the_workers(start_server: StartServer) -> None:
+    server = start_server(dispatch="shared", graceful_timeout=0)
+    with streaming(server.port, 4) as streamers:
+        before = server.stats()
+        wait_until_more(streamers, 64 * MIB)
+        workers = (server.stats() - before).workers
+    least, most = sorted(worker.bytes_received for worker in workers)
+    assert least > most / 4
 
 
 def test_streams_leave_new_clients_their_turn(start_server: StartServer, dispatch: str) -> None:
     server = start_server(dispatch=dispatch, graceful_timeout=0)
-    with streaming(server, 4):
+    with streaming(server.port, 4):
         for _ in range(5):
             with connected_from_every_cpu(server, 10) as clients:
                 play_rounds(clients, 1, DEADLINE_S)
@@ -199,7 +206,7 @@ def test_streams_do_not_keep_the_server_from_stopping(
     start_server: StartServer, dispatch: str
 ) -> None:
     server = start_server(dispatch=dispatch)
-    with streaming(server, 4):
+    with streaming(server.port, 4):
         began_s = time.monotonic()
         stats = server.stop(graceful_timeout=0.5)
         assert time.monotonic() - began_s < 1.5

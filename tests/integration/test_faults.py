@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import shutil
 import socket
-import subprocess
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from clients import (
-    DEADLINE_S,
     connect,
     connected,
     echo,
@@ -25,75 +19,10 @@ from clients import (
     transfer,
 )
 from engines import needs_io_uring
-from processes import ServerProcess
+from traced import EPOLL_WAIT, StartTraced
 
 # strace makes a sanitized server too slow, and is itself not to be sanitized.
 pytestmark = [pytest.mark.e2e, pytest.mark.slow_under_sanitizers]
-
-EPOLL_WAIT = "?epoll_wait,epoll_pwait"  # some machines have only the second
-
-
-@dataclass
-class TracedServer:
-    """`python -m kecho` under strace, with one worker unless told otherwise."""
-
-    process: ServerProcess
-    log: Path
-
-    @property
-    def port(self) -> int:
-        return self.process.port
-
-    def calls(self) -> list[tuple[str, str, str]]:
-        """Thread, name and arguments of each call, once the process has ended."""
-        return re.findall(r"^(\d+) +(\w+)\((.*)$", self.log.read_text(), re.MULTILINE)
-
-    def count(self, name: str) -> int:
-        return sum(called == name for _, called, _ in self.calls())
-
-    @property
-    def injected(self) -> int:
-        return self.log.read_text().count("(INJECTED)")
-
-
-@pytest.fixture(scope="module")
-def strace() -> list[str]:
-    found = shutil.which("strace")
-    if found is None:
-        pytest.skip("strace is not installed")
-    # -D: the server and not strace is the child of this process, which signals it.
-    command = [found, "-D", "-f", "-qq"]
-    probe = [*command, "-o", os.devnull, "-e", "inject=getppid:error=EPERM", "true"]
-    finished = subprocess.run(probe, capture_output=True, text=True, timeout=DEADLINE_S)
-    if finished.returncode != 0 or finished.stderr:
-        pytest.skip(f"strace cannot trace here: {finished.stderr}")
-    return command
-
-
-StartTraced = Callable[..., TracedServer]
-
-
-@pytest.fixture
-def start_traced(strace: list[str], tmp_path: Path, dispatch: str) -> Iterator[StartTraced]:
-    """start_traced(syscalls, fault, *arguments): fault is ERRNO, or ERRNO:when=EXPRESSION.
-
-    strace counts the calls of each thread by itself.
-    """
-    started: list[ServerProcess] = []
-
-    def start(syscalls: str, fault: str | None, *arguments: str) -> TracedServer:
-        log = tmp_path / "strace"
-        before = [*strace, "-o", str(log), "-e", f"trace={syscalls}"]
-        if fault is not None:
-            before += ["-e", f"inject={syscalls}:error={fault}"]
-        server = ServerProcess(["--dispatch", dispatch, "--threads=1", *arguments], before=before)
-        started.append(server)
-        server.wait_until_listening()
-        return TracedServer(server, log)
-
-    yield start
-    for server in started:
-        server.kill()
 
 
 def lives(client: socket.socket) -> bool:
