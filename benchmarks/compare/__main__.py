@@ -40,6 +40,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rounds", type=_count, default=_ROUNDS, help=f"by default {_ROUNDS}")
     parser.add_argument(
+        "--more-rounds",
+        type=_count_or_none,
+        metavar="N",
+        help="at most, of those by whom a goal cannot be told yet, for want of valid runs; by "
+        "default as many",
+    )
+    parser.add_argument(
         "--seconds", type=_seconds, default=_SECONDS, help=f"of a run; by default {_SECONDS:g}"
     )
     parser.add_argument(
@@ -58,11 +65,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _count(text: str) -> int:
+def _count(text: str, least: int = 1) -> int:
     number = int(text)
-    if not 1 <= number <= 1000:
-        raise argparse.ArgumentTypeError(f"{number} is not between 1 and 1000")
+    if not least <= number <= 1000:
+        raise argparse.ArgumentTypeError(f"{number} is not between {least} and 1000")
     return number
+
+
+def _count_or_none(text: str) -> int:
+    return _count(text, least=0)
 
 
 def _seconds(text: str) -> float:
@@ -114,6 +125,7 @@ def _measure_one(
         SCENARIOS[name],
         placement,
         rounds=chosen.rounds,
+        more_rounds=chosen.rounds if chosen.more_rounds is None else chosen.more_rounds,
         seconds=chosen.seconds,
         seed=seed,
         peers=chosen.peers,

@@ -16,7 +16,7 @@ from kecho.bench.runner import Progress
 from .cap import capped
 from .contestants import Contestant, available
 from .serving import Serving, StartError, cpu_ns, kernel_threads_ns, serving
-from .validity import ESCAPES_CAP, Explained, explained, invalid_because
+from .validity import ESCAPES_CAP, Explained, are_enough, explained, invalid_because
 from .workloads import Scenario
 
 __all__ = ["Measured", "Placement", "Run", "measure"]
@@ -98,10 +98,12 @@ def measure(
     rounds: int,
     seconds: float,
     seed: int,
+    more_rounds: int = 0,
     peers: Sequence[str] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Measured:
-    """What an interruption left of it is marked so."""
+    """more_rounds: at most, after the others, of those by whom a goal cannot be told yet. What an
+    interruption left of it is marked so."""
     found, absent = available(scenario.contestants, peers)
     commands: dict[str, list[str]] = {}
     runs: list[Run] = []
@@ -125,7 +127,9 @@ def measure(
                 else:
                     servers.append((one, server))
                     _warm_up(scenario, one, server, placement)
-            for number, turn, one, server in _turns(scenario, servers, rounds, seed):
+            for number, turn, one, server in _turns(
+                scenario, servers, rounds, seed, more_rounds, runs
+            ):
                 say(f"{scenario.name}: round {number + 1}, {one.name}")
                 run = _visit(scenario, one, server, placement, seconds, number, turn)
                 runs.append(replace(run, escapes_cap=hold is not None and one.in_kernel))
@@ -151,15 +155,40 @@ def _cap(
 
 
 def _turns(
-    scenario: Scenario, servers: Sequence[tuple[Contestant, Serving]], rounds: int, seed: int
+    scenario: Scenario,
+    servers: Sequence[tuple[Contestant, Serving]],
+    rounds: int,
+    seed: int,
+    more_rounds: int = 0,
+    runs: Sequence[Run] = (),
 ) -> Iterator[tuple[int, int, Contestant, Serving]]:
-    """Everybody once a round, in an order of its own: nobody always follows the same one."""
+    """Everybody once a round, in an order of its own: nobody always follows the same one. Then, in
+    more_rounds, those who are to be measured again, as `runs` have it by then."""
     draw = random.Random(f"{seed} {scenario.name}")
-    for number in range(min(rounds, scenario.most_rounds or rounds)):
-        order = list(servers)
+    rounds, more_rounds = (min(n, scenario.most_rounds or n) for n in (rounds, more_rounds))
+    for number in range(rounds + more_rounds):
+        again = None if number < rounds else _wanted_again(scenario, runs)
+        order = [one for one in servers if again is None or one[0].name in again]
         draw.shuffle(order)
         for turn, (one, server) in enumerate(order):
             yield number, turn, one, server
+
+
+def _wanted_again(scenario: Scenario, runs: Sequence[Run]) -> set[str]:
+    """Both sides of each goal for which there are too few valid runs. Not where one side has none
+    at all: what spoils every run is not chance."""
+    names: set[str] = set()
+    for goal in scenario.goals:
+        sides = {goal.subject, goal.reference}
+        verdicts = {
+            name: [not run.invalid_because(goal.metric) for run in runs if run.contestant == name]
+            for name in sides
+        }
+        if all(map(any, verdicts.values())) and not all(
+            are_enough(sum(valid), len(valid)) for valid in verdicts.values()
+        ):
+            names |= sides
+    return names
 
 
 def _client_cpus(scenario: Scenario, placement: Placement) -> tuple[int, ...]:

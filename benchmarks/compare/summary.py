@@ -6,11 +6,11 @@ from collections import Counter
 from dataclasses import dataclass
 from statistics import fmean
 
-from kecho.bench.compare import REPEATS_LEAST, Comparison, compare_samples
+from kecho.bench.compare import Comparison, compare_samples
 from kecho.bench.condition import metric_of
 
 from .measure import Measured, Run
-from .validity import in_short
+from .validity import are_enough, in_short
 from .workloads import Goal
 
 __all__ = ["Figure", "Outcome", "Ratio", "figure", "goals", "ratio"]
@@ -28,8 +28,7 @@ class Figure:
 
     @property
     def is_valid(self) -> bool:
-        """Enough of its runs are to be compared: four of them, or all when there are fewer."""
-        return self.valid >= min(self.runs, REPEATS_LEAST) > 0
+        return are_enough(self.valid, self.runs)
 
 
 @dataclass(frozen=True)

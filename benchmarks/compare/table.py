@@ -84,8 +84,9 @@ def _where(about: Mapping[str, Any]) -> list[str]:
         f"{about['date']}, Linux {environment['kernel']}, {environment['machine']}, "
         f"{environment['cpu']}, {environment['usable_cpus']} CPUs, kecho {environment['kecho']}, "
         f"Python {environment['python']}. {about['rounds']} interleaved rounds of "
-        f"{about['seconds']:g} s; ratios with 95 % intervals. `invalid`: the runs' own checks "
-        "found that the figure is not what it seems."
+        f"{about['seconds']:g} s, more of those who had fewer than four valid runs; ratios with "
+        "95 % intervals. `invalid`: the runs' own checks found that the figure is not what it "
+        "seems."
     ]
 
 

@@ -18,8 +18,9 @@ import re
 from dataclasses import dataclass
 
 from kecho.bench import Result
+from kecho.bench.compare import REPEATS_LEAST
 
-__all__ = ["Explained", "explained", "in_short", "invalid_because"]
+__all__ = ["Explained", "are_enough", "explained", "in_short", "invalid_because"]
 
 ESCAPES_CAP = "kernel threads echo, which no quota holds"
 _CLIENTS_OWN = (
@@ -43,6 +44,12 @@ class Explained:
 
     reason: str
     why: str
+
+
+def are_enough(valid: int, runs: int) -> bool:
+    """So many valid ones of all runs are to be compared: four of them, or all when there are
+    fewer."""
+    return valid >= min(runs, REPEATS_LEAST) > 0
 
 
 def invalid_because(metric: str, result: Result, set_aside: tuple[Explained, ...]) -> list[str]:

@@ -10,15 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.compare.contestants import PEERS, ROOT, Contestant, available
-from benchmarks.compare.measure import Measured, Placement, measure
+from benchmarks.compare.measure import Measured, Placement, Run, measure
 from benchmarks.compare.serving import Serving, StartError, cpu_ns, kernel_threads_ns, serving
 from benchmarks.compare.table import to_dict
-from benchmarks.compare.workloads import Scenario
+from benchmarks.compare.workloads import Goal, Scenario
 from clients import DEADLINE_S, connect, echo, receive_exactly, receive_until_end, reset, wait_for
 from kecho.bench import Result
 
@@ -195,10 +196,10 @@ SMALL = Scenario(
 )
 
 
-def measure_small(**changes: object) -> Measured:
+def measure_small(of: Scenario = SMALL, **changes: object) -> Measured:
     options = {"rounds": 2, "seconds": 0.2, "seed": 1, **changes}
     placement = Placement.of(sorted(os.sched_getaffinity(0)))
-    return measure(SMALL, placement, **options)  # type: ignore[arg-type]
+    return measure(of, placement, **options)  # type: ignore[arg-type]
 
 
 @needs_two_cpus
@@ -218,6 +219,23 @@ def test_contestants_are_measured_in_turn_and_each_in_every_round() -> None:
         # Of the measured time, or a little more or less.
         assert 0 < run.echoes <= 2 * run.result.echoes
     assert json.loads(json.dumps(to_dict([found], {})))["workloads"][0]["runs"]
+
+
+@needs_two_cpus
+def test_who_has_too_few_valid_runs_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    scenario = replace(SMALL, goals=(Goal("kecho", "epoll_echo", "rate", 1.0),))
+    judged = {("kecho", 0): ["spoilt"], ("epoll_echo", 2): ["spoilt"]}
+    monkeypatch.setattr(
+        Run, "invalid_because", lambda self, _: judged.get((self.contestant, self.round), [])
+    )
+    found = measure_small(of=scenario, rounds=2, more_rounds=5)
+    turns = {name: [run.round for run in found.of(name)] for name in scenario.contestants}
+    # One of two, two of three, three of four are not enough.
+    assert turns["kecho"] == turns["epoll_echo"] == [0, 1, 2, 3, 4]
+    assert turns["kecho sockmap"] in ([0, 1], [])
+    assert len(measure_small(of=scenario, rounds=2, more_rounds=1).of("kecho")) == 3
+    judged[("kecho", 1)] = ["spoilt"]  # nothing but that: not by chance
+    assert len(measure_small(of=scenario, rounds=2, more_rounds=5).of("kecho")) == 2
 
 
 @needs_two_cpus
@@ -303,6 +321,7 @@ def test_an_interrupted_command_writes_what_it_has(tmp_path: Path) -> None:
     [
         ["--only", "nothing"],
         ["--rounds", "0"],
+        ["--more-rounds", "-1"],
         ["--seconds", "nan"],
         ["--peers", "epoll_echo,nobody"],
     ],
