@@ -16,18 +16,20 @@ from engine.in_kernel cimport in_kernel_note
 from engine.in_ring cimport in_ring_close_idle, in_ring_end, in_ring_round
 from engine.layout cimport (
     CLOSE_ABORTED, CLOSE_IDLE, CLOSE_STALLED, CONNECTION_BUSY, CONNECTION_IN_KERNEL,
-    CONNECTION_IN_RING, OWNERSHIP_FREE, Connection, Control, Queue, Worker,
+    CONNECTION_IN_RING, KECHO_BUFFER_BYTES, OWNERSHIP_FREE, Connection, Control, Queue, Worker,
 )
 from engine.listener cimport (
     RESUME_AFTER_MS, TOKEN_LISTENERS, TOKEN_RING, TOKEN_WAKE, listeners_resume,
 )
 from engine.ring cimport ring_read
-from engine.serving cimport GREETING_MS, READS_PER_TURN, connection_serve, connection_settle
+from engine.serving cimport (
+    GREETING_MS, READS_PER_TURN, connection_serve, connection_settle, streams_give_back,
+)
 from engine.slab cimport (
     CLAIM_WON, ownership_claim, ownership_release, ownership_try, slab_get, slab_high_water,
     slab_in_use,
 )
-from engine.streams cimport stream_take
+from engine.streams cimport stream_count_turn, stream_has_had_its_turns, stream_take
 from engine.uring cimport uring_enable, uring_receives
 from engine.waiting cimport is_marked_flow, is_marked_waiting, waiting_claim_due
 from kernel.clock cimport clock_now_ms
@@ -101,25 +103,35 @@ cdef inline void _serve_event(Worker* worker, epoll_event* event) noexcept nogil
             worker, connection, connection_serve(worker, connection, READS_PER_TURN))
 
 
-cdef inline void _serve_streams(Worker* worker, uint32_t turns) noexcept nogil:
-    """One turn is the first one's, so many are one for each."""
-    cdef uint32_t _i
+cdef inline void _serve_streams(Worker* worker, uint64_t received) noexcept nogil:
+    """A turn for the first one, if the wait brought none. If of what has been received since then
+    (`received` bytes) so much was no stream's that it is more than a turn, they have as many, one
+    for each at most: who asks for much shall not have more than they."""
+    cdef uint64_t turns = received // (READS_PER_TURN * KECHO_BUFFER_BYTES)
+    cdef uint64_t _i
     cdef Served served
-    if worker.turns_left == 0 and worker.stream_count > 1:
-        # Not after the turn: a worker that sleeps is to be awake before this one looks again.
-        connection_give_back(worker, stream_take(worker))
-    for _i in range(min(turns, worker.stream_count)):
+    if worker.stream_turns == 0:
+        turns = max(turns, <uint64_t>1)
+    else:
+        turns -= min(turns, <uint64_t>worker.stream_turns)
+    for _i in range(min(turns, <uint64_t>worker.stream_count)):
+        if stream_has_had_its_turns(worker):
+            # Before a turn of the next one: a worker that sleeps is awake when this one looks again.
+            connection_give_back(worker, stream_take(worker))
+        if worker.stream_count == 0:
+            return
+        stream_count_turn(worker)
         served = connection_serve(worker, worker.streams[0], READS_PER_TURN)
-        if turns == 1 and served == SERVED_MORE and worker.turns_left != 0:
-            worker.turns_left -= 1
-        else:
+        if served != SERVED_MORE:
             connection_settle(worker, stream_take(worker), served)
 
 
 cdef inline int _round(Worker* worker, int timeout_ms) noexcept nogil:
     """Waits once and serves what is ready. Returns 0, or -1 when the worker has given up."""
     cdef epoll_event events[EVENTS_PER_WAIT]
+    cdef uint64_t received = atomic_u64_load_relaxed(&worker.counters.bytes_received)
     cdef int ready = 1, i
+    worker.stream_turns = 0
     if worker.stream_count != 0:
         timeout_ms = 0
     if uring_receives(worker):
@@ -137,9 +149,8 @@ cdef inline int _round(Worker* worker, int timeout_ms) noexcept nogil:
     for i in range(ready):
         _serve_event(worker, &events[i])
     if worker.stream_count != 0:
-        # Streams that found no place have had their turn.
-        _serve_streams(worker, worker.stream_count if worker.is_crowded else 1)
-    worker.is_crowded = False
+        _serve_streams(
+            worker, atomic_u64_load_relaxed(&worker.counters.bytes_received) - received)
     return 0
 
 
@@ -303,9 +314,8 @@ cdef inline void _drain(Worker* worker) noexcept nogil:
     worker.now_ms = clock_now_ms()
     retry_ms = worker.now_ms + RESUME_AFTER_MS
     if atomic_u32_load(&control.phase) == PHASE_DRAINING:
+        streams_give_back(worker)
         _serve_everybody(worker)
-        if worker.stream_count != 0:
-            _serve_streams(worker, worker.stream_count)
     while atomic_u32_load(&control.phase) == PHASE_DRAINING:
         if worker.listeners_left != 0 and worker.now_ms >= retry_ms:
             retry_ms = worker.now_ms + RESUME_AFTER_MS

@@ -53,6 +53,7 @@ cdef enum Served:
 cdef enum:
     SPARED_MOST = 64  # readers, in one search for one that is not
     LOOK_AGAIN_MOST_MS = 100
+    GIVEN_BACK_MS = 20  # in a drain, before it is looked for again
 
 
 cdef inline void close_with_reset(int fd) noexcept nogil:
@@ -209,10 +210,19 @@ cdef inline int connection_arm(
     return 0
 
 
+cdef inline void serve_again_by(Worker* worker, uint64_t at_ms) noexcept nogil:
+    """In a drain: has everybody looked at by then."""
+    if worker.serve_again_ms == 0 or at_ms < worker.serve_again_ms:
+        worker.serve_again_ms = at_ms
+
+
 cdef inline void connection_give_back(Worker* worker, Connection* connection) noexcept nogil:
     """Lets go of a connection that has more to read: it goes to the end of the kernel's ready list,
-    from where any worker of the queue may take it."""
+    from where any worker of the queue may take it. In a drain its socket may be empty, which epoll
+    does not report."""
     cdef int result
+    if worker.is_draining:
+        serve_again_by(worker, worker.now_ms + GIVEN_BACK_MS)
     while True:
         result = connection_arm(worker, connection, False)
         if result < 0:

@@ -319,8 +319,8 @@ struct kecho_worker {
     /* Owned, have more to read: the first one is served between two waits. */
     struct kecho_connection *streams[KECHO_STREAMS_MOST];
     uint32_t stream_count;
-    uint32_t turns_left;     /* of the first one, before it makes room for the others */
-    uint32_t is_crowded;     /* since the last wait one found no place */
+    uint32_t turns_in_a_row; /* that the first one has had */
+    uint32_t stream_turns;   /* since the last wait, of those that it brought */
     uint32_t has_served;     /* the last wait brought events */
     uint64_t now_ms;         /* when the last wait returned */
     uint64_t resume_at_ms;   /* when to try a paused listener again; 0: none is paused */

@@ -245,8 +245,8 @@ cdef extern from "engine/layout.h" nogil:
         uint8_t* buffer
         Connection** streams
         uint32_t stream_count
-        uint32_t turns_left
-        uint32_t is_crowded
+        uint32_t turns_in_a_row
+        uint32_t stream_turns
         uint32_t has_served
         uint64_t now_ms
         uint64_t resume_at_ms

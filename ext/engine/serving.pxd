@@ -6,7 +6,7 @@ from common.atomics cimport atomic_u32_load_relaxed, atomic_u32_store_relaxed
 from engine.connection cimport (
     SERVED_ALL, SERVED_CLOSED, SERVED_MORE, SERVED_NOT, Served, busy_begin, busy_end,
     connection_arm, connection_close, connection_fail, connection_give_back, evict_slowest,
-    flush_pending, keep_pending, send_some,
+    flush_pending, keep_pending, send_some, serve_again_by,
 )
 from engine.counters cimport count, count_by
 from engine.flow cimport flow_has_ended, flow_is_broken, flow_is_whole
@@ -18,7 +18,7 @@ from engine.layout cimport (
     Connection, Worker,
 )
 from engine.slab cimport ownership_release
-from engine.streams cimport stream_keep
+from engine.streams cimport stream_keep, stream_take
 from kernel.socket cimport recv
 from libc.errno cimport EAGAIN, EINTR, ENOMEM, errno
 from libc.stdint cimport uint32_t, uint64_t
@@ -145,9 +145,13 @@ cdef inline bint _is_awaited(Worker* worker, Connection* connection) noexcept no
     elif (not connection.flags & CONNECTION_WAITED or REOPENED_MS <= age_ms < 0x80000000u
             or REOPENED_MOST_MS <= reopened_ms < 0x80000000u):
         return False
-    if worker.serve_again_ms == 0 or again_ms < worker.serve_again_ms:
-        worker.serve_again_ms = again_ms
+    serve_again_by(worker, again_ms)
     return True
+
+
+cdef inline void streams_give_back(Worker* worker) noexcept nogil:
+    while worker.stream_count != 0:
+        connection_give_back(worker, stream_take(worker))
 
 
 cdef inline void connection_settle(
@@ -158,6 +162,7 @@ cdef inline void connection_settle(
     while served != SERVED_CLOSED:
         if served == SERVED_MORE:
             if not stream_keep(worker, connection):
+                streams_give_back(worker)  # for all, then, the kernel's list is the circle
                 connection_give_back(worker, connection)
             return
         if (worker.is_draining and connection.pending == NULL
