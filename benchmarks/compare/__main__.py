@@ -14,6 +14,7 @@ from typing import Any
 
 from kecho import tuning
 from kecho.bench import environment
+from kecho.bench.compare import REPEATS_LEAST
 from kecho.cpus import usable_cpus
 
 from . import pictures, table
@@ -44,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_count_or_none,
         metavar="N",
         help="at most, of those by whom a goal cannot be told yet, for want of valid runs; by "
-        "default as many",
+        f"default as many, with {REPEATS_LEAST} rounds and more",
     )
     parser.add_argument(
         "--seconds", type=_seconds, default=_SECONDS, help=f"of a run; by default {_SECONDS:g}"
@@ -125,7 +126,7 @@ def _measure_one(
         SCENARIOS[name],
         placement,
         rounds=chosen.rounds,
-        more_rounds=chosen.rounds if chosen.more_rounds is None else chosen.more_rounds,
+        more_rounds=_more_rounds(chosen),
         seconds=chosen.seconds,
         seed=seed,
         peers=chosen.peers,
@@ -136,6 +137,13 @@ def _measure_one(
     for one in goals(measured):
         print(f"{name}: {_goal_line(one)}", file=sys.stderr)
     return measured
+
+
+def _more_rounds(chosen: argparse.Namespace) -> int:
+    """With fewer than are enough for an interval, it is only to be looked at."""
+    if chosen.more_rounds is None:
+        return int(chosen.rounds) if chosen.rounds >= REPEATS_LEAST else 0
+    return int(chosen.more_rounds)
 
 
 def _say(text: str) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kecho import bench
+from kecho.bench.condition import metric_of
 from kecho.bench.runner import Progress
 
 from .cap import capped
@@ -19,7 +20,7 @@ from .serving import Serving, StartError, cpu_ns, kernel_threads_ns, serving
 from .validity import ESCAPES_CAP, Explained, are_enough, explained, invalid_because
 from .workloads import Scenario
 
-__all__ = ["Measured", "Placement", "Run", "measure"]
+__all__ = ["Measured", "Placement", "Run", "measure", "of_both"]
 
 _WARM_UP_S = 0.2
 _MOST_CLIENT_THREADS = 4
@@ -70,6 +71,31 @@ class Run:
         if metric == "cpu" and not found and (not self.echoes or not self.server_ns):
             return ["the server's CPU time was not seen"]
         return found
+
+    def value(self, metric: str) -> float | None:
+        """Times in ns, the rate in echoes/s; None if it has none."""
+        if self.result is None:
+            return None
+        if metric == "cpu":
+            return self.server_ns / self.echoes if self.echoes else None
+        try:
+            return metric_of(self.result, metric)
+        except ValueError:
+            return None
+
+    def is_valid(self, metric: str) -> bool:
+        return self.value(metric) is not None and not self.invalid_because(metric)
+
+
+def of_both(runs: Sequence[Run], *names: str) -> dict[str, list[Run]]:
+    """Their runs in the rounds that each of them was in: what is compared was measured in turn."""
+    rounds = set.intersection(
+        *({run.round for run in runs if run.contestant == name} for name in names)
+    )
+    return {
+        name: [run for run in runs if run.contestant == name and run.round in rounds]
+        for name in names
+    }
 
 
 @dataclass(frozen=True)
@@ -179,15 +205,12 @@ def _wanted_again(scenario: Scenario, runs: Sequence[Run]) -> set[str]:
     at all: what spoils every run is not chance."""
     names: set[str] = set()
     for goal in scenario.goals:
-        sides = {goal.subject, goal.reference}
-        verdicts = {
-            name: [not run.invalid_because(goal.metric) for run in runs if run.contestant == name]
-            for name in sides
-        }
-        if all(map(any, verdicts.values())) and not all(
-            are_enough(sum(valid), len(valid)) for valid in verdicts.values()
+        both = of_both(runs, goal.subject, goal.reference)
+        valid = {name: sum(run.is_valid(goal.metric) for run in both[name]) for name in both}
+        if all(valid.values()) and not all(
+            are_enough(valid[name], len(both[name])) for name in both
         ):
-            names |= sides
+            names |= both.keys()
     return names
 
 

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from kecho.bench.plot import set_log
 
 from .measure import Measured
-from .summary import figure, value_of
+from .summary import figure
 from .workloads import METRICS
 
 __all__ = ["draw"]
@@ -66,14 +66,14 @@ def _panel(axis: Any, measured: Measured, names: Sequence[str], metric: str) -> 
         value
         for name in names
         for run in measured.of(name)
-        if (value := value_of(run, metric)) is not None
+        if (value := run.value(metric)) is not None
     ]
     is_long = max(values, default=0.0) >= _LONG_NS
     scale, unit = _UNITS.get(metric, _LONG_TIME if is_long else _TIME)
     for place, name in enumerate(names):
         colour = _COLOURS[name.startswith("kecho")]
         for run in measured.of(name):
-            value = value_of(run, metric)
+            value = run.value(metric)
             if value is None:
                 continue
             axis.plot(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from kecho.bench.compare import Comparison, compare_samples
-from kecho.bench.condition import metric_of
 
-from .measure import Measured, Run
+from .measure import Measured, Run, of_both
 from .validity import are_enough, in_short
 from .workloads import Goal
 
@@ -62,36 +62,14 @@ class Outcome:
         return said if self.is_certain else f"{said}, within the noise"
 
 
-def value_of(run: Run, metric: str) -> float | None:
-    """Times in ns, the rate in echoes/s; None if the run has none."""
-    if run.result is None:
-        return None
-    if metric == "cpu":
-        return run.server_ns / run.echoes if run.echoes else None
-    try:
-        return metric_of(run.result, metric)
-    except ValueError:
-        return None
-
-
-def _samples(measured: Measured, contestant: str, metric: str) -> tuple[list[float], list[float]]:
-    """Of the valid runs, and of all."""
-    valid, every = [], []
-    for run in measured.of(contestant):
-        value = value_of(run, metric)
-        if value is None:
-            continue
-        every.append(value)
-        if not run.invalid_because(metric):
-            valid.append(value)
-    return valid, every
-
-
 def figure(measured: Measured, contestant: str, metric: str) -> Figure:
-    valid, every = _samples(measured, contestant, metric)
-    runs = measured.of(contestant)
+    return _figure(measured.of(contestant), metric)
+
+
+def _figure(runs: Sequence[Run], metric: str) -> Figure:
     reasons = Counter(reason for run in runs for reason in run.invalid_because(metric))
-    shown = valid or every
+    valid = _samples(runs, metric)
+    shown = valid or [value for run in runs if (value := run.value(metric)) is not None]
     return Figure(
         fmean(shown) if shown else None,
         len(valid),
@@ -100,19 +78,26 @@ def figure(measured: Measured, contestant: str, metric: str) -> Figure:
     )
 
 
+def _samples(runs: Sequence[Run], metric: str) -> list[float]:
+    """Of the valid ones."""
+    values = [run.value(metric) for run in runs if run.is_valid(metric)]
+    return [value for value in values if value is not None]
+
+
 def ratio(measured: Measured, subject: str, reference: str, metric: str) -> Ratio:
-    """Of the subject's figure to the reference's."""
+    """Of the subject's figure to the reference's, in the rounds that both were in."""
     for name in (subject, reference):
         if name in measured.absent:
             return Ratio(None, f"{name} is absent: {measured.absent[name]}", "absent")
-        one = figure(measured, name, metric)
-        if not one.runs:
+    both = of_both(measured.runs, subject, reference)
+    for name in (subject, reference):
+        if not measured.of(name):
             return Ratio(None, f"{name} was not measured")
+        one = _figure(both[name], metric)
         if not one.is_valid:
             why = one.reasons[0] if one.reasons else f"{name} has no {metric}"
             return Ratio(None, f"invalid ({name}: {why})", f"invalid ({name}: {in_short(why)})")
-    first, _ = _samples(measured, reference, metric)
-    second, _ = _samples(measured, subject, metric)
+    first, second = (_samples(both[name], metric) for name in (reference, subject))
     return Ratio(compare_samples(metric, first, second))
 
 

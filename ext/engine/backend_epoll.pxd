@@ -116,7 +116,7 @@ cdef inline void _serve_streams(Worker* worker, uint64_t received) noexcept nogi
         turns -= min(turns, <uint64_t>worker.stream_turns)
     for _i in range(min(turns, <uint64_t>worker.stream_count)):
         if stream_has_had_its_turns(worker):
-            # Before a turn of the next one: a worker that sleeps is awake when this one looks again.
+            # Before the next one has a turn: who is woken by it is awake when this one looks again.
             connection_give_back(worker, stream_take(worker))
         if worker.stream_count == 0:
             return

@@ -1,10 +1,10 @@
 """Streams: connections that had more to read when their turn was over.
 
-A worker that keeps some gives them turns between two looks for events, so that who asks and waits is
-answered before any stream goes on. The first of them can have many turns in a row then, at nobody's
-expense but other streams'. That is what makes streams cheap: its socket gets empty, and what comes
-into it from then on is read while the CPU's caches still have it, where a turn for each in a circle
-reads what has waited for longest.
+A worker that keeps some gives them turns between two looks for events, so that who asks and waits
+is answered before any stream goes on. The first of them can have many turns in a row then, at
+nobody's expense but other streams'. That is what makes streams cheap: its socket gets empty, and
+what comes into it from then on is read while the CPU's caches still have it, where a turn for each
+in a circle reads what has waited for longest.
 """
 from engine.layout cimport KECHO_STREAMS_MOST, Connection, Worker
 from libc.stdint cimport uint32_t

@@ -257,6 +257,15 @@ def test_four_valid_runs_are_enough_and_the_others_are_in_no_figure() -> None:
     assert figure.reasons == BUSY.reasons
 
 
+def test_a_ratio_is_of_the_rounds_that_both_were_in() -> None:
+    one = measured([result()] * 4 + [result(5e6)], [result()] * 4)
+    assert summary.ratio(one, "kecho", "epoll_echo", "rate").value == pytest.approx(1)
+    bad = result(verdict=BUSY)
+    late = measured([bad] + [result()] * 4, [result()] * 4)
+    assert summary.figure(late, "kecho", "rate").is_valid
+    assert summary.ratio(late, "kecho", "epoll_echo", "rate").value is None
+
+
 def test_a_run_that_failed_or_whose_cpu_time_was_not_seen_is_not_valid() -> None:
     failed = Run("kecho", 0, 0, None, "nothing listens")
     assert failed.invalid_because("rate") == ["nothing listens"]
