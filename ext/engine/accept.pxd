@@ -93,12 +93,10 @@ cdef inline bint _is_for_the_ring(
         and not connection.flags & CONNECTION_REGISTERED)
 
 
-cdef inline void _begin(
+cdef inline Connection* _new_connection(
     Worker* worker, Listener* listener, int fd, uint32_t peer,
 ) noexcept nogil:
-    """A new connection. Its first bytes are often there already, so they are looked for before
-    epoll is asked; registering afterwards reports whatever has come since."""
-    cdef Served served
+    """Owned by the worker, and known to nobody else yet. NULL: it had to be closed."""
     cdef int on = 1
     cdef Connection* connection
     # TCP inherits this one from the listener, Unix sockets do not. Without it urgent bytes would
@@ -107,7 +105,7 @@ cdef inline void _begin(
         close_with_reset(fd)  # a Unix client has no peer address that is counted
         count_error(worker, ERROR_ACCEPT)
         _unadmit(worker)
-        return
+        return NULL
     connection = slab_take(&worker.queue.slab)
     if connection == NULL:
         if peer != KECHO_NO_PEER:
@@ -115,7 +113,7 @@ cdef inline void _begin(
         close_with_reset(fd)
         count_error(worker, ERROR_MEMORY)
         _unadmit(worker)
-        return
+        return NULL
     connection.fd = fd
     connection.pending = NULL
     connection.peer = peer
@@ -125,7 +123,16 @@ cdef inline void _begin(
     connection.accepted_by = <unsigned short>worker.index
     atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
     count_opened(worker)
-    if _is_for_the_kernel(worker, listener, connection):
+    return connection
+
+
+cdef inline void _begin(
+    Worker* worker, Listener* listener, Connection* connection, bint at_once,
+) noexcept nogil:
+    """Its first bytes are often there already, so they are looked for before epoll is asked, if
+    there is time for that; registering afterwards reports whatever has come since."""
+    cdef Served served
+    if _is_for_the_kernel(worker, listener, connection) or not at_once:
         served = SERVED_ALL
     else:
         # In a drain to the end, so that it does not keep a descriptor from whoever waits behind it.
@@ -179,8 +186,11 @@ cdef inline bint _accept_failed(
     return True
 
 
-cdef inline int accept_one(Worker* worker, Listener* listener) noexcept nogil:
-    """Accepts a client that _admit() has counted in. Returns 0 or -errno of accept4."""
+cdef inline int _accept_one(
+    Worker* worker, Listener* listener, Connection** accepted,
+) noexcept nogil:
+    """Accepts a client that _admit() has counted in; NULL if it is not to be served. Returns 0 or
+    -errno of accept4."""
     cdef bint is_restricted = access_is_restricted(&worker.control.access)
     cdef sockaddr_storage client
     cdef socklen_t size = sizeof(client)
@@ -188,49 +198,64 @@ cdef inline int accept_one(Worker* worker, Listener* listener) noexcept nogil:
     cdef int error, fd = accept4(
         listener.fd, <sockaddr*>&client if is_restricted else NULL,
         &size if is_restricted else NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
+    accepted[0] = NULL
     if fd < 0:
         error = errno
         _unadmit(worker)
         return -error
     if not is_restricted or not _is_refused(worker, fd, <sockaddr*>&client, &peer):
-        _begin(worker, listener, fd, peer)
+        accepted[0] = _new_connection(worker, listener, fd, peer)
     return 0
 
 
-cdef inline void accept_turn(Worker* worker, uint32_t number, int limit) noexcept nogil:
-    """Accepts what waits at a listener, up to `limit` connections."""
+cdef inline int _accept_some(
+    Worker* worker, uint32_t number, Connection** accepted,
+) noexcept nogil:
+    """Up to ACCEPTS_PER_TURN; returns how many of them are to be served."""
     cdef Listener* listener = &worker.control.listeners[number]
-    cdef bint accepted = False
+    cdef bint is_getting_on = False
     cdef uint32_t life
-    cdef int result
+    cdef int result, _i, taken = 0
     if not listener_is_open(listener, &life):
-        return
-    while limit > 0:
-        limit -= 1
+        return 0
+    for _i in range(ACCEPTS_PER_TURN):
         if not _admit(worker, listener):
-            return
-        result = accept_one(worker, listener)
+            return taken
+        result = _accept_one(worker, listener, &accepted[taken])
         if result == 0:
-            accepted = True
+            is_getting_on = True
+            taken += accepted[taken] != NULL
         elif not _accept_failed(worker, listener, life, -result):
-            return
+            return taken
     # A turn of nothing but errors: if they do not take anybody out of the queue, whatever
     # accept(2) says, the next turn would be another, without end.
-    if not accepted or listener_arm(worker.control, worker.queue, number) < 0:
+    if not is_getting_on or listener_arm(worker.control, worker.queue, number) < 0:
         listener_pause(worker, listener)
+    return taken
 
 
-cdef inline int accept_last(Worker* worker, uint32_t number, int limit) noexcept nogil:
+cdef inline void accept_turn(Worker* worker, uint32_t number) noexcept nogil:
+    """Takes clients out of a listener's queue, and then serves them. In a burst of connects whoever
+    finds the queue full loses a second: where a turn was not enough, epoll has to report them."""
+    cdef Connection* accepted[ACCEPTS_PER_TURN]
+    cdef int i, taken = _accept_some(worker, number, accepted)
+    for i in range(taken):
+        _begin(worker, &worker.control.listeners[number], accepted[i], taken < ACCEPTS_PER_TURN)
+
+
+cdef inline int accept_last(Worker* worker, uint32_t number) noexcept nogil:
     """In a drain: empties the queue of a listener that is about to be closed, whether it was paused
-    or not. Returns 0, 1 at `limit`, or -errno of accept4 when somebody may be left."""
+    or not. Returns 0, 1 after a turn, or -errno of accept4 when somebody may be left."""
     cdef Listener* listener = &worker.control.listeners[number]
+    cdef Connection* connection
     cdef uint32_t life
-    cdef int result
+    cdef int result, _i
     listener_is_open(listener, &life)
-    while limit > 0:
-        limit -= 1
+    for _i in range(ACCEPTS_PER_TURN):
         _admit(worker, listener)
-        result = accept_one(worker, listener)
+        result = _accept_one(worker, listener, &connection)
         if result < 0 and not _accept_failed(worker, listener, life, -result):
             return 0 if result == -EAGAIN or listener_is_dead(listener) else result
+        if connection != NULL:
+            _begin(worker, listener, connection, True)
     return 1

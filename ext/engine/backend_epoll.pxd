@@ -5,7 +5,7 @@ from common.atomics cimport (
     atomic_u64_load_relaxed, atomic_u64_swap_acquire,
 )
 from common.life cimport PHASE_DRAINING, PHASE_RUNNING, PHASE_STOPPING
-from engine.accept cimport ACCEPTS_PER_TURN, accept_turn
+from engine.accept cimport accept_turn
 from engine.busy_poll cimport busy_poll_wait
 from engine.closing cimport close_listeners_at_last, empty_listeners
 from engine.connection cimport (
@@ -95,7 +95,7 @@ cdef inline void _serve_event(Worker* worker, epoll_event* event) noexcept nogil
         return
     if token >= TOKEN_LISTENERS:
         if not worker.is_draining:
-            accept_turn(worker, token - TOKEN_LISTENERS, ACCEPTS_PER_TURN)
+            accept_turn(worker, token - TOKEN_LISTENERS)
         return
     connection = slab_get(&worker.queue.slab, token)
     if ownership_claim(connection, generation, to_end) == CLAIM_WON:

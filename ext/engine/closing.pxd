@@ -7,7 +7,7 @@ descriptor or no memory for somebody, it is tried again as connections end, unti
 """
 from common.atomics cimport atomic_u32_load, atomic_u64_load_relaxed
 from common.life cimport PHASE_DRAINING
-from engine.accept cimport ACCEPTS_PER_TURN, accept_last
+from engine.accept cimport accept_last
 from engine.layout cimport Control, Listener, Worker
 from engine.listener cimport (
     listener_close, listener_disarm, listener_queued, listener_take_no_more,
@@ -26,10 +26,10 @@ cdef inline void _close(Control* control, Listener* listener) noexcept nogil:
 cdef inline int _accept_all(Worker* worker, uint32_t number) noexcept nogil:
     """Returns 0, 1 when the deadline has come before the end, or -errno of accept4."""
     cdef Control* control = worker.control
-    cdef int result = accept_last(worker, number, ACCEPTS_PER_TURN)
+    cdef int result = accept_last(worker, number)
     while (result == 1 and atomic_u32_load(&control.phase) == PHASE_DRAINING
             and clock_now_ms() < atomic_u64_load_relaxed(&control.deadline_ms)):
-        result = accept_last(worker, number, ACCEPTS_PER_TURN)
+        result = accept_last(worker, number)
     return result
 
 

@@ -78,6 +78,20 @@ def test_established_connections_echo_while_the_server_is_stopped(
 
 
 @needs_sockmap
+def test_the_kernel_echoes_everybody_of_a_burst(start_process: StartProcess, dispatch: str) -> None:
+    """More than are accepted in a turn."""
+    process = start_process("--engine", "sockmap", "--dispatch", dispatch, "--threads", "1")
+    with contextlib.ExitStack() as stack:
+        with process.paused():
+            clients = stack.enter_context(connected(process.port, 100))
+        for client in clients:
+            assert echo(client, b"before") == b"before"
+        with process.paused():
+            for client in clients:
+                assert echo(client, b"meanwhile") == b"meanwhile"
+
+
+@needs_sockmap
 @pytest.mark.parametrize("size", [1, 1000, 300_000])
 def test_bytes_that_came_before_accept_are_echoed_before_those_that_come_at_it(
     start_process: StartProcess, dispatch: str, size: int

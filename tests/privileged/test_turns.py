@@ -16,6 +16,7 @@ import pytest
 
 from clients import (
     DEADLINE_S,
+    connect,
     echo,
     random_bytes,
     receive_exactly,
@@ -158,3 +159,20 @@ def test_at_a_stop_whoever_found_no_place_is_closed_when_all_of_it_is_echoed(
         for client in clients:
             assert receive_until_end(client) == PAYLOAD[: 2 * TURN * CHUNK]
         assert server.wait() == 0
+
+
+def test_a_burst_is_taken_out_of_the_accept_queue_before_anybody_is_served(
+    start_traced: StartTraced,
+) -> None:
+    server = start_traced("accept4,recvfrom", None, "--backlog", "128")
+    with ExitStack() as stack:
+        with server.process.paused():
+            clients = [stack.enter_context(connect(server.port)) for _ in range(100)]
+            for client in clients:
+                client.sendall(b"hello")
+            wait_until_delivered(*clients)
+        for client in clients:
+            assert receive_exactly(client, 5) == b"hello"
+    assert server.process.stop() == 0
+    names = [name for _, name, rest in server.calls() if " = -1 " not in rest]
+    assert names.index("recvfrom") == names.count("accept4") == len(clients)
