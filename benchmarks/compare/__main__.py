@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=_count, default=_ROUNDS, help=f"by default {_ROUNDS}")
     parser.add_argument(
         "--more-rounds",
-        type=_count_or_none,
+        type=_count_or_zero,
         metavar="N",
         help="at most, of those by whom a goal cannot be told yet, for want of valid runs; by "
         f"default as many, with {REPEATS_LEAST} rounds and more",
@@ -73,7 +73,7 @@ def _count(text: str, least: int = 1) -> int:
     return number
 
 
-def _count_or_none(text: str) -> int:
+def _count_or_zero(text: str) -> int:
     return _count(text, least=0)
 
 

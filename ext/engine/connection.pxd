@@ -216,20 +216,28 @@ cdef inline void serve_again_by(Worker* worker, uint64_t at_ms) noexcept nogil:
         worker.serve_again_ms = at_ms
 
 
+cdef inline void _let_go(Worker* worker, Connection* connection) noexcept nogil:
+    """Misses no event of a connection that was owned meanwhile."""
+    cdef int result
+    while not ownership_release(connection):
+        # Reports anew what came meanwhile.
+        result = connection_arm(worker, connection, connection.pending != NULL)
+        if result < 0:
+            connection_fail(worker, connection, -result, ERROR_EPOLL)
+            return
+
+
 cdef inline void connection_give_back(Worker* worker, Connection* connection) noexcept nogil:
     """Lets go of a connection that has more to read: it goes to the end of the kernel's ready list,
     from where any worker of the queue may take it. In a drain its socket may be empty, which epoll
     does not report."""
-    cdef int result
+    cdef int result = connection_arm(worker, connection, False)
+    if result < 0:
+        connection_fail(worker, connection, -result, ERROR_EPOLL)
+        return
     if worker.is_draining:
         serve_again_by(worker, worker.now_ms + GIVEN_BACK_MS)
-    while True:
-        result = connection_arm(worker, connection, False)
-        if result < 0:
-            connection_fail(worker, connection, -result, ERROR_EPOLL)
-            return
-        if ownership_release(connection):
-            return
+    _let_go(worker, connection)
 
 
 cdef inline ssize_t send_some(
@@ -312,17 +320,6 @@ cdef inline void busy_note(Worker* worker, Connection* connection) noexcept nogi
     look_by(worker, connection.look_at_ms)
 
 
-cdef inline void _spare(Worker* worker, Connection* connection) noexcept nogil:
-    """Lets go of a waiting connection that was claimed, and misses no event of it."""
-    cdef int result
-    while not ownership_release(connection):
-        # Reports anew what came meanwhile.
-        result = connection_arm(worker, connection, connection.pending != NULL)
-        if result < 0:
-            connection_fail(worker, connection, -result, ERROR_EPOLL)
-            return
-
-
 cdef inline bint evict_slowest(Worker* worker) noexcept nogil:
     """Closes the connections longest without progress until the queue's buffers are within their
     bounds. False when those that are left are being served, by this worker or another.
@@ -338,7 +335,7 @@ cdef inline bint evict_slowest(Worker* worker) noexcept nogil:
         if spared < SPARED_MOST and untaken(slowest) != slowest.unread_bytes:
             spared += 1
             note_progress(worker, slowest)
-            _spare(worker, slowest)
+            _let_go(worker, slowest)
         else:
             connection_close(worker, slowest, CLOSE_EVICTED)
     return True
