@@ -5,13 +5,16 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from clients import DEADLINE_S
+
+COMMAND = [sys.executable, "-m", "kecho.drop"]
 
 
 class Ends:
@@ -62,9 +65,35 @@ def run_drop(
 ) -> subprocess.CompletedProcess[str]:
     given: Any = {"stdin": subprocess.DEVNULL} if text is None else {"input": text}
     return subprocess.run(
-        [*before, sys.executable, "-m", "kecho.drop", *arguments],
+        [*before, *COMMAND, *arguments],
         **given,
         capture_output=True,
         text=True,
         timeout=60,
     )
+
+
+def assert_alive(*connections: tuple[socket.socket, socket.socket]) -> None:
+    for client, server in connections:
+        client.sendall(b"x")
+        assert server.recv(1) == b"x"
+
+
+def pair_of(client: socket.socket) -> str:
+    return "{}:{} {}:{}".format(*client.getsockname(), *client.getpeername())
+
+
+@contextmanager
+def started(*arguments: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """The command, with pipes unless the options say otherwise."""
+    options = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        **options,
+    }
+    with subprocess.Popen([*COMMAND, *arguments], text=True, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()

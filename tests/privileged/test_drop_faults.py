@@ -14,55 +14,24 @@ import sys
 import tempfile
 import textwrap
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import Any
+from contextlib import ExitStack
 
 import pytest
 
 from clients import DEADLINE_S, wait_for
-from dropping import Ends, make_time_wait, run_drop
+from dropping import COMMAND, Ends, assert_alive, make_time_wait, pair_of, run_drop, started
 from kecho import drop
 from kecho.drop import Result
 from namespaces import Namespace
-from processes import after
 
 pytestmark = pytest.mark.privileged
 
-COMMAND = [sys.executable, "-m", "kecho.drop"]
 FULL = "/dev/full"
 
 
 @pytest.fixture
 def ends(inside: Namespace, stack: ExitStack) -> Ends:
     return Ends("127.0.0.1", stack)
-
-
-def assert_alive(*connections: tuple[socket.socket, socket.socket]) -> None:
-    for client, server in connections:
-        client.sendall(b"x")
-        assert server.recv(1) == b"x"
-
-
-def pair_of(client: socket.socket) -> str:
-    return "{}:{} {}:{}".format(*client.getsockname(), *client.getpeername())
-
-
-@contextmanager
-def started(*arguments: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """The command, with pipes unless the options say otherwise."""
-    options = {
-        "stdin": subprocess.DEVNULL,
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-        **options,
-    }
-    with subprocess.Popen([*COMMAND, *arguments], text=True, **options) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def run_with_handle(body: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -101,100 +70,6 @@ def run_injected(fault: str, *arguments: str) -> subprocess.CompletedProcess[str
         text=True,
         timeout=60,
     )
-
-
-# ---- standard input and filters -----------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["file", "late pipe", "silent pipe", "empty pipe", "socket"])
-def test_filter_alone_drops_nothing_while_standard_input_may_hold_pairs(
-    ends: Ends, stack: ExitStack, tmp_path: Path, kind: str
-) -> None:
-    connections = [ends.connect() for _ in range(3)]
-    line = pair_of(connections[0][0]) + "\n"
-    given: Any
-    if kind == "file":
-        path = tmp_path / "pairs"
-        path.write_text(line)
-        given = stack.enter_context(path.open())
-    elif kind == "socket":
-        given, other = socket.socketpair()
-        stack.enter_context(given)
-        stack.enter_context(other).sendall(line.encode())
-        other.shutdown(socket.SHUT_WR)
-    else:
-        given, write_fd = os.pipe()
-        stack.callback(os.close, given)
-        if kind == "empty pipe":
-            os.close(write_fd)
-        else:
-            stack.callback(os.close, write_fd)
-    for more in ([], ["--dry-run"]):
-        with started("--peer", f":{ends.port}", *more, stdin=given) as process:
-            out, said = process.communicate(timeout=DEADLINE_S)
-        assert (process.returncode, out) == (2, "")
-        assert "- drops the pairs in it that match the filter, </dev/null all" in said
-    assert_alive(*connections)
-
-
-@pytest.mark.parametrize("kind", ["closed", "null", "terminal"])
-def test_filter_alone_drops_all_that_matches_where_no_pairs_can_come(
-    ends: Ends, stack: ExitStack, kind: str
-) -> None:
-    client, _ = ends.connect()
-    wrapped = after("os.close(0)") if kind == "closed" else []
-    controller, terminal = pty.openpty()
-    stack.callback(os.close, controller)
-    stack.callback(os.close, terminal)
-    finished = subprocess.run(
-        [*wrapped, *COMMAND, "--peer", f":{ends.port}"],
-        stdin=terminal if kind == "terminal" else subprocess.DEVNULL,
-        capture_output=True,
-        timeout=DEADLINE_S,
-    )
-    assert finished.returncode == 0, finished.stderr
-    with pytest.raises(ConnectionAbortedError):
-        client.recv(1)
-
-
-def test_pairs_from_a_closed_standard_input_are_a_usage_error() -> None:
-    wrapped = after("os.close(0)")
-    finished = subprocess.run(
-        [*wrapped, *COMMAND, "-"], capture_output=True, text=True, timeout=DEADLINE_S
-    )
-    assert finished.returncode == 2
-    assert finished.stderr.startswith("kecho.drop: error: standard input: is closed")
-    assert finished.stderr.count("\n") == 1
-
-
-def test_standard_input_that_cannot_be_read_is_a_usage_error() -> None:
-    with open(os.devnull, "w") as unreadable:
-        finished = subprocess.run(
-            [*COMMAND, "-"], stdin=unreadable, capture_output=True, text=True, timeout=DEADLINE_S
-        )
-    assert finished.returncode == 2
-    assert "error: standard input: Bad file descriptor" in finished.stderr
-    assert "Traceback" not in finished.stderr
-
-
-@pytest.mark.parametrize("text", ["", "\n\n", "# nothing\n"])
-@pytest.mark.parametrize("more", [[], ["-"], ["-", "--state", "established"], ["--watch", "1"]])
-def test_pipe_without_pairs_matches_nothing(ends: Ends, text: str, more: list[str]) -> None:
-    connection = ends.connect()
-    finished = run_drop(*more, text=text)
-    assert (finished.returncode, finished.stdout) == (1, "")
-    assert finished.stderr == "kecho.drop: standard input has no pairs: nothing matches\n"
-    assert_alive(connection)
-
-
-def test_more_input_than_is_read_is_refused_before_it_is_looked_at(tmp_path: Path) -> None:
-    with (tmp_path / "large").open("w+b") as large:
-        large.truncate((64 << 20) + 1)
-        finished = subprocess.run(
-            [*COMMAND], stdin=large, capture_output=True, text=True, timeout=DEADLINE_S
-        )
-    assert finished.returncode == 2
-    assert "more than 67,108,864 bytes" in finished.stderr
 
 
 # ---- a socket goes on to another state ----------------------------------------------------------

@@ -9,18 +9,15 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import kecho
+from bare_engine import OPTIONS, Workers, described, engine_on, open_tcp, running
 from clients import (
-    DEADLINE_S,
     connect,
     echo,
     receive_until_end,
@@ -28,80 +25,8 @@ from clients import (
     wait_for,
 )
 from kecho import Counters, ServerConfig
-from kecho._engine import CLOSE_REASONS, ERROR_KINDS, REFUSALS, Engine, attach_cpu_steering
-from kecho.cpus import usable_cpus
-from kecho.listen import Listener, open_listeners
-
-OPTIONS: dict[str, Any] = {
-    "percpu": False,
-    "worker_count": 1,
-    "max_connections": 0,
-    "idle_timeout_ms": 0,
-    "write_timeout_ms": 0,
-    "buffer_bytes": 1 << 28,
-    "rules": [],
-    "is_allowed_otherwise": True,
-    "per_address": 0,
-    "rate_per_s": 0,
-    "busy_poll_ns": 0,
-    "busy_poll_by_gaps": False,
-}
-CLIENTS_PER_CPU = 20
-
-
-def open_tcp(dispatch: str, worker_count: int = 2) -> tuple[list[Listener], int]:
-    """Listeners on a free port, and the port."""
-    listeners = open_listeners(ServerConfig(port=0, dispatch=dispatch), worker_count)
-    return listeners, listeners[0].address[1]
-
-
-def described(listeners: list[Listener]) -> list[tuple[int, int, bool, bool]]:
-    return [(one.socket.fileno(), one.queue, one.is_unix, one.inherited) for one in listeners]
-
-
-def engine_on(listeners: list[Listener], dispatch: str, worker_count: int = 2) -> Engine:
-    options = OPTIONS | {"percpu": dispatch == "percpu", "worker_count": worker_count}
-    engine = Engine(described(listeners), **options)
-    for listener in listeners:
-        listener.socket.detach()
-    return engine
-
-
-class Workers:
-    """The threads of an engine."""
-
-    def __init__(self, engine: Engine, count: int = 2) -> None:
-        self.failures: list[BaseException] = []
-        self._threads = [
-            threading.Thread(target=self._work, args=(engine, index)) for index in range(count)
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def _work(self, engine: Engine, index: int) -> None:
-        try:
-            engine.run_worker(index)
-        except BaseException as error:
-            self.failures.append(error)
-
-    def have_ended(self, deadline_s: float = DEADLINE_S) -> bool:
-        """Waits for the end of all of them; says whether it came."""
-        end = time.monotonic() + deadline_s
-        for thread in self._threads:
-            thread.join(max(0, end - time.monotonic()))
-        return not any(thread.is_alive() for thread in self._threads)
-
-
-@contextmanager
-def running(engine: Engine, count: int = 2) -> Iterator[Workers]:
-    """With workers; in the end they have been stopped, if they still ran, and had no failure."""
-    workers = Workers(engine, count)
-    try:
-        yield workers
-    finally:
-        engine.abort()
-        assert workers.have_ended()
-    assert not workers.failures
+from kecho._engine import CLOSE_REASONS, ERROR_KINDS, REFUSALS, Engine
+from kecho.listen import open_listeners
 
 
 def total(engine: Engine, name: str, reason: str | None = None) -> int:
@@ -380,125 +305,3 @@ def test_second_stop_does_not_put_the_deadline_off(dispatch: str) -> None:
         engine.stop(600_000)
         assert workers.have_ended()
         assert total(engine, "closed", "aborted") == 1
-
-
-# ---- steering ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("cpus", "error"),
-    [
-        ([], ValueError),
-        ([0] * 1025, ValueError),
-        (None, TypeError),
-        ((0, 1), TypeError),
-        ([-1], OverflowError),
-        ([2**32], OverflowError),
-        (["0"], TypeError),
-        ([None], TypeError),
-    ],
-)
-def test_cpu_lists_that_make_no_sense_are_refused(cpus: Any, error: type[Exception]) -> None:
-    listeners, _ = open_tcp("percpu")
-    try:
-        with pytest.raises(error):
-            attach_cpu_steering(listeners[0].socket.fileno(), cpus)
-    finally:
-        for listener in listeners:
-            listener.close()
-
-
-def test_steering_takes_as_many_cpus_as_there_can_be_threads() -> None:
-    listeners, _ = open_tcp("percpu")
-    try:
-        attach_cpu_steering(listeners[0].socket.fileno(), list(range(1024)))
-    finally:
-        for listener in listeners:
-            listener.close()
-
-
-def test_steering_is_refused_where_there_is_no_group() -> None:
-    with pytest.raises(OSError, match="SO_ATTACH_REUSEPORT_CBPF") as refused:
-        attach_cpu_steering(-1, [0])
-    assert refused.value.errno == errno.EBADF
-    with (
-        socket.create_server(("127.0.0.1", 0)) as alone,
-        pytest.raises(OSError, match="SO_ATTACH_REUSEPORT_CBPF"),
-    ):
-        attach_cpu_steering(alone.fileno(), [0])
-
-
-@pytest.fixture
-def two_cpus() -> list[int]:
-    cpus = usable_cpus()[:2]
-    if len(cpus) < 2:
-        pytest.skip("this process may use one CPU only")
-    for mask in Path("/sys/class/net/lo/queues").glob("rx-*/rps_cpus"):
-        if mask.read_text().strip("0,\n"):
-            pytest.skip("packets of the loopback change their CPU here: rps_cpus")
-    return cpus
-
-
-def connect_from(cpu: int, port: int, count: int = CLIENTS_PER_CPU) -> list[socket.socket]:
-    """Clients whose packets this CPU handles, each of which has been served."""
-    clients: list[socket.socket] = []
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            os.sched_setaffinity(0, {cpu})  # of this thread
-            for _ in range(count):
-                clients.append(connect(port))
-                assert echo(clients[-1], b"x") == b"x"
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join(DEADLINE_S)
-    if failures:
-        for client in clients:
-            client.close()
-        raise failures[0]
-    assert not thread.is_alive()
-    return clients
-
-
-def test_percpu_server_gives_clients_to_the_worker_of_their_cpu(
-    start_server: Callable[..., kecho.Server], two_cpus: list[int]
-) -> None:
-    server = start_server(dispatch="percpu", threads=2)
-    expected = [0, 0]
-    with ExitStack() as clients:
-        for turn in (0, 1, 1, 0, 1):
-            for client in connect_from(two_cpus[turn], server.port):
-                clients.enter_context(client)
-            expected[turn] += CLIENTS_PER_CPU
-            assert [worker.accepted for worker in server.stats().workers] == expected
-
-
-def test_steering_follows_the_list_and_not_the_number_of_the_cpu(two_cpus: list[int]) -> None:
-    for cpus in (two_cpus, two_cpus[::-1]):
-        listeners, port = open_tcp("percpu")
-        attach_cpu_steering(listeners[0].socket.fileno(), cpus)
-        engine = engine_on(listeners, "percpu")
-        with running(engine), ExitStack() as clients:
-            for client in connect_from(cpus[0], port):
-                clients.enter_context(client)
-            assert [worker["accepted"] for worker in engine.counters()] == [CLIENTS_PER_CPU, 0]
-            for client in connect_from(cpus[1], port, 3):
-                clients.enter_context(client)
-            assert [worker["accepted"] for worker in engine.counters()] == [CLIENTS_PER_CPU, 3]
-
-
-def test_steering_spreads_cpus_that_are_not_in_the_list_by_number(two_cpus: list[int]) -> None:
-    listeners, port = open_tcp("percpu")
-    attach_cpu_steering(listeners[0].socket.fileno(), [100_000, 100_001])
-    engine = engine_on(listeners, "percpu")
-    expected = [0, 0]
-    with running(engine), ExitStack() as clients:
-        for cpu in two_cpus:
-            for client in connect_from(cpu, port):
-                clients.enter_context(client)
-            expected[cpu % 2] += CLIENTS_PER_CPU
-            assert [worker["accepted"] for worker in engine.counters()] == expected

@@ -1,0 +1,86 @@
+"""The native engine with threads of its own, without the Server around it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from clients import (
+    DEADLINE_S,
+)
+from kecho import ServerConfig
+from kecho._engine import Engine
+from kecho.listen import Listener, open_listeners
+
+OPTIONS: dict[str, Any] = {
+    "percpu": False,
+    "worker_count": 1,
+    "max_connections": 0,
+    "idle_timeout_ms": 0,
+    "write_timeout_ms": 0,
+    "buffer_bytes": 1 << 28,
+    "rules": [],
+    "is_allowed_otherwise": True,
+    "per_address": 0,
+    "rate_per_s": 0,
+    "busy_poll_ns": 0,
+    "busy_poll_by_gaps": False,
+}
+
+
+def open_tcp(dispatch: str, worker_count: int = 2) -> tuple[list[Listener], int]:
+    """Listeners on a free port, and the port."""
+    listeners = open_listeners(ServerConfig(port=0, dispatch=dispatch), worker_count)
+    return listeners, listeners[0].address[1]
+
+
+def described(listeners: list[Listener]) -> list[tuple[int, int, bool, bool]]:
+    return [(one.socket.fileno(), one.queue, one.is_unix, one.inherited) for one in listeners]
+
+
+def engine_on(listeners: list[Listener], dispatch: str, worker_count: int = 2) -> Engine:
+    options = OPTIONS | {"percpu": dispatch == "percpu", "worker_count": worker_count}
+    engine = Engine(described(listeners), **options)
+    for listener in listeners:
+        listener.socket.detach()
+    return engine
+
+
+class Workers:
+    """The threads of an engine."""
+
+    def __init__(self, engine: Engine, count: int = 2) -> None:
+        self.failures: list[BaseException] = []
+        self._threads = [
+            threading.Thread(target=self._work, args=(engine, index)) for index in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _work(self, engine: Engine, index: int) -> None:
+        try:
+            engine.run_worker(index)
+        except BaseException as error:
+            self.failures.append(error)
+
+    def have_ended(self, deadline_s: float = DEADLINE_S) -> bool:
+        """Waits for the end of all of them; says whether it came."""
+        end = time.monotonic() + deadline_s
+        for thread in self._threads:
+            thread.join(max(0, end - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+
+@contextmanager
+def running(engine: Engine, count: int = 2) -> Iterator[Workers]:
+    """With workers; in the end they have been stopped, if they still ran, and had no failure."""
+    workers = Workers(engine, count)
+    try:
+        yield workers
+    finally:
+        engine.abort()
+        assert workers.have_ended()
+    assert not workers.failures
