@@ -190,7 +190,8 @@ def _threads() -> set[int]:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind() -> Iterator[None]:
-    """Fails a test after which there are more descriptors or threads than before."""
+    """Fails a test after which there are more descriptors or threads than before, or one of the
+    standard streams is closed."""
     gc.collect()
     descriptors, threads = _descriptors(), _threads()
     yield
@@ -199,5 +200,7 @@ def nothing_is_left_behind() -> Iterator[None]:
     while _threads() - threads and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not _threads() - threads, [thread.name for thread in threading.enumerate()]
-    left = {fd: what for fd, what in _descriptors().items() if descriptors.get(fd) != what}
+    now = _descriptors()
+    left = {fd: what for fd, what in now.items() if descriptors.get(fd) != what}
     assert not left, f"descriptors left open: {left}"
+    assert not [fd for fd in (0, 1, 2) if fd in descriptors and fd not in now]

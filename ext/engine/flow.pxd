@@ -100,7 +100,8 @@ cdef inline void flows_close(Flows* flows) noexcept nogil:
         munmap(flows.consumed, page)
     if flows.produced != NULL:
         munmap(<void*>flows.produced, page + 2 * KECHO_FLOW_RING_BYTES)
-    if flows.sockets_fd >= 0:
+    # All zero where a constructor refused its arguments before flows_reset(): that is nobody's 0.
+    if flows.produced != NULL and flows.sockets_fd >= 0:
         pthread_mutex_destroy(&flows.ring_lock)
         close(flows.sockets_fd)
         close(flows.flows_fd)
