@@ -168,7 +168,7 @@ def send_around_urgent(client: socket.socket) -> bytes:
     return b"before!after"
 
 
-def send_until_blocked(client: socket.socket, data: bytes, quiet_s: float = 0.2) -> int:
+def send_until_blocked(client: socket.socket, data: bytes, quiet_s: float = 0.4) -> int:
     """Sends without reading until there is no room for `quiet_s` seconds; returns how much went.
 
     Fails if `data` is all taken: it should be more than socket buffers hold.

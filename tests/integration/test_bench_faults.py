@@ -32,6 +32,7 @@ def test_a_delay_of_5_ms_is_measured_as_5_ms() -> None:
     assert service.count == result.echoes > 100
 
 
+@pytest.mark.alone
 @pytest.mark.slow_under_sanitizers  # counts what comes in time
 def test_an_open_loop_shows_the_stall_that_a_closed_loop_hides() -> None:
     stall_s, duration = 1.0, 3.0

@@ -31,7 +31,7 @@ from clients import (
     wait_until_delivered,
 )
 
-pytestmark = pytest.mark.engines(sanitized=True)
+pytestmark = pytest.mark.engines(sanitized=True, dispatch=True)
 
 StartServer = Callable[..., kecho.Server]
 
@@ -226,10 +226,10 @@ def test_an_active_connection_is_not_idle(start_server: StartServer, dispatch: s
 
 
 def test_an_idle_client_that_never_reads_is_reset(start_server: StartServer, dispatch: str) -> None:
-    server = start_server(dispatch=dispatch, idle_timeout=0.5)
+    server = start_server(dispatch=dispatch, idle_timeout=1.0)
     with connect(server, receive_buffer=4096) as silent:
-        sent = send_until_blocked(silent, plenty())
-        wait_for(lambda: server.stats().closed["idle"] == 1, "it is closed", deadline_s=2)
+        sent = send_until_blocked(silent, plenty(), quiet_s=0.2)  # less than the timeout
+        wait_for(lambda: server.stats().closed["idle"] == 1, "it is closed")
         received = receive_until_reset(silent)
         assert len(received) < sent
         assert received == plenty()[: len(received)]

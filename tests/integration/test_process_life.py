@@ -34,7 +34,7 @@ MORE_THAN_SOCKETS_HOLD = random_bytes(48 << 20)
 def never_reading_client(server: kecho.Server) -> socket.socket:
     """A client that holds up the drain."""
     client = connect(server, receive_buffer=4096, send_buffer=65536)
-    send_until_blocked(client, MORE_THAN_SOCKETS_HOLD, quiet_s=0.1)
+    send_until_blocked(client, MORE_THAN_SOCKETS_HOLD)
     return client
 
 

@@ -45,7 +45,7 @@ MORE_THAN_SOCKETS_HOLD = random_bytes(48 << 20)
 def reader_that_never_reads(port: int) -> Iterator[tuple[socket.socket, int]]:
     """A client, and how many bytes it has sent: as many as would go."""
     with connect(port, receive_buffer=4096, send_buffer=65536) as client:
-        yield client, send_until_blocked(client, MORE_THAN_SOCKETS_HOLD, quiet_s=0.2)
+        yield client, send_until_blocked(client, MORE_THAN_SOCKETS_HOLD)
 
 
 # ---- the command --------------------------------------------------------------------------------
