@@ -20,6 +20,10 @@ CC := gcc
 endif
 ARGS ?=
 MINUTES ?= 10
+# Tests that run beside each other: they wait more than they compute.
+JOBS ?= $(shell echo $$((4 * $$(nproc))))
+# ARGS may name tests of which none has the mark; pytest then ends with status 5.
+NONE_IS_FINE = || [ $$? -eq 5 ]
 SEED ?=
 PEER_CFLAGS ?= -O2 -g -std=gnu11 -Wall -Wextra -pthread
 
@@ -61,7 +65,7 @@ endef
 export CHECK_SYSTEM
 check_system = @bash -c "$$CHECK_SYSTEM" bash
 
-.PHONY: all help serve bench compare plot check test soak lint format debug asan tsan annotate dist clean distclean
+.PHONY: all help serve bench compare plot check check-all test soak lint format debug asan tsan annotate dist clean distclean
 
 all: $(RELEASE) $(PEERS) ## build the environment, the extensions in place, the C peers (default)
 
@@ -82,8 +86,14 @@ plot: .venv/.plot ## draw bench.png from bench.json
 	@$(PY) -m kecho.bench plot bench.json -o bench.png
 	@echo bench.png
 
-check: all .venv/.dev ## run every test
-	@$(PY) -m pytest
+check: all .venv/.dev ## prove every behaviour once; ARGS="..." for pytest
+	@$(PY) -m pytest -n $(JOBS) -m 'not alone and not outside' $(ARGS) $(NONE_IS_FINE)
+	@$(PY) -m pytest -m 'alone and not outside' $(ARGS) $(NONE_IS_FINE)
+
+check-all: all .venv/.dev ## every variant of every test, storms, crowds and packages: before a release
+	@$(PY) -m pytest --everything -n $(JOBS) -m 'not alone and not outside' $(ARGS) $(NONE_IS_FINE)
+	@$(PY) -m pytest --everything -m 'alone and not outside' $(ARGS) $(NONE_IS_FINE)
+	@$(PY) -m pytest --everything --host-network -m outside $(ARGS)
 
 test: all .venv/.dev ## run pytest with ARGS="..."
 	@$(PY) -m pytest $(ARGS)

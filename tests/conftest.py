@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -20,6 +22,7 @@ import kecho
 from clients import DEADLINE_S
 from engines import BESIDE_EPOLL, why_no
 from processes import ServerProcess
+from support import own_network, tiers
 from traced import StartTraced, TracedServer
 
 DISPATCHES = ("shared", "percpu")
@@ -28,11 +31,48 @@ DISPATCHES = ("shared", "percpu")
 sys.path.append(str(Path(__file__).parents[1]))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("kecho")
+    group.addoption(
+        "--everything",
+        action="store_true",
+        help="every variant of every test, and those marked `release`",
+    )
+    group.addoption(
+        "--host-network",
+        action="store_true",
+        help="stay in the host's network instead of entering a namespace",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "engines(sanitized=False): the tests that start a server run under each engine (not a Unix "
-        "one); sanitized: under `make asan` and `make tsan`, too",
+        "engines(sanitized=False, dispatch=False): the tests that start a server run under each "
+        "engine (not a Unix one); sanitized: under `make asan` and `make tsan`, too; dispatch: "
+        "the two dispatches differ in what is tested (tests/support/tiers.py)",
+    )
+    if hasattr(config, "workerinput") or config.getoption("--host-network"):
+        return  # a worker was started in one
+    if config.getoption("tx", None):
+        if own_network.can_be_entered():
+            program = shlex.join([sys.executable, own_network.__file__])
+            config.option.tx = [f"popen//python={program}" for _ in config.option.tx]
+        else:
+            # Tests of one host's counters cannot run beside each other.
+            config.option.tx, config.option.dist, config.option.numprocesses = [], "no", None
+    else:
+        with contextlib.suppress(OSError):
+            own_network.enter()
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    if config.getoption("tx", None):
+        return "network: a namespace for each worker"
+    if own_network.is_entered():
+        return "network: a namespace of this run"
+    return "network: the host's" + (
+        "" if config.getoption("--host-network") else ", serially; namespaces are refused here"
     )
 
 
@@ -46,6 +86,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         left_out = [] if mark.kwargs.get("sanitized") else [pytest.mark.slow_under_sanitizers]
         engines += [pytest.param(name, marks=left_out) for name in BESIDE_EPOLL]
     metafunc.parametrize("engine", engines, indirect=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what only `make check-all` runs."""
+    left_out = [one for one in items if tiers.tells_nothing_new(one)]
+    if not config.getoption("--everything"):
+        left_out += [one for one in items if tiers.is_for_a_release(one)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [one for one in items if one not in {*left_out}]
 
 
 @pytest.fixture

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import subprocess
 from pathlib import Path
 
-CLONE_NEWNET = 0x40000000
-LIBC = ctypes.CDLL(None, use_errno=True)
-
-
-def _checked(result: int) -> None:
-    if result < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+from support.own_network import CLONE_NEWNET, LIBC, checked
 
 
 class Namespace:
@@ -27,11 +20,11 @@ class Namespace:
         self._outside: list[int] = []
         outside = self._present()
         try:
-            _checked(LIBC.unshare(CLONE_NEWNET))
+            checked(LIBC.unshare(CLONE_NEWNET))
             try:
                 self.fd = self._present()
             finally:
-                _checked(LIBC.setns(outside, CLONE_NEWNET))
+                checked(LIBC.setns(outside, CLONE_NEWNET))
         finally:
             os.close(outside)
 
@@ -41,12 +34,12 @@ class Namespace:
 
     def __enter__(self) -> None:
         self._outside.append(self._present())
-        _checked(LIBC.setns(self.fd, CLONE_NEWNET))
+        checked(LIBC.setns(self.fd, CLONE_NEWNET))
 
     def __exit__(self, *_: object) -> None:
         outside = self._outside.pop()
         try:
-            _checked(LIBC.setns(outside, CLONE_NEWNET))
+            checked(LIBC.setns(outside, CLONE_NEWNET))
         finally:
             os.close(outside)
 

@@ -13,7 +13,7 @@ import pytest
 import kecho
 from clients import DEADLINE_S, connected, echo, random_bytes, wait_for
 
-pytestmark = pytest.mark.engines
+pytestmark = pytest.mark.engines(dispatch=True)
 
 StartServer = Callable[..., kecho.Server]
 

@@ -29,7 +29,7 @@ from clients import (
 from kecho.tuning import somaxconn
 from processes import ServerProcess, after
 
-pytestmark = pytest.mark.engines(sanitized=True)
+pytestmark = pytest.mark.engines(sanitized=True, dispatch=True)
 
 StartServer = Callable[..., kecho.Server]
 StartProcess = Callable[..., ServerProcess]

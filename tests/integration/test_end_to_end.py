@@ -24,6 +24,7 @@ Progress = Callable[[Iterable[int], str], Iterator[int]]
 CLIENTS = [name for name in ("telnet", "ncat") if shutil.which(name)]
 # Under each dispatch. telnet takes some 2 ms a session, ncat 50.
 SESSIONS = list(zip(CLIENTS, (1000, 50), strict=False))
+RELEASE = [pytest.mark.release, pytest.mark.slow_under_sanitizers]
 NEITHER = pytest.mark.skip(reason="neither telnet nor ncat is installed")
 
 BANNER = (b"Trying ", b"Connected to ", b"Escape character is ")
@@ -87,8 +88,8 @@ def read_until(fd: int, text: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("client", "count"),
     [
-        *(pytest.param(*one, marks=pytest.mark.slow_under_sanitizers) for one in SESSIONS),
-        *([(CLIENTS[0], 20)] if CLIENTS else [pytest.param("", 0, marks=NEITHER)]),
+        *(pytest.param(*one, marks=RELEASE) for one in SESSIONS),
+        *([(name, 10) for name in CLIENTS] or [pytest.param("", 0, marks=NEITHER)]),
     ],
 )
 def test_sessions_of_a_real_client_one_after_another(

@@ -146,7 +146,8 @@ def test_a_burst_of_connects_is_no_shortage(start_server: StartServer, dispatch:
 
 
 @pytest.mark.parametrize(
-    "count", [2000, pytest.param(50_000, marks=pytest.mark.slow_under_sanitizers)]
+    "count",
+    [2000, pytest.param(50_000, marks=[pytest.mark.release, pytest.mark.slow_under_sanitizers])],
 )
 def test_connections_one_after_another_leave_nothing(server: kecho.Server, count: int) -> None:
     def visit(number: int) -> None:

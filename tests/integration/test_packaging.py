@@ -21,7 +21,13 @@ import kecho
 from clients import DEADLINE_S, echo
 
 # Compiling them with a sanitizer's preloads proves nothing more.
-pytestmark = [pytest.mark.e2e, pytest.mark.slow_under_sanitizers, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.outside,
+    pytest.mark.release,
+    pytest.mark.slow_under_sanitizers,
+    pytest.mark.timeout(600),
+]
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 BUILD_DEADLINE_S = 300

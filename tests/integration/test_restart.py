@@ -11,7 +11,7 @@ from clients import echo
 from load import load_on
 from processes import ServerProcess
 
-pytestmark = [pytest.mark.e2e, pytest.mark.engines]
+pytestmark = [pytest.mark.e2e, pytest.mark.engines(dispatch=True)]
 
 ROUNDS = 4
 

@@ -16,7 +16,7 @@ import pytest
 
 from clients import wait_for
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow_under_sanitizers]
+pytestmark = [pytest.mark.e2e, pytest.mark.release, pytest.mark.slow_under_sanitizers]
 
 SOAK = Path(__file__).resolve().parents[1] / "soak.py"
 

@@ -31,7 +31,7 @@ from clients import (
 )
 from processes import ServerProcess
 
-pytestmark = pytest.mark.engines(sanitized=True)
+pytestmark = pytest.mark.engines(sanitized=True, dispatch=True)
 
 StartServer = Callable[..., kecho.Server]
 StartProcess = Callable[..., ServerProcess]

@@ -18,7 +18,7 @@ from clients import connect, echo, wait_for
 from processes import ServerProcess
 from storms import Storm, descriptors, rss_bytes
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.alone, pytest.mark.e2e, pytest.mark.release, pytest.mark.timeout(600)]
 
 IS_SANITIZED = "KECHO_EXPECT_BUILD" in os.environ
 SHRINK = 50 if IS_SANITIZED else 1

@@ -1,0 +1,88 @@
+"""A network namespace for this process alone: its own loopback, ports, sysctls and counters.
+
+As a program it enters one and turns into the command that it is given, with this Python's name
+left out: `python own_network.py -c 'print()'` is `python -c 'print()'` in a namespace. A process
+with threads cannot enter a user namespace, so a worker of pytest-xdist is started through it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import socket
+import struct
+import subprocess
+import sys
+
+CLONE_NEWNET = 0x40000000
+CLONE_NEWUSER = 0x10000000
+SIOCSIFFLAGS = 0x8914
+IFF_UP = 1
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+_entered = False
+
+
+def checked(result: int) -> None:
+    """Raises OSError for the result of a failed call of the C library."""
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def enter() -> None:
+    """Enters a new network namespace whose loopback is up; OSError where that is refused.
+
+    Root keeps its privileges. Anybody else enters a user namespace as well, user_namespaces(7),
+    and leaves its capabilities there, so that nothing is allowed that was not before.
+    """
+    global _entered
+    try:
+        checked(LIBC.unshare(CLONE_NEWNET))
+    except PermissionError:
+        if os.geteuid() == 0:  # root that may not: of a container, say
+            raise
+        _enter_as_ordinary_user()
+    else:
+        _set_loopback_up()
+    _entered = True
+
+
+def _enter_as_ordinary_user() -> None:
+    uid, gid = os.geteuid(), os.getegid()
+    checked(LIBC.unshare(CLONE_NEWUSER | CLONE_NEWNET))
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{uid} {uid} 1"),
+        ("gid_map", f"{gid} {gid} 1"),
+    ):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+    _set_loopback_up()
+    _drop_capabilities()
+
+
+def _set_loopback_up() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", IFF_UP))
+
+
+def _drop_capabilities() -> None:
+    """All sets of this thread: capset(2), version 3."""
+    header = struct.pack("Ii", 0x20080522, 0)
+    checked(LIBC.capset(header, bytes(24)))
+
+
+def is_entered() -> bool:
+    """Whether enter() has succeeded in this process."""
+    return _entered
+
+
+def can_be_entered() -> bool:
+    """Tries it in a process of its own."""
+    return subprocess.run([sys.executable, __file__, "-c", ""], capture_output=True).returncode == 0
+
+
+if __name__ == "__main__":
+    enter()
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
