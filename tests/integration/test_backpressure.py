@@ -151,6 +151,7 @@ def test_a_client_that_begins_to_read_late_gets_everything(server: kecho.Server)
     assert received == payload
 
 
+@pytest.mark.slow_under_sanitizers  # the reader has to be slower than the server
 @pytest.mark.parametrize("receive_buffer", [4096, 20_000, 65_536])
 def test_a_slow_reader_gets_everything(server: kecho.Server, receive_buffer: int) -> None:
     payload = random_bytes(6 * MIB)

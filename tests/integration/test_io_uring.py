@@ -279,6 +279,7 @@ def held_bytes(engine: Engine) -> int:
 
 
 @needs_io_uring
+@pytest.mark.slow_under_sanitizers  # how much a turn holds depends on its speed
 def test_what_a_client_that_does_not_read_pins_is_bounded_and_it_is_served_alone() -> None:
     """However small the share of buffers, it is not reset for what the ring had received."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
