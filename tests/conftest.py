@@ -48,18 +48,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "engines(sanitized=False, dispatch=False): the tests that start a server run under each "
-        "engine (not a Unix one); sanitized: under `make asan` and `make tsan`, too; dispatch: "
-        "the two dispatches differ in what is tested (tests/support/tiers.py)",
+        "engines(sanitized=False, dispatch=False): each test of TCP runs under each engine. "
+        "sanitized: `make asan` and `make tsan` run it under each engine, not only epoll. "
+        "dispatch: `make check` runs more pairs of dispatch and engine (tests/support/tiers.py)",
     )
     if hasattr(config, "workerinput") or config.getoption("--host-network"):
-        return  # a worker was started in one
+        return  # own_network.py has started the worker in a namespace
     if config.getoption("tx", None):
         if own_network.can_be_entered():
             program = shlex.join([sys.executable, own_network.__file__])
             config.option.tx = [f"popen//python={program}" for _ in config.option.tx]
         else:
-            # Tests of one host's counters cannot run beside each other.
+            # In one network, a test would see the ports and counters of the tests beside it.
             config.option.tx, config.option.dist, config.option.numprocesses = [], "no", None
     else:
         with contextlib.suppress(OSError):
@@ -89,13 +89,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what only `make check-all` runs."""
-    left_out = [one for one in items if tiers.tells_nothing_new(one)]
-    if not config.getoption("--everything"):
-        left_out += [one for one in items if tiers.is_for_a_release(one)]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [one for one in items if one not in {*left_out}]
+    """Deselects what only `make check-all` runs, unless that is asked for."""
+    everything = config.getoption("--everything")
+    kept, left_out = [], []
+    for item in items:
+        is_kept = not tiers.is_redundant(item) and (everything or not tiers.is_for_a_release(item))
+        (kept if is_kept else left_out).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """--engine sockmap and memory: what clients cost that do not read, and who is reset for it.
 
-What is on its way back to such a client is what has been taken from it: so the bytes that a client
-could send are counted, less those of clients that were reset, and compared with the epoll engine.
+A client that never reads can send until the kernel and the server hold as much as they may. So the
+bytes that such clients sent are what is held for them. A client that was reset no longer counts.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def _descriptors() -> Iterator[None]:
 
 
 def push(clients: list[socket.socket], taken: dict[socket.socket, int], seconds: float) -> None:
-    """Sends whatever is taken, and counts it; who is reset is counted no more."""
+    """Sends for so long, and adds to `taken` what the kernel took from each client. A client that
+    the server has reset is removed from it."""
     with selectors.DefaultSelector() as selector:
         for client in clients:
             client.setblocking(False)
@@ -70,7 +71,8 @@ def push(clients: list[socket.socket], taken: dict[socket.socket, int], seconds:
 
 
 def cost(port: int, count: int) -> int:
-    """How many bytes have been taken when no more are, of those who are still connected."""
+    """The bytes that clients could send before all of them were blocked, without those of clients
+    that the server has reset."""
     with contextlib.ExitStack() as stack:
         clients = []
         for _ in range(count):

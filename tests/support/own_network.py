@@ -1,8 +1,8 @@
 """A network namespace for this process alone: its own loopback, ports, sysctls and counters.
 
-As a program it enters one and turns into the command that it is given, with this Python's name
-left out: `python own_network.py -c 'print()'` is `python -c 'print()'` in a namespace. A process
-with threads cannot enter a user namespace, so a worker of pytest-xdist is started through it.
+As a program it enters a namespace and then runs Python with its own arguments:
+`python own_network.py -c 'print()'` is `python -c 'print()'` in a namespace. pytest-xdist starts
+its workers this way, because a process that has threads cannot enter a user namespace.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def checked(result: int) -> None:
 def enter() -> None:
     """Enters a new network namespace whose loopback is up; OSError where that is refused.
 
-    Root keeps its privileges. Anybody else enters a user namespace as well, user_namespaces(7),
-    and leaves its capabilities there, so that nothing is allowed that was not before.
+    Root keeps its capabilities. An ordinary user enters a user namespace as well,
+    user_namespaces(7), and drops the capabilities which that gives: the tests run unprivileged.
     """
     global _entered
     try:
         checked(LIBC.unshare(CLONE_NEWNET))
     except PermissionError:
-        if os.geteuid() == 0:  # root that may not: of a container, say
+        if os.geteuid() == 0:  # without CAP_SYS_ADMIN, as in a container
             raise
         _enter_as_ordinary_user()
     else:

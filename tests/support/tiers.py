@@ -4,14 +4,15 @@ A variant is a dispatch and an engine. The mechanisms that differ, and the varia
 
 | mechanism | variants |
 | --- | --- |
-| one epoll set, a connection wanders between workers | shared epoll |
-| a queue and a listener for each worker, steering | percpu epoll, percpu io_uring |
+| all workers wait on one epoll set, any of them may serve a connection | shared epoll |
+| each worker has a queue and listeners, connections are steered | percpu epoll, percpu io_uring |
 | a ring receives and sends | percpu io_uring, shared io_uring |
-| the kernel echoes; hand-over to the worker | shared sockmap |
+| the kernel echoes, and hands connections to a worker | shared sockmap |
 
-Modules about what the engine does with one connection need one variant of each engine. Where the
-dispatch matters as well (limits, endings, who accepts), all but percpu sockmap: sockmap's workers
-accept and end connections by the same code as epoll's.
+A module that tests what the engine does with one connection runs once under each engine. A module
+whose tests also depend on the dispatch (`engines(dispatch=True)`: limits, stops, accepting) runs
+under all pairs but percpu sockmap: a worker of the sockmap engine accepts and closes connections by
+the code of the epoll engine, which percpu epoll runs.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ def is_for_a_release(item: pytest.Item) -> bool:
     parameters = _parameters(item)
     if mark is None or not {"dispatch", "engine"} <= parameters.keys():
         return False
-    variants = WHERE_DISPATCH_MATTERS if mark.kwargs.get("dispatch") else ONE_OF_EACH_ENGINE
     if is_of_unix(item):
         return False
+    variants = WHERE_DISPATCH_MATTERS if mark.kwargs.get("dispatch") else ONE_OF_EACH_ENGINE
     return (parameters["dispatch"], parameters["engine"]) not in variants
 
 
-def tells_nothing_new(item: pytest.Item) -> bool:
-    """The engine does not concern Unix sockets: they are epoll's under each."""
+def is_redundant(item: pytest.Item) -> bool:
+    """Whether it tests a Unix socket under another engine than epoll, which serves them all."""
     return is_of_unix(item) and _parameters(item).get("engine", "epoll") != "epoll"
 
 
