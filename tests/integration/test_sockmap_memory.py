@@ -171,6 +171,7 @@ def test_max_buffer_memory_holds_for_many_clients_that_never_read(
 
 
 @needs_sockmap
+@pytest.mark.slow_under_sanitizers  # the clients have to read as fast as the kernel echoes
 def test_clients_that_read_are_not_reset_for_what_is_on_its_way_to_them(
     start_server: StartServer,
 ) -> None:
