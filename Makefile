@@ -22,6 +22,7 @@ ARGS ?=
 MINUTES ?= 10
 # Tests that run beside each other: they wait more than they compute.
 JOBS ?= $(shell echo $$((4 * $$(nproc))))
+PARALLEL = -n $(JOBS) --dist worksteal
 # ARGS may name tests of which none has the mark; pytest then ends with status 5.
 NONE_IS_FINE = || [ $$? -eq 5 ]
 SEED ?=
@@ -87,11 +88,11 @@ plot: .venv/.plot ## draw bench.png from bench.json
 	@echo bench.png
 
 check: all .venv/.dev ## prove every behaviour once; ARGS="..." for pytest
-	@$(PY) -m pytest -n $(JOBS) -m 'not alone and not outside' $(ARGS) $(NONE_IS_FINE)
+	@$(PY) -m pytest $(PARALLEL) -m 'not alone and not outside' $(ARGS) $(NONE_IS_FINE)
 	@$(PY) -m pytest -m 'alone and not outside' $(ARGS) $(NONE_IS_FINE)
 
 check-all: all .venv/.dev ## every variant of every test, storms, crowds and packages: before a release
-	@$(PY) -m pytest --everything -n $(JOBS) -m 'not alone and not outside' $(ARGS) $(NONE_IS_FINE)
+	@$(PY) -m pytest --everything $(PARALLEL) -m 'not alone and not outside' $(ARGS) $(NONE_IS_FINE)
 	@$(PY) -m pytest --everything -m 'alone and not outside' $(ARGS) $(NONE_IS_FINE)
 	@$(PY) -m pytest --everything --host-network -m outside $(ARGS)
 

@@ -13,6 +13,7 @@ from clients import (
     connect,
     connected,
     echo,
+    plenty,
     random_bytes,
     receive_exactly,
     send_until_blocked,
@@ -176,7 +177,7 @@ def test_a_backpressured_connection_that_epoll_does_not_take_is_reset(
     with connect(server.port, receive_buffer=4096, send_buffer=65536) as client:
         assert lives(client)
         with pytest.raises((ConnectionResetError, BrokenPipeError)):
-            send_until_blocked(client, random_bytes(48 << 20))
+            send_until_blocked(client, plenty())
     with connect(server.port) as other:
         assert lives(other)
     assert server.process.stop() == 0

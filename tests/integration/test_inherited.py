@@ -17,6 +17,7 @@ from clients import (
     connect,
     connected_to,
     echo,
+    plenty,
     receive_until_end,
     receive_until_reset,
     send_until_blocked,
@@ -203,7 +204,7 @@ def test_a_server_that_drains_is_no_longer_told_of_clients(
         inode = os.fstat(tcp.fileno()).st_ino
         assert inode in watched_inodes(process.pid)
         with connected_to(tcp) as client:
-            send_until_blocked(client, bytes(50_000_000))
+            send_until_blocked(client, plenty())
             process.send(signal.SIGTERM)
             process.wait_until_said("draining")
             wait_for(lambda: inode not in watched_inodes(process.pid), "it is watched no more")

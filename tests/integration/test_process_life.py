@@ -20,7 +20,7 @@ from clients import (
     DEADLINE_S,
     connect,
     echo,
-    random_bytes,
+    plenty,
     receive_until_reset,
     send_until_blocked,
 )
@@ -28,13 +28,11 @@ from processes import run_script
 
 StartServer = Callable[..., kecho.Server]
 
-MORE_THAN_SOCKETS_HOLD = random_bytes(48 << 20)
-
 
 def never_reading_client(server: kecho.Server) -> socket.socket:
     """A client that holds up the drain."""
     client = connect(server, receive_buffer=4096, send_buffer=65536)
-    send_until_blocked(client, MORE_THAN_SOCKETS_HOLD)
+    send_until_blocked(client, plenty())
     return client
 
 

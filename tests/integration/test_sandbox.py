@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from clients import DEADLINE_S, connect, echo, send_until_blocked, transfer, wait_for
+from clients import DEADLINE_S, connect, echo, plenty, send_until_blocked, transfer, wait_for
 from kecho import _sandbox
 from processes import ServerProcess, after, run_command
 
@@ -286,7 +286,7 @@ def test_counters_logs_and_both_signals_work_within(dispatch: str, form: str) ->
             process.wait_until_said(r"1 connection accepted")
             process.send(signal.SIGUSR1)
             # Backpressure: this one is not done when the drain begins.
-            send_until_blocked(client, bytes(10_000_000))
+            send_until_blocked(client, plenty())
             process.send(signal.SIGTERM)
             process.wait_until_said("draining")
             process.send(signal.SIGTERM)

@@ -23,6 +23,7 @@ from clients import (
     DEADLINE_S,
     connect,
     echo,
+    plenty,
     random_bytes,
     receive_until_end,
     receive_until_reset,
@@ -38,14 +39,13 @@ pytestmark = pytest.mark.e2e
 StartProcess = Callable[..., ServerProcess]
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-MORE_THAN_SOCKETS_HOLD = random_bytes(48 << 20)
 
 
 @contextmanager
 def reader_that_never_reads(port: int) -> Iterator[tuple[socket.socket, int]]:
     """A client, and how many bytes it has sent: as many as would go."""
     with connect(port, receive_buffer=4096, send_buffer=65536) as client:
-        yield client, send_until_blocked(client, MORE_THAN_SOCKETS_HOLD)
+        yield client, send_until_blocked(client, plenty())
 
 
 # ---- the command --------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def test_a_signal_drains_and_exits_with_0(
         process.send(number)
         process.wait_until_said(f"{number.name}: draining")
         assert receive_until_end(idle) == b""
-        assert head + receive_until_end(client) == MORE_THAN_SOCKETS_HOLD[:sent]
+        assert head + receive_until_end(client) == plenty()[:sent]
         assert process.wait() == 0
     summary = process.stderr.splitlines()[-1]
     assert "stopped after" in summary
