@@ -21,7 +21,7 @@ endif
 ARGS ?=
 MINUTES ?= 10
 # Tests that run beside each other: they wait more than they compute.
-JOBS ?= $(shell echo $$((4 * $$(nproc))))
+JOBS ?= $(shell echo $$((3 * $$(nproc))))
 PARALLEL = -n $(JOBS) --dist worksteal
 # ARGS may name tests of which none has the mark; pytest then ends with status 5.
 NONE_IS_FINE = || [ $$? -eq 5 ]
