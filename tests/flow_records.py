@@ -3,6 +3,7 @@ read and changed from outside, for what no client can bring about."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -12,6 +13,7 @@ from typing import Self
 
 BPF_MAP_LOOKUP_ELEM, BPF_MAP_UPDATE_ELEM, BPF_MAP_GET_NEXT_KEY = 1, 2, 4
 BPF_MAP_TYPE_HASH = 1
+BPF_GET_FD_BY_ID = {"prog": 13, "map": 14}  # needs CAP_SYS_ADMIN
 SYS_PIDFD_GETFD = 438
 SYS_BPF = {"x86_64": 321, "aarch64": 280}.get(platform.machine(), -1)
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -41,6 +43,27 @@ def _call(number: int, *arguments: object) -> int:
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return result
+
+
+def bpf_objects(pid: int | str) -> set[tuple[str, int]]:
+    """The maps and programs that a process has open: ("map" or "prog", id) of each."""
+    found = set()
+    for name in os.listdir(f"/proc/{pid}/fdinfo"):
+        with contextlib.suppress(FileNotFoundError):
+            about = Path(f"/proc/{pid}/fdinfo/{name}").read_text()
+            for kind, number in re.findall(r"^(map|prog)_id:\t(\d+)$", about, re.MULTILINE):
+                found.add((kind, int(number)))
+    return found
+
+
+def is_in_the_kernel(kind: str, number: int) -> bool:
+    """Whether there is such a map or program, of whatever process."""
+    wanted = (ctypes.c_uint32 * 3)(number)
+    try:
+        os.close(_call(SYS_BPF, BPF_GET_FD_BY_ID[kind], wanted, ctypes.sizeof(wanted)))
+    except FileNotFoundError:
+        return False
+    return True
 
 
 class FlowRecords:

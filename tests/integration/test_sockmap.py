@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import signal
 import socket
 import threading
@@ -27,7 +26,7 @@ from clients import (
     wait_until_delivered,
 )
 from engines import HANDED_OVER_BYTES, needs_sockmap
-from flow_records import ECHOED, SYS_BPF, FlowRecords
+from flow_records import ECHOED, SYS_BPF, FlowRecords, bpf_objects, is_in_the_kernel
 from processes import ServerProcess
 
 StartServer = Callable[..., kecho.Server]
@@ -37,25 +36,6 @@ needs_flow_records = pytest.mark.skipif(
     os.geteuid() != 0 or SYS_BPF < 0, reason="takes root, and the number of bpf(2)"
 )
 RING_RECORDS = (256 << 10) // 16  # KECHO_FLOW_RING_BYTES by a header and a token
-
-
-def bpf_objects(pid: int | str) -> list[str]:
-    """What /proc says of the maps and programs that a process has open."""
-    found = []
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        try:
-            target = os.readlink(f"/proc/{pid}/fd/{name}")
-        except FileNotFoundError:
-            continue
-        if "bpf" in target:
-            found.append(target)
-    return found
-
-
-def programs() -> set[str]:
-    """All there are of ours, by address and name of their code in the kernel."""
-    symbols = Path("/proc/kallsyms").read_text()
-    return {line for line in symbols.splitlines() if "_kecho_" in line and "bpf_prog_" in line}
 
 
 # ---- the kernel echoes ------------------------------------------------------------------------
@@ -179,53 +159,6 @@ def test_many_half_closed_streams_come_back_byte_for_byte(
     assert stats.bytes_received == stats.bytes_sent == sum(50_000 - n for n in range(200))
 
 
-@pytest.mark.slow_under_sanitizers  # opens 17,500 connections
-@needs_sockmap
-@pytest.mark.skipif(
-    resource.getrlimit(resource.RLIMIT_NOFILE)[1] < RING_RECORDS + 2000,
-    reason="RLIMIT_NOFILE is too low for more clients than the ring has room for",
-)
-def test_flows_for_which_the_ring_has_no_room_are_echoed_to_the_end(
-    start_process: StartProcess, dispatch: str
-) -> None:
-    """All of them outrun the kernel while nobody reads the ring, and send nothing afterwards."""
-    arguments = ("--engine", "sockmap", "--dispatch", dispatch, "--backlog", "4096")
-    process = start_process(*arguments, "--max-buffer-memory", "64K")
-    size = 70_000  # more than the least that the kernel queues for one
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    clients: dict[socket.socket, int] = {}
-    try:
-        for _ in range(RING_RECORDS + 1000):
-            client = socket.create_connection(
-                ("127.0.0.1", process.port), DEADLINE_S, source_address=("127.1.0.2", 0)
-            )
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # nothing follows later
-            clients[client] = size
-        for client in clients:
-            assert echo(client, b"x") == b"x"  # the kernel has it
-        with process.paused():
-            for client in clients:
-                client.sendall(bytes(size))
-            wait_until_delivered(*clients)
-
-        def is_all_there() -> bool:
-            for client in [client for client, left in clients.items() if left > 0]:
-                try:
-                    clients[client] -= len(client.recv(size, socket.MSG_DONTWAIT))
-                except BlockingIOError:
-                    continue
-                except ConnectionResetError:  # too slow for --max-buffer-memory
-                    clients[client] = 0
-            return not any(clients.values())
-
-        wait_for(is_all_there, "every client has its bytes, or is reset")
-    finally:
-        for client in clients:
-            reset(client)  # no port stays behind in TIME_WAIT
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
 # ---- endings ----------------------------------------------------------------------------------
 
 
@@ -301,6 +234,15 @@ def test_a_flow_that_has_lost_bytes_is_reset(
     assert "closed error=1, errors memory=1" in process.stderr
 
 
+def fill_the_ring(records: FlowRecords, key: int, client: socket.socket) -> None:
+    """This flow is told of again and again, while nobody reads the ring. It will be reset."""
+    flow = records.lose_a_byte(key)
+    for _ in range(RING_RECORDS):
+        flow.mode = ECHOED
+        records.write(key, flow)
+        client.send(b"x")
+
+
 @needs_sockmap
 @needs_flow_records
 def test_a_flow_that_has_lost_bytes_is_reset_if_the_ring_had_no_room_for_it(
@@ -315,11 +257,7 @@ def test_a_flow_that_has_lost_bytes_is_reset_if_the_ring_had_no_room_for_it(
         new_flow(process, records, HANDED_OVER_BYTES) as (client, key),
     ):
         with process.paused():
-            flow = records.lose_a_byte(its_key)
-            for _ in range(RING_RECORDS):
-                flow.mode = ECHOED
-                records.write(its_key, flow)
-                filling.send(b"x")
+            fill_the_ring(records, its_key, filling)
             records.lose_a_byte(key)
             client.sendall(b"x")
         for one in (filling, client):
@@ -327,25 +265,60 @@ def test_a_flow_that_has_lost_bytes_is_reset_if_the_ring_had_no_room_for_it(
                 one.recv(1)
 
 
+@needs_sockmap
+@needs_flow_records
+def test_flows_for_which_the_ring_has_no_room_are_echoed_to_the_end(
+    start_process: StartProcess, dispatch: str
+) -> None:
+    """All of them outrun the kernel while nobody reads the ring, and send nothing afterwards."""
+    arguments = ("--engine", "sockmap", "--dispatch", dispatch)
+    process = start_process(*arguments, "--max-buffer-memory", "64K")
+    size = 70_000  # more than the least that the kernel queues for one
+    with (
+        FlowRecords(process.pid) as records,
+        new_flow(process, records, 1) as (filling, its_key),
+        connected(process.port, 300) as clients,
+    ):
+        for client in clients:
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # nothing follows later
+            assert echo(client, b"x") == b"x"  # the kernel has it
+        with process.paused():
+            fill_the_ring(records, its_key, filling)
+            for client in clients:
+                client.sendall(bytes(size))
+            wait_until_delivered(*clients)
+        left = dict.fromkeys(clients, size)
+
+        def is_all_there() -> bool:
+            for client in [client for client in clients if left[client] > 0]:
+                try:
+                    left[client] -= len(client.recv(size, socket.MSG_DONTWAIT))
+                except BlockingIOError:
+                    continue
+                except ConnectionResetError:  # too slow for --max-buffer-memory
+                    left[client] = 0
+            return not any(left.values())
+
+        wait_for(is_all_there, "every client has its bytes, or is reset")
+
+
 # ---- nothing remains --------------------------------------------------------------------------
 
 
 @needs_sockmap
-@pytest.mark.slow_under_sanitizers  # looks at the programs of all, and they run side by side
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_nothing_remains_in_the_kernel(start_process: StartProcess, number: int) -> None:
-    before = programs()
     process = start_process("--engine", "sockmap")
     with connect(process.port) as client:
         client.sendall(b"x")
         assert receive_exactly(client, 1) == b"x"
-        added = programs() - before
-        assert len(added) >= 2
-        assert len(bpf_objects(process.pid)) >= 4
+        objects = bpf_objects(process.pid)  # what it has closed is held by one of these
+        assert {kind for kind, _ in objects} == {"map", "prog"}
+        assert all(is_in_the_kernel(*one) for one in objects)
         os.kill(process.pid, number)
         process.process.wait(DEADLINE_S)
     # Freed after an RCU grace period.
-    wait_for(lambda: not programs() & added, "the programs are gone")
+    wait_for(lambda: not any(is_in_the_kernel(*one) for one in objects), "all of it is gone")
 
 
 @needs_sockmap
