@@ -19,11 +19,11 @@ from pathlib import Path
 import pytest
 
 import kecho
-from clients import DEADLINE_S
-from engines import BESIDE_EPOLL, why_no
-from processes import ServerProcess
 from support import own_network, tiers
-from traced import StartTraced, TracedServer
+from support.clients import DEADLINE_S
+from support.engines import BESIDE_EPOLL, why_no
+from support.server_process import ServerProcess
+from support.traced_server import StartTraced, TracedServer
 
 DISPATCHES = ("shared", "percpu")
 

@@ -4,7 +4,7 @@
     make soak MINUTES=10 SEED=N ARGS='--engine io_uring'
 
 One server after the other on the same port, with random options, each for some seconds to a
-minute, amid random storms (tests/storms.py), and stopped by SIGTERM at a random moment, at times
+minute, amid random storms (support/storms.py), and stopped by SIGTERM at a random moment, at times
 twice. Meanwhile a stream is compared byte by byte, and a ping-pong client is timed; both may be cut
 off by a stop and by nothing else. As root all of this is in a network namespace of its own, where
 half-open connections can be made, too.
@@ -29,10 +29,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from clients import wait_for
-from namespaces import Namespace
-from processes import ServerProcess
-from storms import Storm, descriptors, prepare_half_open, rss_bytes
+from support.clients import wait_for
+from support.namespaces import Namespace
+from support.server_process import ServerProcess
+from support.storms import Storm, descriptors, prepare_half_open, rss_bytes
 
 STALL_MS = 10_000
 STOP_DEADLINE_S = 30.0

@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import kecho
-from clients import DEADLINE_S, connected, echo, random_bytes, wait_for
+from support.clients import DEADLINE_S, connected, echo, random_bytes, wait_for
+from support.fixture_types import StartServer
 
 pytestmark = pytest.mark.engines(dispatch=True)
-
-StartServer = Callable[..., kecho.Server]
 
 
 def client_from(server: kecho.Server, source: str) -> socket.socket:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import kecho
-from clients import (
+from support.clients import (
     connect,
     echo,
     random_bytes,
@@ -17,10 +16,9 @@ from clients import (
     send_around_urgent,
     transfer,
 )
+from support.fixture_types import StartServer
 
 pytestmark = pytest.mark.engines
-
-StartServer = Callable[..., kecho.Server]
 
 
 def has_ipv6_loopback() -> bool:

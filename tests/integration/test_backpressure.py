@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import kecho
-from clients import (
+from support.clients import (
     connect,
     connected,
     echo,
@@ -25,15 +25,12 @@ from clients import (
     send_until_blocked,
     wait_for,
 )
-from processes import ServerProcess
+from support.fixture_types import StartProcess, StartServer
 
 pytestmark = pytest.mark.engines(sanitized=True)
 
 BUFFER = 65536  # what the server keeps at most of a connection
 MIB = 1 << 20
-
-StartServer = Callable[..., kecho.Server]
-StartProcess = Callable[..., ServerProcess]
 
 
 def wait_until_blocked(client: socket.socket, server: kecho.Server) -> int:

@@ -13,7 +13,7 @@ import kecho
 from kecho import OptionError, bench
 from kecho.bench import Result, Workload
 from kecho.sandbox import IS_SANITIZED
-from processes import ServerProcess
+from support.server_process import ServerProcess
 
 
 @pytest.fixture

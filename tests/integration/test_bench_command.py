@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 import kecho
-from clients import wait_for
 from kecho.bench import Result
-from processes import processor_time_s, run_python
+from support.clients import wait_for
+from support.server_process import processor_time_s, run_python
 
 # What is compiled runs in these as it does in test_bench.py and in the other tests here.
 about_python = pytest.mark.slow_under_sanitizers

@@ -8,22 +8,22 @@ import time
 
 import pytest
 
-import peers
 from kecho import bench
 from kecho.bench import Result, TargetError, Workload
-from processes import run_python
+from support import faulty_servers
+from support.server_process import run_python
 
 LENGTH = 64
 BURSTS: dict[str, dict[str, object]] = {"burst": {"rounds": 2}}
 
 
-def measure(peer: peers.Peer, **options: object) -> Result:
+def measure(peer: faulty_servers.Peer, **options: object) -> Result:
     defaults = {"mode": "closed", "connections": 4, "threads": 2, "duration": 0.5, "timeout": 1.0}
     return bench.run(Workload(**{**defaults, "port": peer.port, "length": LENGTH, **options}))
 
 
 def test_a_delay_of_5_ms_is_measured_as_5_ms() -> None:
-    with peers.delays(0.005) as peer:
+    with faulty_servers.delays(0.005) as peer:
         result = measure(peer, connections=5)
     service = result.latency["service"]
     assert service.min >= 5_000_000
@@ -36,11 +36,11 @@ def test_a_delay_of_5_ms_is_measured_as_5_ms() -> None:
 @pytest.mark.slow_under_sanitizers  # counts what comes in time
 def test_an_open_loop_shows_the_stall_that_a_closed_loop_hides() -> None:
     stall_s, duration = 1.0, 3.0
-    with peers.stalls(1.0, stall_s) as peer:
+    with faulty_servers.stalls(1.0, stall_s) as peer:
         opened = measure(
             peer, mode="open", rate=1000.0, connections=10, duration=duration, timeout=10.0
         )
-    with peers.stalls(1.0, stall_s) as peer:
+    with faulty_servers.stalls(1.0, stall_s) as peer:
         closed = measure(peer, connections=10, duration=duration, timeout=10.0)
 
     def share_of_slow(result: Result, name: str) -> float:
@@ -56,7 +56,7 @@ def test_an_open_loop_shows_the_stall_that_a_closed_loop_hides() -> None:
 
 @pytest.mark.parametrize("mode", ["closed", "stream"])
 def test_one_wrong_byte_in_a_million_is_found(mode: str) -> None:
-    with peers.corrupts(1_000_000) as peer:
+    with faulty_servers.corrupts(1_000_000) as peer:
         result = measure(peer, mode=mode, length=4096, duration=1.0)
     assert result.errors["corrupt"] >= 1
     assert not result.verdict.valid
@@ -65,14 +65,14 @@ def test_one_wrong_byte_in_a_million_is_found(mode: str) -> None:
 
 
 def test_a_wrong_byte_is_not_looked_for_without_verification() -> None:
-    with peers.corrupts(10_000) as peer:
+    with faulty_servers.corrupts(10_000) as peer:
         result = measure(peer, verify=False)
     assert not result.errors
     assert any("not compared" in note for note in result.verdict.notes)
 
 
 def test_a_byte_that_is_missing_is_found_while_more_follows() -> None:
-    with peers.drops_a_byte(LENGTH * 10 + 5) as peer:
+    with faulty_servers.drops_a_byte(LENGTH * 10 + 5) as peer:
         result = measure(peer, depth=2)
     assert result.errors.keys() <= {"corrupt", "short"}
     assert result.errors
@@ -80,39 +80,39 @@ def test_a_byte_that_is_missing_is_found_while_more_follows() -> None:
 
 
 def test_a_byte_that_is_missing_at_the_end_is_found_by_the_timeout() -> None:
-    with peers.drops_a_byte(LENGTH * 10 + LENGTH - 1) as peer:
+    with faulty_servers.drops_a_byte(LENGTH * 10 + LENGTH - 1) as peer:
         result = measure(peer)
     assert result.errors == {"short": 4}
     assert "after 63 of 64 bytes" in str(result.first_error)
 
 
 def test_a_byte_that_is_repeated_is_found() -> None:
-    with peers.repeats_a_byte(LENGTH * 10 + 5) as peer:
+    with faulty_servers.repeats_a_byte(LENGTH * 10 + 5) as peer:
         result = measure(peer)
     assert result.errors == {"corrupt": 4}
 
 
 def test_replies_in_the_wrong_order_are_found() -> None:
-    with peers.swaps(LENGTH, LENGTH * 4) as peer:
+    with faulty_servers.swaps(LENGTH, LENGTH * 4) as peer:
         result = measure(peer, depth=2)
     assert result.errors == {"reordered": 4}
 
 
 def test_the_reply_of_another_connection_is_found() -> None:
-    with peers.crosses(LENGTH * 4) as peer:
+    with faulty_servers.crosses(LENGTH * 4) as peer:
         result = measure(peer, connections=2)
     assert result.errors.get("foreign", 0) >= 1
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 15])
 def test_messages_too_short_for_a_header_are_compared_as_well(length: int) -> None:
-    with peers.swaps(length, length * 4) as peer:
+    with faulty_servers.swaps(length, length * 4) as peer:
         result = measure(peer, depth=2, length=length)
     assert result.errors == {"corrupt": 4}
 
 
 def test_a_reply_that_comes_twice_is_found() -> None:
-    with peers.answers_twice(LENGTH * 4) as peer:
+    with faulty_servers.answers_twice(LENGTH * 4) as peer:
         result = measure(peer)
     assert sum(result.errors.values()) == 4
     assert result.errors.keys() <= {"extra", "repeated"}
@@ -121,7 +121,7 @@ def test_a_reply_that_comes_twice_is_found() -> None:
 @pytest.mark.parametrize("mode", ["burst", "connect"])
 @pytest.mark.parametrize("after_s", [0.0003, 0.05])
 def test_what_comes_after_the_last_reply_is_found(mode: str, after_s: float) -> None:
-    with peers.adds_later(b"x", after_s) as peer:
+    with faulty_servers.adds_later(b"x", after_s) as peer:
         result = measure(peer, mode=mode, duration=0.2, **BURSTS.get(mode, {}))
     assert result.errors.get("extra", 0) >= 4
     assert not result.verdict.valid
@@ -129,7 +129,7 @@ def test_what_comes_after_the_last_reply_is_found(mode: str, after_s: float) -> 
 
 @pytest.mark.parametrize("mode", ["burst", "connect"])
 def test_waiting_for_the_servers_end_is_not_in_the_figures(mode: str) -> None:
-    with peers.ends_late(0.7) as peer:
+    with faulty_servers.ends_late(0.7) as peer:
         result = measure(peer, mode=mode, duration=0.2, timeout=10.0, **BURSTS.get(mode, {}))
     assert not result.errors
     assert result.latency["response"].max < 0.7e9
@@ -138,7 +138,7 @@ def test_waiting_for_the_servers_end_is_not_in_the_figures(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["burst", "connect"])
 def test_a_server_that_never_ends_is_waited_for_no_longer_than_the_timeout(mode: str) -> None:
-    with peers.ends_late(3600) as peer:
+    with faulty_servers.ends_late(3600) as peer:
         begun = time.monotonic()
         result = measure(peer, mode=mode, duration=0.2, timeout=0.5, **BURSTS.get(mode, {}))
     assert time.monotonic() - begun < 20
@@ -150,7 +150,7 @@ def test_a_server_that_never_ends_is_waited_for_no_longer_than_the_timeout(mode:
 def test_a_server_that_closes_half_way_ends_the_run_with_what_there_is(
     by_reset: bool, kinds: set[str]
 ) -> None:
-    with peers.closes_after(LENGTH * 10, by_reset=by_reset) as peer:
+    with faulty_servers.closes_after(LENGTH * 10, by_reset=by_reset) as peer:
         result = measure(peer, duration=30.0)
     assert sum(result.errors.values()) == 4
     assert result.errors.keys() <= kinds
@@ -159,7 +159,7 @@ def test_a_server_that_closes_half_way_ends_the_run_with_what_there_is(
 
 
 def test_a_server_that_hangs_is_told_by_the_timeout() -> None:
-    with peers.silent_after(LENGTH * 10) as peer:
+    with faulty_servers.silent_after(LENGTH * 10) as peer:
         begun = time.monotonic()
         result = measure(peer, duration=30.0)
     assert time.monotonic() - begun < 10
@@ -169,7 +169,7 @@ def test_a_server_that_hangs_is_told_by_the_timeout() -> None:
 
 @pytest.mark.slow_under_sanitizers  # counts what comes in time
 def test_an_overloaded_server_is_not_waited_for_without_end() -> None:
-    with peers.delays(0.005) as peer:  # some 200 messages/s on one connection
+    with faulty_servers.delays(0.005) as peer:  # some 200 messages/s on one connection
         begun = time.monotonic()
         result = measure(
             peer, mode="open", rate=20_000.0, connections=1, duration=1.0, timeout=1.5, length=4096
@@ -183,7 +183,7 @@ def test_an_overloaded_server_is_not_waited_for_without_end() -> None:
 
 
 def test_an_interruption_does_not_wait_for_a_server_that_dribbles() -> None:
-    with peers.dribbles(0.2, after=32) as peer:
+    with faulty_servers.dribbles(0.2, after=32) as peer:
         script = f"""
             import os, signal, threading
             from kecho import bench
@@ -201,7 +201,7 @@ def test_an_interruption_does_not_wait_for_a_server_that_dribbles() -> None:
 
 def test_idle_connections_that_died_in_silence_are_lost() -> None:
     # A message as long as the probe's: who has not echoed it once echoes nothing.
-    with peers.dead_but_for_the_first() as peer:
+    with faulty_servers.dead_but_for_the_first() as peer:
         result = measure(peer, mode="idle", duration=0.2, connections=6)
     assert result.connections == 6
     assert result.errors == {"timeout": 6}
@@ -210,7 +210,7 @@ def test_idle_connections_that_died_in_silence_are_lost() -> None:
 
 def test_a_peer_that_echoes_nothing_is_named() -> None:
     with (
-        peers.greets(b"SSH-2.0-OpenSSH_9\r\n") as peer,
+        faulty_servers.greets(b"SSH-2.0-OpenSSH_9\r\n") as peer,
         pytest.raises(TargetError, match=r"no echo server: it answered 'SSH-2\.0"),
     ):
         measure(peer)
@@ -218,7 +218,7 @@ def test_a_peer_that_echoes_nothing_is_named() -> None:
 
 def test_a_peer_that_says_nothing_is_named() -> None:
     with (
-        peers.silent_after(0) as peer,
+        faulty_servers.silent_after(0) as peer,
         pytest.raises(TargetError, match=r"did not echo a message within 0\.2 s"),
     ):
         measure(peer, timeout=0.2)
@@ -226,7 +226,7 @@ def test_a_peer_that_says_nothing_is_named() -> None:
 
 def test_a_peer_that_closes_at_once_is_named() -> None:
     with (
-        peers.closes_after(0) as peer,
+        faulty_servers.closes_after(0) as peer,
         pytest.raises(TargetError, match="closed the connection after 16 of 32 bytes"),
     ):
         measure(peer)

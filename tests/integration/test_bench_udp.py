@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Callable
 
 import pytest
 
-import kecho
-import udp_peers
-from clients import DEADLINE_S
 from kecho import bench
 from kecho.bench import Result, TargetError, Workload
 from kecho.errors import OptionError
-from processes import run_python
+from support import faulty_udp_servers
+from support.clients import DEADLINE_S
+from support.fixture_types import StartServer
+from support.server_process import run_python
 
 LENGTH = 64
-StartServer = Callable[..., kecho.Server]
 
 
 def measure(port: int, **options: object) -> Result:
@@ -91,7 +89,7 @@ def test_what_a_rate_limit_refuses_is_lost(start_server: StartServer, dispatch: 
 @pytest.mark.parametrize("mode", ["closed", "open"])
 def test_loss_is_counted_and_is_no_error(mode: str) -> None:
     rate = {"rate": 500.0} if mode == "open" else {}
-    with udp_peers.peer(udp_peers.loses(50)) as port:
+    with faulty_udp_servers.peer(faulty_udp_servers.loses(50)) as port:
         result = measure(port, mode=mode, duration=1.0, timeout=0.3, **rate)
     assert result.errors == {}
     assert result.observed["lost"] > 0
@@ -104,14 +102,14 @@ def test_loss_is_counted_and_is_no_error(mode: str) -> None:
 
 
 def test_closed_loop_goes_on_after_a_loss() -> None:
-    with udp_peers.peer(udp_peers.loses(3)) as port:
+    with faulty_udp_servers.peer(faulty_udp_servers.loses(3)) as port:
         result = measure(port, connections=2, duration=1.0, timeout=0.02)
     assert result.observed["lost"] > 10
     assert result.echoes > 10
 
 
 def test_when_all_is_lost_nothing_was_measured() -> None:
-    with udp_peers.peer(udp_peers.loses_all) as port:
+    with faulty_udp_servers.peer(faulty_udp_servers.loses_all) as port:
         result = measure(port)
     assert result.echoes == 0
     assert result.observed["lost"] >= 4
@@ -120,7 +118,7 @@ def test_when_all_is_lost_nothing_was_measured() -> None:
 
 @pytest.mark.parametrize("depth", [1, 4])
 def test_duplicates_are_counted_and_are_no_error(depth: int) -> None:
-    with udp_peers.peer(udp_peers.answers_twice) as port:
+    with faulty_udp_servers.peer(faulty_udp_servers.answers_twice) as port:
         result = measure(port, depth=depth, connections=2, timeout=DEADLINE_S)
     assert result.errors == {}
     assert result.observed["lost"] == 0
@@ -129,7 +127,7 @@ def test_duplicates_are_counted_and_are_no_error(depth: int) -> None:
 
 
 def test_reordering_is_a_note() -> None:
-    with udp_peers.peer(udp_peers.swaps()) as port:
+    with faulty_udp_servers.peer(faulty_udp_servers.swaps()) as port:
         result = measure(port, depth=2, timeout=1.0)
     assert result.errors == {}
     assert result.observed["reordered"] > 0.4 * result.echoes
@@ -138,7 +136,7 @@ def test_reordering_is_a_note() -> None:
 
 
 def test_a_late_reply_is_lost_and_told_from_a_duplicate() -> None:
-    with udp_peers.peer(udp_peers.is_late_with_the_second()) as port:
+    with faulty_udp_servers.peer(faulty_udp_servers.is_late_with_the_second()) as port:
         result = measure(port, timeout=0.5, duration=1.0)
     assert result.errors == {}
     assert (result.observed["lost"], result.observed["late"]) == (4, 4)
@@ -147,7 +145,7 @@ def test_a_late_reply_is_lost_and_told_from_a_duplicate() -> None:
 
 @pytest.mark.parametrize("position", [0, 9, 13, 40, 63])
 def test_a_wrong_byte_is_an_error_and_the_message_lost(position: int) -> None:
-    with udp_peers.peer(udp_peers.corrupts(100, position)) as port:
+    with faulty_udp_servers.peer(faulty_udp_servers.corrupts(100, position)) as port:
         result = measure(port, duration=1.0)
     assert result.errors.keys() == {"corrupt"}
     assert result.observed["lost"] > 0
@@ -157,7 +155,7 @@ def test_a_wrong_byte_is_an_error_and_the_message_lost(position: int) -> None:
 
 
 def test_a_wrong_byte_is_not_looked_for_without_verification() -> None:
-    with udp_peers.peer(udp_peers.corrupts(10)) as port:
+    with faulty_udp_servers.peer(faulty_udp_servers.corrupts(10)) as port:
         result = measure(port, verify=False, timeout=DEADLINE_S)
     assert result.errors == {}
     assert result.observed["lost"] == 0
@@ -165,13 +163,13 @@ def test_a_wrong_byte_is_not_looked_for_without_verification() -> None:
 
 @pytest.mark.parametrize(("by", "kind"), [(1, "short"), (64, "short"), (-1, "extra")])
 def test_another_length_is_an_error(by: int, kind: str) -> None:
-    with udp_peers.peer(udp_peers.cuts(100, by)) as port:
+    with faulty_udp_servers.peer(faulty_udp_servers.cuts(100, by)) as port:
         result = measure(port)
     assert result.errors.keys() == {kind}
 
 
 def test_a_reply_of_another_connection_is_an_error() -> None:
-    with udp_peers.peer(udp_peers.crosses(10)) as port:
+    with faulty_udp_servers.peer(faulty_udp_servers.crosses(10)) as port:
         result = measure(port, timeout=DEADLINE_S)
     assert result.errors.keys() == {"foreign"}
     assert result.observed["lost"] == 0
@@ -190,7 +188,7 @@ def test_a_server_that_goes_away_is_an_error(start_server: StartServer) -> None:
 
 
 def test_nothing_listens() -> None:
-    with udp_peers.peer(udp_peers.honest) as port:
+    with faulty_udp_servers.peer(faulty_udp_servers.honest) as port:
         pass
     with pytest.raises(TargetError, match=rf"nothing listens at udp 127\.0\.0\.1:{port}"):
         measure(port)
@@ -259,7 +257,7 @@ def test_spawn_starts_a_server_with_udp(options: str) -> None:
 @pytest.mark.e2e
 @pytest.mark.parametrize(("answer", "status"), [("loses(20)", 0), ("loses_all", 1)])
 def test_exit_status_says_whether_something_was_measured(answer: str, status: int) -> None:
-    with udp_peers.peer(eval(f"udp_peers.{answer}")) as port:
+    with faulty_udp_servers.peer(eval(f"udp_peers.{answer}")) as port:
         finished = run_python(
             *("-m", "kecho.bench", "--udp", "--mode", "closed", "-d", "0.5", "-c", "5"),
             *("--port", str(port), "--timeout", "0.1"),

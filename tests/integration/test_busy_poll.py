@@ -8,14 +8,14 @@ import re
 import socket
 import struct
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import kecho
-from clients import (
+from kecho.sandbox import IS_SANITIZED
+from support.clients import (
     connect,
     connected,
     echo,
@@ -27,11 +27,8 @@ from clients import (
     wait_for,
     wait_until_delivered,
 )
-from kecho.sandbox import IS_SANITIZED
-from processes import ServerProcess, after
-
-StartServer = Callable[..., kecho.Server]
-StartProcess = Callable[..., ServerProcess]
+from support.fixture_types import StartProcess, StartServer
+from support.server_process import ServerProcess, after
 
 EPIOCGPARAMS = 0x80088A02  # <linux/eventpoll.h>
 SO_BUSY_POLL = 46

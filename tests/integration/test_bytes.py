@@ -7,13 +7,13 @@ import hashlib
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import kecho
-from clients import (
+from support.clients import (
     connect,
     connected,
     echo,
@@ -28,15 +28,12 @@ from clients import (
     wait_for,
     wait_until_delivered,
 )
-from processes import ServerProcess
+from support.fixture_types import StartProcess, StartServer
 
 pytestmark = pytest.mark.engines
 
 BUFFER = 65536  # what the server reads at a time
 MIB = 1 << 20
-
-StartServer = Callable[..., kecho.Server]
-StartProcess = Callable[..., ServerProcess]
 
 
 def exchange(client: socket.socket, data: bytes, piece: int | None = None) -> bytes:

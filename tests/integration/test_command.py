@@ -10,24 +10,22 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 import kecho
-from clients import DEADLINE_S, connect, echo, wait_for
 from kecho.cli import OPTIONS, CommandConfig
 from kecho.config import environment_variable
 from kecho.options import flag
 from kecho.tuning import somaxconn
-from processes import ServerProcess, after, run_command
+from support.clients import DEADLINE_S, connect, echo, wait_for
+from support.fixture_types import StartProcess
+from support.server_process import ServerProcess, after, run_command
 
 # What the command says; what it does under the sanitizers is in test_process_life.py and others.
 pytestmark = [pytest.mark.e2e, pytest.mark.slow_under_sanitizers]
-
-StartProcess = Callable[..., ServerProcess]
 
 
 # ---- what it says when it starts ----------------------------------------------------------------

@@ -11,11 +11,11 @@ from dataclasses import fields
 
 import pytest
 
-from clients import DEADLINE_S
 from kecho.cli import OPTIONS, CommandConfig, main
 from kecho.config import environment_variable
 from kecho.options import flag
-from processes import ServerProcess, after, assert_refused, run_command
+from support.clients import DEADLINE_S
+from support.server_process import ServerProcess, after, assert_refused, run_command
 
 # What the command says; what it does under the sanitizers is in test_process_life.py and others.
 pytestmark = [pytest.mark.e2e, pytest.mark.slow_under_sanitizers]

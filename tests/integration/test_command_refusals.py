@@ -5,21 +5,17 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Callable
 from contextlib import closing
 
 import pytest
 
-import kecho
-from clients import connect, echo
 from kecho.tuning import read_sysctl
-from processes import ServerProcess, after, assert_refused, run_command
+from support.clients import connect, echo
+from support.fixture_types import StartProcess, StartServer
+from support.server_process import ServerProcess, after, assert_refused, run_command
 
 # What the command says; what it does under the sanitizers is in test_process_life.py and others.
 pytestmark = [pytest.mark.e2e, pytest.mark.slow_under_sanitizers]
-
-StartProcess = Callable[..., ServerProcess]
-StartServer = Callable[..., kecho.Server]
 
 
 @pytest.mark.parametrize("holder", ["shared", "percpu"])

@@ -20,8 +20,16 @@ from benchmarks.compare.measure import Measured, Placement, Run, measure
 from benchmarks.compare.serving import Serving, StartError, cpu_ns, kernel_threads_ns, serving
 from benchmarks.compare.table import to_dict
 from benchmarks.compare.workloads import Goal, Scenario
-from clients import DEADLINE_S, connect, echo, receive_exactly, receive_until_end, reset, wait_for
 from kecho.bench import Result
+from support.clients import (
+    DEADLINE_S,
+    connect,
+    echo,
+    receive_exactly,
+    receive_until_end,
+    reset,
+    wait_for,
+)
 
 # The peers are not ours to look into, and a sanitizer's preload would be in them.
 pytestmark = [pytest.mark.e2e, pytest.mark.slow_under_sanitizers]

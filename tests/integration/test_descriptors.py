@@ -10,12 +10,12 @@ import resource
 import socket
 import struct
 import time
-from collections.abc import Callable
 
 import pytest
 
 import kecho
-from clients import (
+from kecho.tuning import somaxconn
+from support.clients import (
     answered,
     connect,
     connected,
@@ -26,13 +26,10 @@ from clients import (
     wait_for,
     wait_until_delivered,
 )
-from kecho.tuning import somaxconn
-from processes import ServerProcess, after
+from support.fixture_types import StartProcess, StartServer
+from support.server_process import ServerProcess, after
 
 pytestmark = pytest.mark.engines(sanitized=True, dispatch=True)
-
-StartServer = Callable[..., kecho.Server]
-StartProcess = Callable[..., ServerProcess]
 
 
 # ---- descriptors ----------------------------------------------------------------------------

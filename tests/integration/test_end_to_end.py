@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
-from clients import DEADLINE_S, echo, random_bytes
-from processes import ServerProcess
+from support.clients import DEADLINE_S, echo, random_bytes
+from support.fixture_types import StartProcess
 
 pytestmark = [pytest.mark.e2e, pytest.mark.engines]
 
-StartProcess = Callable[..., ServerProcess]
 Progress = Callable[[Iterable[int], str], Iterator[int]]
 
 CLIENTS = [name for name in ("telnet", "ncat") if shutil.which(name)]

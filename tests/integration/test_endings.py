@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import kecho
-from clients import (
+from support.clients import (
     closed,
     connect,
     connected,

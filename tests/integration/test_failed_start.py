@@ -7,7 +7,6 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,15 +14,13 @@ import pytest
 import kecho
 import kecho.run
 import kecho.steering
-from clients import (
+from support.clients import (
     DEADLINE_S,
     connect,
     echo,
 )
-from processes import run_python, run_script
-
-StartServer = Callable[..., kecho.Server]
-
+from support.fixture_types import StartServer
+from support.server_process import run_python, run_script
 
 # ---- a start that fails -------------------------------------------------------------------------
 

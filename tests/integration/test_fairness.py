@@ -8,19 +8,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
 
 import kecho
-from clients import DEADLINE_S, connect, wait_for
+from support.clients import DEADLINE_S, connect, wait_for
+from support.fixture_types import StartServer
 
 pytestmark = pytest.mark.engines
 
 MIB = 1 << 20
 
-StartServer = Callable[..., kecho.Server]
 
 # Streams faster than a server can take it: copies neither what it sends (sendfile) nor what it
 # receives (MSG_TRUNC, tcp(7)), and each of the two has a process. Says how many bytes have come

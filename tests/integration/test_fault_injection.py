@@ -23,11 +23,18 @@ from typing import Any
 
 import pytest
 
-import faults
-from clients import connect, connected, echo, receive_exactly, wait_for, wait_until_delivered
-from faults import Faults, errnos, short
-from processes import ServerProcess
-from streams import exchange
+from support import injected_faults
+from support.clients import (
+    connect,
+    connected,
+    echo,
+    receive_exactly,
+    wait_for,
+    wait_until_delivered,
+)
+from support.injected_faults import Faults, errnos, short
+from support.server_process import ServerProcess
+from support.streams import exchange
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow_under_sanitizers]
 
@@ -68,7 +75,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compiler = shutil.which("gcc")
     if compiler is None:
         pytest.skip("needs gcc, which compiles the shim")
-    return faults.build(compiler, tmp_path_factory.mktemp("build"))
+    return injected_faults.build(compiler, tmp_path_factory.mktemp("build"))
 
 
 class FaultyServer:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clients import (
+from support.clients import (
     connect,
     connected,
     echo,
@@ -19,8 +19,8 @@ from clients import (
     send_until_blocked,
     transfer,
 )
-from engines import needs_io_uring
-from traced import EPOLL_WAIT, StartTraced
+from support.engines import needs_io_uring
+from support.traced_server import EPOLL_WAIT, StartTraced
 
 # strace makes a sanitized server too slow, and is itself not to be sanitized.
 pytestmark = [pytest.mark.e2e, pytest.mark.slow_under_sanitizers]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import run_script
+from support.server_process import run_script
 
 FORK = """
     import kecho, multiprocessing, os, socket, sys

@@ -7,13 +7,13 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import kecho
-from clients import (
+from kecho import ListenError, OptionError, ServerConfig
+from support.clients import (
     connect,
     connected_to,
     echo,
@@ -24,10 +24,8 @@ from clients import (
     transfer,
     wait_for,
 )
-from kecho import ListenError, OptionError, ServerConfig
-from processes import ServerProcess, after, run_command
-
-StartServer = Callable[..., kecho.Server]
+from support.fixture_types import StartServer
+from support.server_process import ServerProcess, after, run_command
 
 
 @pytest.fixture(params=["tcp", "tcp6", "unix", "abstract"])

@@ -15,13 +15,15 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import kecho
-from clients import (
+from kecho._engine import Engine, try_io_uring
+from kecho.io_uring import ring_entries
+from support.clients import (
     DEADLINE_S,
     connect,
     connected,
@@ -33,13 +35,9 @@ from clients import (
     send_until_blocked,
     wait_for,
 )
-from engines import needs_io_uring
-from kecho._engine import Engine, try_io_uring
-from kecho.io_uring import ring_entries
-from processes import ServerProcess, assert_refused, run_command, run_script
-
-StartServer = Callable[..., kecho.Server]
-StartProcess = Callable[..., ServerProcess]
+from support.engines import needs_io_uring
+from support.fixture_types import StartProcess, StartServer
+from support.server_process import ServerProcess, assert_refused, run_command, run_script
 
 CHUNK_BYTES = 4096  # KECHO_CHUNK_BYTES: what fills one is a stream
 CHUNKS = 512  # KECHO_CHUNKS: a ring's buffers

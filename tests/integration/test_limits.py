@@ -6,14 +6,12 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-import kecho
-from clients import (
+from support.clients import (
     DEADLINE_S,
     answered,
     connect,
@@ -30,10 +28,9 @@ from clients import (
     wait_for,
     wait_until_delivered,
 )
+from support.fixture_types import StartServer
 
 pytestmark = pytest.mark.engines(sanitized=True, dispatch=True)
-
-StartServer = Callable[..., kecho.Server]
 
 
 # ---- max_connections ------------------------------------------------------------------------

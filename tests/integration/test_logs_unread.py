@@ -9,18 +9,17 @@ import pty
 import signal
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 
-from clients import connect, echo
 from kecho.logs import PATIENCE_S, PatientHandler
-from processes import ServerProcess
+from support.clients import connect, echo
+from support.fixture_types import StartProcess
+from support.server_process import ServerProcess
 
 # What waits for readers is Python.
 pytestmark = [pytest.mark.e2e, pytest.mark.slow_under_sanitizers]
 
-StartProcess = Callable[..., ServerProcess]
 F_SETPIPE_SZ = 1031  # fcntl(2)
 
 

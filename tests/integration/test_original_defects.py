@@ -7,14 +7,14 @@ import resource
 import selectors
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 import kecho
-from clients import (
+from support.clients import (
     DEADLINE_S,
     connect,
     connected,
@@ -26,15 +26,12 @@ from clients import (
     wait_for,
     wait_until_delivered,
 )
-from processes import ServerProcess
+from support.fixture_types import StartProcess, StartServer
 
 pytestmark = pytest.mark.engines
 
 # <linux/in.h>; the socket module has it from 3.12 on
 IP_BIND_ADDRESS_NO_PORT = 24
-
-StartServer = Callable[..., kecho.Server]
-StartProcess = Callable[..., ServerProcess]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import kecho
-from clients import DEADLINE_S, echo
+from support.clients import DEADLINE_S, echo
 
 # Compiling them with a sanitizer's preloads proves nothing more.
 pytestmark = [

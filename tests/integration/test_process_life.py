@@ -8,7 +8,6 @@ import re
 import socket
 import textwrap
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ import pytest
 import kecho
 import kecho.run
 import kecho.steering
-from clients import (
+from support.clients import (
     DEADLINE_S,
     connect,
     echo,
@@ -24,9 +23,8 @@ from clients import (
     receive_until_reset,
     send_until_blocked,
 )
-from processes import run_script
-
-StartServer = Callable[..., kecho.Server]
+from support.fixture_types import StartServer
+from support.server_process import run_script
 
 
 def never_reading_client(server: kecho.Server) -> socket.socket:

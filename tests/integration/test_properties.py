@@ -25,8 +25,8 @@ from hypothesis.stateful import (
 )
 
 import kecho
-from clients import DEADLINE_S, connect, random_bytes, reset, wait_for
 from kecho.sandbox import IS_SANITIZED
+from support.clients import DEADLINE_S, connect, random_bytes, reset, wait_for
 
 pytestmark = pytest.mark.engines(sanitized=True)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from clients import echo
-from load import load_on
-from processes import ServerProcess
+from support.clients import echo
+from support.connecting_client import load_on
+from support.server_process import ServerProcess
 
 pytestmark = [pytest.mark.e2e, pytest.mark.engines(dispatch=True)]
 

@@ -14,9 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from clients import DEADLINE_S, connect, echo, plenty, send_until_blocked, transfer, wait_for
 from kecho import _sandbox
-from processes import ServerProcess, after, run_command
+from support.clients import (
+    DEADLINE_S,
+    connect,
+    echo,
+    plenty,
+    send_until_blocked,
+    transfer,
+    wait_for,
+)
+from support.server_process import ServerProcess, after, run_command
 
 pytestmark = [
     pytest.mark.e2e,

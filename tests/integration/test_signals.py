@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 import kecho
-from clients import (
+from support.clients import (
     DEADLINE_S,
     connect,
     echo,
@@ -32,11 +32,11 @@ from clients import (
     undelivered,
     wait_for,
 )
-from processes import ServerProcess, after, run_python
+from support.fixture_types import StartProcess
+from support.server_process import ServerProcess, after, run_python
 
 pytestmark = pytest.mark.e2e
 
-StartProcess = Callable[..., ServerProcess]
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -12,7 +12,8 @@ from collections.abc import Callable
 import pytest
 
 import kecho
-from clients import (
+from kecho.sandbox import IS_SANITIZED
+from support.clients import (
     DEADLINE_S,
     connect,
     echo,
@@ -24,12 +25,11 @@ from clients import (
     transfer,
     wait_for,
 )
-from kecho.sandbox import IS_SANITIZED
-from processes import ServerProcess
+from support.fixture_types import StartServer
+from support.server_process import ServerProcess
 
 pytestmark = pytest.mark.engines(dispatch=True)
 
-StartServer = Callable[..., kecho.Server]
 SMALL = {"receive_buffer": 4096, "send_buffer": 65536}
 
 

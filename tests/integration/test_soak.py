@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from clients import wait_for
+from support.clients import wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.release, pytest.mark.slow_under_sanitizers]
 

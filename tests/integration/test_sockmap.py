@@ -8,13 +8,14 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import kecho
-from clients import (
+from support.bpf import ECHOED, SYS_BPF, FlowRecords, bpf_objects, is_in_the_kernel
+from support.clients import (
     DEADLINE_S,
     connect,
     connected,
@@ -25,12 +26,9 @@ from clients import (
     wait_for,
     wait_until_delivered,
 )
-from engines import HANDED_OVER_BYTES, needs_sockmap
-from flow_records import ECHOED, SYS_BPF, FlowRecords, bpf_objects, is_in_the_kernel
-from processes import ServerProcess
-
-StartServer = Callable[..., kecho.Server]
-StartProcess = Callable[..., ServerProcess]
+from support.engines import HANDED_OVER_BYTES, needs_sockmap
+from support.fixture_types import StartProcess, StartServer
+from support.server_process import ServerProcess
 
 needs_flow_records = pytest.mark.skipif(
     os.geteuid() != 0 or SYS_BPF < 0, reason="takes root, and the number of bpf(2)"

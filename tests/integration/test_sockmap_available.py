@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import kecho
-from clients import (
+from kecho.sandbox import IS_SANITIZED
+from support.clients import (
     DEADLINE_S,
     connect,
     connected,
     receive_exactly,
 )
-from engines import needs_sockmap
-from kecho.sandbox import IS_SANITIZED
-from processes import ServerProcess
-
-StartServer = Callable[..., kecho.Server]
-StartProcess = Callable[..., ServerProcess]
+from support.engines import needs_sockmap
+from support.fixture_types import StartProcess, StartServer
+from support.server_process import ServerProcess
 
 
 def said(error: pytest.ExceptionInfo[kecho.EngineError]) -> str:

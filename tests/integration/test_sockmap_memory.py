@@ -13,12 +13,11 @@ import selectors
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-import kecho
-from clients import (
+from support.clients import (
     connect,
     connected,
     echo,
@@ -28,9 +27,8 @@ from clients import (
     transfer_all,
     wait_for,
 )
-from engines import HANDED_OVER_BYTES, needs_sockmap
-
-StartServer = Callable[..., kecho.Server]
+from support.engines import HANDED_OVER_BYTES, needs_sockmap
+from support.fixture_types import StartServer
 
 MIB = 1 << 20
 BOUND_BYTES = 4 * MIB  # beyond socket buffers, for one connection

@@ -6,8 +6,8 @@ import textwrap
 
 import pytest
 
-from clients import connect, echo
-from processes import ServerProcess, after, run_python
+from support.clients import connect, echo
+from support.server_process import ServerProcess, after, run_python
 
 # It is Python that imports.
 pytestmark = [pytest.mark.e2e, pytest.mark.slow_under_sanitizers]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import kecho
-from clients import (
+from support.clients import (
     DEADLINE_S,
     closed,
     connect,
@@ -29,12 +29,9 @@ from clients import (
     wait_for,
     wait_until_delivered,
 )
-from processes import ServerProcess
+from support.fixture_types import StartProcess, StartServer
 
 pytestmark = pytest.mark.engines(sanitized=True, dispatch=True)
-
-StartServer = Callable[..., kecho.Server]
-StartProcess = Callable[..., ServerProcess]
 
 
 def stop_timed(server: kecho.Server, graceful_timeout: float) -> tuple[kecho.Stats, float]:

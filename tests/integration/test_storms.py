@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from clients import connect, echo, wait_for
-from processes import ServerProcess
-from storms import Storm, descriptors, rss_bytes
+from support.clients import connect, echo, wait_for
+from support.fixture_types import StartProcess
+from support.server_process import ServerProcess
+from support.storms import Storm, descriptors, rss_bytes
 
 pytestmark = [pytest.mark.alone, pytest.mark.e2e, pytest.mark.release, pytest.mark.timeout(600)]
 
@@ -24,7 +25,6 @@ IS_SANITIZED = "KECHO_EXPECT_BUILD" in os.environ
 SHRINK = 50 if IS_SANITIZED else 1
 STALL_MS = 5_000
 
-StartProcess = Callable[..., ServerProcess]
 Record = Callable[[str, object], None]
 
 

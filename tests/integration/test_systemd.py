@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from clients import (
+from kecho import systemd
+from support.clients import (
     connect,
     connected_to,
     echo,
 )
-from kecho import systemd
-from processes import ServerProcess, after
+from support.server_process import ServerProcess, after
 
 # ---- sd_listen_fds(3) --------------------------------------------------------------------------
 

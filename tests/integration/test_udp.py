@@ -15,8 +15,11 @@ from collections.abc import Callable
 import pytest
 
 import kecho
-from clients import connect, echo, random_bytes, wait_for
-from datagrams import (
+from kecho import ListenError
+from support.clients import connect, echo, random_bytes, wait_for
+from support.fixture_types import StartServer
+from support.server_process import ServerProcess, run_python
+from support.udp_clients import (
     all_accounted_for,
     client,
     counted,
@@ -24,10 +27,7 @@ from datagrams import (
     receive_waiting,
     send_segments,
 )
-from kecho import ListenError
-from processes import ServerProcess, run_python
 
-StartServer = Callable[..., kecho.Server]
 LOOPBACK = "127.0.0.1"
 LARGEST = 65507  # 65535 less the headers of IPv4 and UDP
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
 
 import pytest
 
 import kecho
-from clients import wait_for
-from datagrams import (
+from support.clients import wait_for
+from support.fixture_types import StartServer
+from support.udp_clients import (
     all_accounted_for,
     client,
     counted,
@@ -20,7 +20,6 @@ from datagrams import (
     send_segments,
 )
 
-StartServer = Callable[..., kecho.Server]
 LOOPBACK = "127.0.0.1"
 SOURCES_KEPT = 4096 * 4  # KECHO_UDP_SETS times KECHO_UDP_WAYS
 

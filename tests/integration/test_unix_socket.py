@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 import kecho
-from clients import (
+from kecho.tuning import somaxconn
+from support.clients import (
     DEADLINE_S,
     connect,
     connected,
@@ -29,11 +30,8 @@ from clients import (
     transfer,
     transfer_all,
 )
-from kecho.tuning import somaxconn
-from processes import ServerProcess, after, run_command
-
-StartServer = Callable[..., kecho.Server]
-StartProcess = Callable[..., ServerProcess]
+from support.fixture_types import StartProcess, StartServer
+from support.server_process import ServerProcess, after, run_command
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from namespaces import Namespace
+from support.namespaces import Namespace
 
 
 @pytest.fixture

@@ -8,19 +8,17 @@ import shutil
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-import kecho
-from clients import connect, connected, echo, reset, wait_for
 from kecho.netstat import tcp_counters
-from logged import said
-from namespaces import Namespace
+from support.clients import connect, connected, echo, reset, wait_for
+from support.fixture_types import StartServer
+from support.logs import said
+from support.namespaces import Namespace
 
 pytestmark = pytest.mark.privileged
-
-StartServer = Callable[..., kecho.Server]
 
 
 @contextlib.contextmanager

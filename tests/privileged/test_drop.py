@@ -17,12 +17,12 @@ from itertools import chain
 import pytest
 
 import kecho
-from clients import DEADLINE_S, echo, wait_for
-from dropping import Ends, make_time_wait
 from kecho import drop
 from kecho.drop import Result, Socket
 from kecho.drop.filters import Filter
-from namespaces import Namespace
+from support.clients import DEADLINE_S, echo, wait_for
+from support.connections_to_drop import Ends, make_time_wait
+from support.namespaces import Namespace
 
 pytestmark = pytest.mark.privileged
 

@@ -11,11 +11,11 @@ from contextlib import ExitStack
 
 import pytest
 
-from clients import DEADLINE_S, wait_for
-from dropping import Ends, make_time_wait, run_drop
 from kecho import drop
 from kecho.drop import Pair, cli
-from namespaces import Namespace
+from support.clients import DEADLINE_S, wait_for
+from support.connections_to_drop import Ends, make_time_wait, run_drop
+from support.namespaces import Namespace
 
 pytestmark = pytest.mark.privileged
 

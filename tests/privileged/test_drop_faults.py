@@ -18,11 +18,19 @@ from contextlib import ExitStack
 
 import pytest
 
-from clients import DEADLINE_S, wait_for
-from dropping import COMMAND, Ends, assert_alive, make_time_wait, pair_of, run_drop, started
 from kecho import drop
 from kecho.drop import Result
-from namespaces import Namespace
+from support.clients import DEADLINE_S, wait_for
+from support.connections_to_drop import (
+    COMMAND,
+    Ends,
+    assert_alive,
+    make_time_wait,
+    pair_of,
+    run_drop,
+    started,
+)
+from support.namespaces import Namespace
 
 pytestmark = pytest.mark.privileged
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from clients import DEADLINE_S
-from dropping import COMMAND, Ends, assert_alive, pair_of, run_drop, started
-from namespaces import Namespace
-from processes import after
+from support.clients import DEADLINE_S
+from support.connections_to_drop import COMMAND, Ends, assert_alive, pair_of, run_drop, started
+from support.namespaces import Namespace
+from support.server_process import after
 
 pytestmark = pytest.mark.privileged
 

@@ -11,7 +11,7 @@ import socket
 
 import pytest
 
-from clients import (
+from support.clients import (
     connect,
     echo,
     plenty,
@@ -20,8 +20,8 @@ from clients import (
     send_until_blocked,
     wait_until_delivered,
 )
-from namespaces import Namespace
-from processes import ServerProcess
+from support.namespaces import Namespace
+from support.server_process import ServerProcess
 
 pytestmark = [pytest.mark.privileged, pytest.mark.e2e]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from clients import connect, echo, wait_for
-from namespaces import Namespace
-from processes import ServerProcess
-from storms import Storm, descriptors, prepare_half_open, rss_bytes
+from support.clients import connect, echo, wait_for
+from support.namespaces import Namespace
+from support.server_process import ServerProcess
+from support.storms import Storm, descriptors, prepare_half_open, rss_bytes
 
 pytestmark = [pytest.mark.privileged, pytest.mark.e2e, pytest.mark.timeout(600)]
 

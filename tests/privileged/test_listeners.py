@@ -10,22 +10,20 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-import kecho
-from clients import DEADLINE_S, connect, connected, echo, receive_exactly, wait_for
-from engines import needs_sockmap
 from kecho import drop
 from kecho.cpus import usable_cpus
-from logged import said
-from namespaces import Namespace
-from processes import ServerProcess
+from support.clients import DEADLINE_S, connect, connected, echo, receive_exactly, wait_for
+from support.engines import needs_sockmap
+from support.fixture_types import StartServer
+from support.logs import said
+from support.namespaces import Namespace
+from support.server_process import ServerProcess
 
 pytestmark = pytest.mark.privileged
-
-StartServer = Callable[..., kecho.Server]
 
 
 def destroy_listeners(port: int, most: int = 1000) -> None:

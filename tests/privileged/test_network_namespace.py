@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
-import kecho
-from clients import (
+from kecho import ListenError, ServerConfig
+from kecho.listen import open_listeners
+from support.clients import (
     DEADLINE_S,
     closed,
     connect,
@@ -30,15 +31,13 @@ from clients import (
     transfer_all,
     wait_for,
 )
-from engines import needs_sockmap
-from kecho import ListenError, ServerConfig
-from kecho.listen import open_listeners
-from namespaces import Namespace
-from processes import ServerProcess, after
+from support.engines import needs_sockmap
+from support.fixture_types import StartServer
+from support.namespaces import Namespace
+from support.server_process import ServerProcess, after
 
 pytestmark = pytest.mark.privileged
 
-StartServer = Callable[..., kecho.Server]
 
 LOSS_PERCENT = 5
 

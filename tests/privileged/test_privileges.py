@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from clients import connect, echo, transfer
 from kecho import OptionError
 from kecho.privileges import Identity, find_identity
-from load import load_on
-from namespaces import Namespace
-from processes import ServerProcess, after, run_command, run_python
+from support.clients import connect, echo, transfer
+from support.connecting_client import load_on
+from support.namespaces import Namespace
+from support.server_process import ServerProcess, after, run_command, run_python
 
 pytestmark = [pytest.mark.privileged, pytest.mark.e2e]
 

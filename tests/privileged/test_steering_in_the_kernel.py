@@ -10,12 +10,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from clients import DEADLINE_S
 from kecho import steering
 from kecho._engine import attach_cpu_steering
 from kecho.cpus import usable_cpus
 from kecho.steering import Group, steer_without_order
-from namespaces import Namespace
+from support.clients import DEADLINE_S
+from support.namespaces import Namespace
 
 pytestmark = pytest.mark.privileged
 

@@ -14,7 +14,7 @@ from itertools import groupby
 
 import pytest
 
-from clients import (
+from support.clients import (
     DEADLINE_S,
     connect,
     echo,
@@ -23,8 +23,8 @@ from clients import (
     receive_until_end,
     wait_until_delivered,
 )
-from processes import ServerProcess
-from traced import EPOLL_WAIT, StartTraced, TracedServer
+from support.server_process import ServerProcess
+from support.traced_server import EPOLL_WAIT, StartTraced, TracedServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow_under_sanitizers]
 

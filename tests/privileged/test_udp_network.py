@@ -13,9 +13,9 @@ from contextlib import contextmanager
 import pytest
 
 import kecho
-from clients import random_bytes, wait_for
-from datagrams import client, counted, receive_waiting, send_forged, send_segments
-from namespaces import Namespace
+from support.clients import random_bytes, wait_for
+from support.namespaces import Namespace
+from support.udp_clients import client, counted, receive_waiting, send_forged, send_segments
 
 pytestmark = pytest.mark.privileged
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from processes import ServerProcess
+from support.server_process import ServerProcess
 
 EPOLL_WAIT = "?epoll_wait,epoll_pwait"  # some machines have only the second
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from clients import (
-    DEADLINE_S,
-)
 from kecho import ServerConfig
 from kecho._engine import Engine
 from kecho.listen import Listener, open_listeners
+from support.clients import (
+    DEADLINE_S,
+)
 
 OPTIONS: dict[str, Any] = {
     "percpu": False,

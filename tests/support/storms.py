@@ -1,6 +1,6 @@
 """Clients by the thousand that mean no good, each storm a process of its own.
 
-    python tests/storms.py KIND PORT COUNT SECONDS
+    python tests/support/storms.py KIND PORT COUNT SECONDS
 
 KIND is one of KINDS. A storm ends by itself, or soon after its standard input is closed, and prints
 a JSON object. A connection that the server cuts off or refuses is counted; a wrong byte ends the
@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any, Self
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from clients import reset
-from streams import CUT, SOURCE, Stream
+from support.clients import reset
+from support.streams import CUT, SOURCE, Stream
 
 CONNECT_DEADLINE_S = 10.0
 REFUSED = (TimeoutError, ConnectionRefusedError, *CUT)

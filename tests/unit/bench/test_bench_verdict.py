@@ -9,7 +9,7 @@ import pytest
 
 from kecho.bench import Histogram, Verdict, Workload
 from kecho.bench.verdict import judge
-from runs import QUIET, THREAD
+from support.faultless_run import QUIET, THREAD
 
 pytestmark = pytest.mark.python_only
 

@@ -9,7 +9,7 @@ import pytest
 
 from kecho.bench import report
 from kecho.bench.result import Round
-from runs import result
+from support.faultless_run import result
 
 pytestmark = pytest.mark.python_only
 

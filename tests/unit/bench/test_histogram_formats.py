@@ -15,7 +15,6 @@ from hdrh.log import HistogramLogReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from histograms import HISTOGRAM, LONG_MAX, VALUES, exact_rank, theirs
 from kecho.bench.histogram import (
     COUNTS_LENGTH,
     HIGHEST,
@@ -25,6 +24,7 @@ from kecho.bench.histogram import (
     index_of,
     write_hlog,
 )
+from support.histograms import HISTOGRAM, LONG_MAX, VALUES, exact_rank, theirs
 
 pytestmark = pytest.mark.python_only
 

@@ -1,4 +1,4 @@
-/* Makes calls of the engine to libc fail. LD_PRELOADed into a server by tests/faults/__init__.py.
+/* Makes calls of the engine to libc fail. LD_PRELOADed into a server by __init__.py.
  *
  * Only calls that come from kecho's engine, told by their return address, can fail: Python's own
  * are passed on. FAULTS names a file that holds a `struct faults`, mapped by the test, too: rules
@@ -22,7 +22,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* ---- what is shared with the test: Rule and CALLS in tests/faults/__init__.py ------------- */
+/* ---- what is shared with the test: Rule and CALLS in __init__.py ------------------------ */
 
 enum call {
     CALL_ACCEPT4,

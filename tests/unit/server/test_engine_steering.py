@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 
 import kecho
-from bare_engine import engine_on, open_tcp, running
-from clients import (
+from kecho._engine import attach_cpu_steering
+from kecho.cpus import usable_cpus
+from support.bare_engine import engine_on, open_tcp, running
+from support.clients import (
     DEADLINE_S,
     connect,
     echo,
 )
-from kecho._engine import attach_cpu_steering
-from kecho.cpus import usable_cpus
 
 CLIENTS_PER_CPU = 20
 

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import pytest
 
-from clients import DEADLINE_S, connect
 from kecho import ListenError, OptionError, ServerConfig
 from kecho.listen import EVERY_QUEUE, Listener, open_listeners
+from support.clients import DEADLINE_S, connect
 
 Open = Callable[..., list[Listener]]
 

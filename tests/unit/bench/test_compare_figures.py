@@ -10,19 +10,19 @@ from typing import Any
 
 import pytest
 
-import runs
 from benchmarks.compare import pictures, summary, table, validity
 from benchmarks.compare.measure import Measured, Run
 from benchmarks.compare.workloads import SCENARIOS, Goal, Scenario
 from kecho.bench import Histogram, Result, Verdict, Workload
 from kecho.bench.verdict import judge
-from runs import THREAD
+from support import faultless_run
+from support.faultless_run import THREAD
 
 pytestmark = pytest.mark.python_only
 
 FIGURES = ("rate", "cpu", "p50", "p99")
 ECHOES = 1_000_000
-QUIET = replace(runs.QUIET, client_cpu_s=1.0, server_cpu_s=1.0, server_threads=1)
+QUIET = replace(faultless_run.QUIET, client_cpu_s=1.0, server_cpu_s=1.0, server_threads=1)
 
 
 def result(rate: float = 500_000.0, ns: int = 2000, **changes: Any) -> Result:
@@ -371,7 +371,7 @@ def test_a_text_without_its_markers_is_left_alone(text: str) -> None:
 
 
 def test_the_readme_of_the_project_has_the_markers() -> None:
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    readme = (Path(__file__).resolve().parents[3] / "README.md").read_text()
     assert table.replace_between(readme, "new") != readme
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kecho.bench import Histogram, Result, Verdict, Workload, report
 from kecho.bench.result import Interval, Round, dump, load
 from kecho.bench.series import Series
-from runs import result
+from support.faultless_run import result
 
 pytestmark = pytest.mark.python_only
 

@@ -14,7 +14,7 @@ from kecho import _sockdiag
 from kecho.drop import Diag, Result, parse_pairs
 from kecho.drop.filters import Filter, make_filter, parse_range
 from kecho.drop.states import parse_state
-from kernel_sockets import NUMBERS, PAIR_A, A, Kernel, row
+from support.chosen_kernel import NUMBERS, PAIR_A, A, Kernel, row
 
 
 def drop_pairs(kernel: Kernel, text: str = PAIR_A, wanted: Filter | None = None) -> list[Result]:

@@ -16,17 +16,17 @@ from typing import Any
 
 import pytest
 
-from bare_engine import OPTIONS, Workers, described, engine_on, open_tcp, running
-from clients import (
+from kecho import Counters, ServerConfig
+from kecho._engine import CLOSE_REASONS, ERROR_KINDS, REFUSALS, Engine
+from kecho.listen import open_listeners
+from support.bare_engine import OPTIONS, Workers, described, engine_on, open_tcp, running
+from support.clients import (
     connect,
     echo,
     receive_until_end,
     receive_until_reset,
     wait_for,
 )
-from kecho import Counters, ServerConfig
-from kecho._engine import CLOSE_REASONS, ERROR_KINDS, REFUSALS, Engine
-from kecho.listen import open_listeners
 
 
 def total(engine: Engine, name: str, reason: str | None = None) -> int:

@@ -10,7 +10,7 @@ import pytest
 from kecho.bench import Histogram, Result, Verdict, condition
 from kecho.bench.result import dump
 from kecho.bench.search import find_rate, least_rate
-from runs import result
+from support.faultless_run import result
 
 pytestmark = pytest.mark.python_only
 

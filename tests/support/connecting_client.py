@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from namespaces import Namespace
+from support.namespaces import Namespace
 
 LONGEST_S = 120
 

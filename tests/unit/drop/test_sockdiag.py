@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kecho import _sockdiag
-from kernel_sockets import NUMBERS, identity
+from support.chosen_kernel import NUMBERS, identity
 
 
 def message(kind: int, sequence: int, payload: bytes) -> bytes:

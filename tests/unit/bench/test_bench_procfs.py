@@ -11,8 +11,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from clients import wait_for
 from kecho.bench.procfs import parent_of, usage_of
+from support.clients import wait_for
 
 pytestmark = pytest.mark.python_only
 

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from clients import DEADLINE_S, connect, random_bytes
+from support.clients import DEADLINE_S, connect, random_bytes
 
 SOURCE = random_bytes((1 << 20) + 7, seed=7)
 PIECE_MOST = 1 << 17

@@ -12,7 +12,7 @@ import pytest
 from kecho import _sockdiag
 from kecho.drop import Diag, cli, work
 from kecho.drop.outcome import exit_status
-from kernel_sockets import PAIR_A, A, Kernel, row
+from support.chosen_kernel import PAIR_A, A, Kernel, row
 
 
 @pytest.fixture

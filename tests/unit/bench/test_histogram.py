@@ -9,7 +9,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from histograms import HISTOGRAM, LONG_MAX, VALUE, VALUES, exact_rank, theirs
 from kecho.bench.histogram import (
     COUNTS_LENGTH,
     HIGHEST,
@@ -19,6 +18,7 @@ from kecho.bench.histogram import (
     lowest_equivalent,
     median_equivalent,
 )
+from support.histograms import HISTOGRAM, LONG_MAX, VALUE, VALUES, exact_rank, theirs
 
 pytestmark = pytest.mark.python_only
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from clients import DEADLINE_S
+from support.clients import DEADLINE_S
 
 COMMAND = [sys.executable, "-m", "kecho.drop"]
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kecho.bench import Histogram, Result, Verdict, Workload, compare, condition
-from runs import result
+from support.faultless_run import result
 
 pytestmark = pytest.mark.python_only
 

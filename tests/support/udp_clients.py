@@ -8,8 +8,8 @@ import struct
 from collections.abc import Iterator
 
 import kecho
-from clients import DEADLINE_S, wait_for
 from kecho import UdpCounters
+from support.clients import DEADLINE_S, wait_for
 
 UDP_SEGMENT = 103  # <linux/udp.h>
 

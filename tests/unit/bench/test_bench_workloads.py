@@ -13,7 +13,7 @@ from kecho import OptionError
 from kecho.bench import Result, Workload
 from kecho.bench.crew import shares_of
 from kecho.options import option_of
-from runs import result
+from support.faultless_run import result
 
 pytestmark = pytest.mark.python_only
 
