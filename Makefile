@@ -66,7 +66,7 @@ endef
 export CHECK_SYSTEM
 check_system = @bash -c "$$CHECK_SYSTEM" bash
 
-.PHONY: all help serve bench compare plot check check-all test soak lint format debug asan tsan annotate dist clean distclean
+.PHONY: all help serve bench compare plot check check-all mutants test soak lint format debug asan tsan annotate dist clean distclean
 
 all: $(RELEASE) $(PEERS) ## build the environment, the extensions in place, the C peers (default)
 
@@ -95,6 +95,9 @@ check-all: all .venv/.dev ## every variant of every test, storms, crowds and pac
 	@$(PY) -m pytest --everything $(PARALLEL) -m 'not alone and not outside' $(ARGS) $(NONE_IS_FINE)
 	@$(PY) -m pytest --everything -m 'alone and not outside' $(ARGS) $(NONE_IS_FINE)
 	@$(PY) -m pytest --everything --host-network -m outside $(ARGS)
+
+mutants: all .venv/.dev ## plant faults one at a time, which the tests must notice: hours; ARGS="..."
+	@PYTHONPATH=tests $(PY) -m mutants $(ARGS)
 
 test: all .venv/.dev ## run pytest with ARGS="..."
 	@$(PY) -m pytest $(ARGS)

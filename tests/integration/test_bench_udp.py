@@ -255,9 +255,15 @@ def test_spawn_starts_a_server_with_udp(options: str) -> None:
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize(("answer", "status"), [("loses(20)", 0), ("loses_all", 1)])
-def test_exit_status_says_whether_something_was_measured(answer: str, status: int) -> None:
-    with faulty_udp_servers.peer(eval(f"udp_peers.{answer}")) as port:
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [(faulty_udp_servers.loses(20), 0), (faulty_udp_servers.loses_all, 1)],
+    ids=["some", "nothing"],
+)
+def test_exit_status_says_whether_something_was_measured(
+    answer: faulty_udp_servers.Answer, status: int
+) -> None:
+    with faulty_udp_servers.peer(answer) as port:
         finished = run_python(
             *("-m", "kecho.bench", "--udp", "--mode", "closed", "-d", "0.5", "-c", "5"),
             *("--port", str(port), "--timeout", "0.1"),
