@@ -341,7 +341,9 @@ def _restore_quietly() -> None:
         for one in restore_leftover():
             _warn(f"left behind by a run that was killed: {one}")
     except TuningError as error:
-        _warn(str(error))
+        # The state is root's: who may not look at it could put nothing back either.
+        if not isinstance(error.__cause__, PermissionError):
+            _warn(str(error))
 
 
 @contextmanager

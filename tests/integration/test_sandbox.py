@@ -24,6 +24,7 @@ from support.clients import (
     transfer,
     wait_for,
 )
+from support.privileges import is_root
 from support.server_process import ServerProcess, after, run_command
 
 pytestmark = [
@@ -268,7 +269,7 @@ def test_it_is_in_force_in_every_thread(dispatch: str) -> None:
         assert fields["Seccomp"] == {"2"}
         assert fields["NoNewPrivs"] == {"1"}
         names = ["CapInh", "CapPrm", "CapEff", "CapAmb"]
-        names += ["CapBnd"] * (os.geteuid() == 0)  # reducing it takes CAP_SETPCAP
+        names += ["CapBnd"] * is_root()  # reducing it takes CAP_SETPCAP
         for name in names:
             assert fields[name] == {"0" * 16}, name
         assert process.stop() == 0

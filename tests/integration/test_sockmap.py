@@ -28,10 +28,11 @@ from support.clients import (
 )
 from support.engines import HANDED_OVER_BYTES, needs_sockmap
 from support.fixture_types import StartProcess, StartServer
+from support.privileges import is_root
 from support.server_process import ServerProcess
 
 needs_flow_records = pytest.mark.skipif(
-    os.geteuid() != 0 or SYS_BPF < 0, reason="takes root, and the number of bpf(2)"
+    not is_root() or SYS_BPF < 0, reason="takes root, and the number of bpf(2)"
 )
 RING_RECORDS = (256 << 10) // 16  # KECHO_FLOW_RING_BYTES by a header and a token
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 
@@ -11,6 +10,7 @@ import pytest
 import kecho
 from support.clients import wait_for
 from support.fixture_types import StartServer
+from support.privileges import needs_root
 from support.udp_clients import (
     all_accounted_for,
     client,
@@ -33,7 +33,7 @@ def server(start_server: StartServer, dispatch: str) -> kecho.Server:
 # ---- who is not answered ----------------------------------------------------------------------
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="ports below 1024 need root")
+@needs_root
 def test_a_low_source_port_is_not_answered(server: kecho.Server) -> None:
     with client(source="127.0.0.3", port=7) as low:
         low.sendto(b"?", (LOOPBACK, server.port))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -10,13 +9,13 @@ from contextlib import ExitStack
 import pytest
 
 from support.namespaces import Namespace
+from support.privileges import skip_unless_root
 
 
 @pytest.fixture
 def new_namespace() -> Iterator[Callable[[], Namespace]]:
     """new_namespace() -> one with nothing but a loopback that is up."""
-    if os.geteuid() != 0:
-        pytest.skip("network namespaces need root")
+    skip_unless_root()
     if shutil.which("ip") is None:
         pytest.skip("needs ip, which iproute2 has")
     made: list[Namespace] = []

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from support.privileges import needs_root
+from support.server_process import run_python
+
 pytestmark = [
     pytest.mark.privileged,
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a network namespace"),
+    needs_root,
 ]
 
 DEADLINE_S = 90
@@ -38,6 +41,28 @@ def in_a_namespace(script: str, *arguments: str) -> Any:
     )
     assert finished.returncode == 0, finished.stderr
     return json.loads(finished.stdout.splitlines()[-1])
+
+
+def test_who_could_not_put_back_what_is_roots_is_not_told_of_it(tmp_path: Path) -> None:
+    """/run/kecho stays after a tuned run of root's. A run of another user says nothing about it."""
+    script = f"""
+        import os, sys
+        from pathlib import Path
+        from kecho import tuning_state
+        from kecho.bench import cli
+        tuning_state._DIRECTORY = Path({str(tmp_path)!r})  # nobody else may look into it
+        arguments = ["--host", "127.0.0.1", "--port", "1"]
+        cli.main(arguments)  # has everything imported: Python may be in root's home
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+        sys.exit(cli.main(arguments))
+    """
+    finished = run_python("-c", textwrap.dedent(script))
+    assert finished.returncode == 1
+    by_root, by_nobody = finished.stderr.splitlines()
+    assert by_nobody == by_root
+    assert "refused" in by_root
 
 
 TUNED_RUN = """

@@ -18,6 +18,7 @@ from kecho.privileges import Identity, find_identity
 from support.clients import connect, echo, transfer
 from support.connecting_client import load_on
 from support.namespaces import Namespace
+from support.privileges import is_root, skip_unless_root
 from support.server_process import ServerProcess, after, run_command, run_python
 
 pytestmark = [pytest.mark.privileged, pytest.mark.e2e]
@@ -28,8 +29,7 @@ BEYOND = 4_000_000_000  # in no password database
 
 @pytest.fixture
 def _root() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("becoming another user needs root")
+    skip_unless_root()
 
 
 as_root = pytest.mark.usefixtures("_root")
@@ -165,7 +165,7 @@ def run_as_nobody(*arguments: str) -> tuple[int, str]:
         cli._parser().parse_args([])
         codecs.lookup("ascii")
         sandbox.prepare()
-        if os.geteuid() == 0:
+        if {is_root()}:
             os.setgroups([])
             os.setresgid(65534, 65534, 65534)
             os.setresuid(65534, 65534, 65534)

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from support.privileges import skip_unless_root
+
 pytestmark = [pytest.mark.privileged, pytest.mark.python_only]
 
 NAMES = (
@@ -136,8 +138,7 @@ class Network:
 
 @pytest.fixture
 def network() -> Iterator[Network]:
-    if os.geteuid() != 0:
-        pytest.skip("sysctls and network namespaces need root")
+    skip_unless_root()
     for tool in ("unshare", "nsenter"):
         if shutil.which(tool) is None:
             pytest.skip(f"needs {tool}, which util-linux has")

@@ -23,6 +23,7 @@ import pytest
 from kecho import ListenError, OptionError, ServerConfig
 from kecho.listen import EVERY_QUEUE, Listener, open_listeners
 from support.clients import DEADLINE_S, connect
+from support.privileges import skip_unless_root
 
 Open = Callable[..., list[Listener]]
 
@@ -616,8 +617,7 @@ def refusal_to_nobody(**options: object) -> tuple[str, int, str]:
 @pytest.fixture
 def public_directory() -> Iterator[Path]:
     """A directory that everybody may look into, which pytest's are not."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to become another user")
+    skip_unless_root()
     directory = Path(tempfile.mkdtemp(prefix="kecho-test-"))
     directory.chmod(0o755)
     yield directory

@@ -20,6 +20,7 @@ from kecho.errors import TuningError
 from kecho.tuned import Restored, Tuning, restore_leftover
 from kecho.tuning_state import Change, State, StateFile, start_time
 from kecho.uninterrupted import uninterrupted
+from support.privileges import needs_root
 
 pytestmark = pytest.mark.python_only
 
@@ -656,7 +657,7 @@ def test_what_is_no_file_is_refused(
         restore_leftover(state_file, root=sysctls.root)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="giving a file away needs root")
+@needs_root
 def test_state_of_another_user_is_not_trusted(
     leave_behind: Callable[..., None], sysctls: Sysctls, state_file: Path
 ) -> None:
