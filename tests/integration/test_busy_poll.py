@@ -322,7 +322,7 @@ def listener_options(server: kecho.Server) -> tuple[int, int]:
 def test_accepted_sockets_poll_the_card_where_that_is_allowed(
     start_server: StartServer, busy_poll: object, expected: tuple[int, int]
 ) -> None:
-    """CAP_NET_ADMIN is needed for SO_PREFER_BUSY_POLL; on older kernels for SO_BUSY_POLL as well."""
+    """SO_PREFER_BUSY_POLL takes CAP_NET_ADMIN; on older kernels SO_BUSY_POLL as well."""
     server = start_server(busy_poll=busy_poll, threads=1)
     allowed = may_be_set(SO_BUSY_POLL), may_be_set(SO_PREFER_BUSY_POLL)
     assert listener_options(server) == (expected[0] & allowed[0], expected[1] & allowed[1])
