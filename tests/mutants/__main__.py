@@ -28,10 +28,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 BUILT = ROOT / "build" / "mutants"
 TREE = BUILT / "tree"
-COPIED = ("kecho", "ext", "benchmarks", "setup.py", "pyproject.toml", "README.md", "MANIFEST.in")
+COPIED = (
+    "kecho",
+    "ext",
+    "benchmarks",
+    "setup.py",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "MANIFEST.in",
+)
 JOBS = str(3 * len(os.sched_getaffinity(0)))
 PASSES_WITHOUT = 3
 MOST_FAILURES = 4  # of one run; whoever comes after them may have noticed, too
+NO_TESTS = 5  # pytest's exit status
 DEADLINE_S = 1500  # for one run of the tests
 
 
@@ -108,18 +118,19 @@ class Tests:
         }
         with open(BUILT / "output.txt", "a") as output:
             try:
-                subprocess.run(
+                status = subprocess.run(
                     command,
                     cwd=code,
                     env=environment,
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     timeout=DEADLINE_S,
-                )
+                ).returncode
             except subprocess.TimeoutExpired:
                 return ["(the tests did not end)"]
         if not report.exists():
-            return []
+            # pytest-timeout ends the whole process of a test that hangs.
+            return [] if status in (0, NO_TESTS) else [f"(pytest ended with status {status})"]
         return list(dict.fromkeys(json.loads(line) for line in report.read_text().splitlines()))
 
     def by_whom_noticed(self, fault: Fault) -> str | None:
