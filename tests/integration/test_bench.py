@@ -99,6 +99,19 @@ def test_a_burst_has_a_time_for_each_connection_of_each_round(
             assert 0 < echo <= response
 
 
+def test_a_bursts_response_counts_from_the_instant_of_the_burst(
+    measure: Callable[..., Result],
+) -> None:
+    """Not from the connection's own connect, which the client calls for one after the other."""
+    result = measure(mode="burst", connections=500, rounds=1, threads=1)
+    (one,) = result.rounds
+    lateness = result.latency["lateness"]
+    waited_ns = lateness.mean * lateness.count
+    assert waited_ns > 0
+    took_ns = sum(one.connect_ns) + sum(one.first_echo_ns)
+    assert sum(one.response_ns) >= took_ns + 0.99 * waited_ns  # a bucket is 1 % wide at most
+
+
 def test_a_burst_may_give_each_connection_a_thread(measure: Callable[..., Result]) -> None:
     result = measure(mode="burst", connections=50, rounds=2, threads=50)
     assert result.echoes == 100

@@ -54,6 +54,14 @@ def test_an_open_loop_shows_the_stall_that_a_closed_loop_hides() -> None:
     assert share_of_slow(closed, "service") < share_of_slow(opened, "response") / 4
 
 
+def test_an_open_loops_response_counts_from_when_a_message_was_due() -> None:
+    """One may be outstanding, and 1000 a second are due: a server that takes 5 ms falls behind."""
+    with faulty_servers.delays(0.005) as peer:
+        result = measure(peer, mode="open", rate=1000.0, connections=1, depth=1, timeout=10.0)
+    assert result.echoes == 500
+    assert result.latency["response"].mean > 10 * result.latency["service"].mean
+
+
 @pytest.mark.parametrize("mode", ["closed", "stream"])
 def test_one_wrong_byte_in_a_million_is_found(mode: str) -> None:
     with faulty_servers.corrupts(1_000_000) as peer:

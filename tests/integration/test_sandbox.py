@@ -77,6 +77,8 @@ ATTACKER = """
 
     LISTENER = socket.create_server(("127.0.0.1", 0))
     TARGET = LISTENER.getsockname()
+    PAGES = mmap.mmap(-1, 4096)
+    PAGE = ctypes.addressof(ctypes.c_char.from_buffer(PAGES))
     ATTACKS = {{
         "open to read": lambda: os.open("/etc/passwd", os.O_RDONLY),
         "open to write": lambda: os.open(OWN + "/new", os.O_WRONLY | os.O_CREAT),
@@ -105,6 +107,7 @@ ATTACKER = """
         "a netlink socket": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW),
         "SCTP": lambda: socket.socket(proto=132),
         "code in memory": lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC),
+        "memory made code": lambda: raw({mprotect}, PAGE, 4096, mmap.PROT_READ | mmap.PROT_EXEC),
         "kill the parent": lambda: os.kill(os.getppid(), 0),
         "kill everybody": lambda: os.kill(-1, 0),
         "kill the group": lambda: os.kill(0, 0),
@@ -168,8 +171,9 @@ ATTACKER = """
 
 @contextmanager
 def attackable(own: Path, *arguments: str, first: str = "") -> Iterator[ServerProcess]:
-    prctl, prlimit = {"x86_64": (157, 302), "aarch64": (167, 261)}[platform.machine()]
-    values = {"own": str(own), "prctl": prctl, "prlimit": prlimit, "first": first}
+    names = ("mprotect", "prctl", "prlimit")
+    numbers = {"x86_64": (10, 157, 302), "aarch64": (226, 167, 261)}[platform.machine()]
+    values = {"own": str(own), "first": first, **dict(zip(names, numbers, strict=True))}
     script = textwrap.dedent(ATTACKER).format(**values)
     given = ["-c", script, *arguments]
     with ServerProcess(["--port=0"], before=after(f"sys.argv[2:] = {given!r}")) as process:

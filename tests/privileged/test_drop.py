@@ -194,6 +194,19 @@ def test_socket_dropped_twice_leaves_the_listener(ends: Ends) -> None:
     ends.assert_accepts()
 
 
+def test_time_wait_dropped_twice_leaves_the_listener(ends: Ends) -> None:
+    """Nothing is looked up again for it: the kernel goes by the cookie, or else by the ports."""
+    client, server = ends.connect()
+    server.close()
+    assert client.recv(1) == b""
+    client.close()
+    wait_for(lambda: len(drop.find(states=["time-wait"])) == 1, "time-wait")
+    (found,) = drop.find(states=["time-wait"])
+    assert found.pair.local.port == ends.port
+    assert [drop.drop([found])[0].result for _ in range(2)] == [Result.DROPPED, Result.GONE]
+    ends.assert_accepts()
+
+
 def test_pair_that_never_existed_leaves_the_listener(ends: Ends) -> None:
     for pair in ((ends.address, ends.port, ends.address, 9), (ends.address, 9, ends.address, 10)):
         (outcome,) = drop.drop([pair])

@@ -341,6 +341,45 @@ def test_kernel_that_is_short_of_memory_for_a_moment_is_asked_again(ends: Ends, 
     assert drop.find(states=["time-wait"]) == []
 
 
+LOSING = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <sys/socket.h>
+
+/* The second datagram is lost: the kernel had no room for it, and says so once. */
+ssize_t recv(int fd, void *data, size_t size, int flags)
+{
+    static int calls;
+    ssize_t (*real)(int, void *, size_t, int) = dlsym(RTLD_NEXT, "recv");
+    ssize_t received = real(fd, data, size, flags);
+    if (++calls == 2) {
+        errno = ENOBUFS;
+        return -1;
+    }
+    return received;
+}
+"""
+
+
+def test_dump_with_a_hole_is_thrown_away(ends: Ends) -> None:
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("needs gcc, which compiles what loses a datagram")
+    count = 600  # a datagram holds some 200
+    make_time_wait(ends, count)
+    with tempfile.TemporaryDirectory() as directory:
+        library = f"{directory}/losing.so"
+        command = [compiler, "-shared", "-fPIC", "-o", library, "-x", "c", "-"]
+        subprocess.run(command, input=LOSING, text=True, check=True)
+        preload = f"{os.environ.get('LD_PRELOAD', '')} {library}".strip()
+        finished = run_drop(
+            *("--list", "--state", "time-wait"), before=("env", f"LD_PRELOAD={preload}")
+        )
+    assert finished.returncode == 0
+    assert finished.stdout.count("\ntime-wait ") == count
+
+
 def test_kernel_that_stays_short_of_memory_is_an_error(ends: Ends) -> None:
     connection = ends.connect()
     for call in ("recvfrom", "sendto"):

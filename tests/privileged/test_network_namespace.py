@@ -366,6 +366,30 @@ def test_localhost_is_served_without_ipv6(
 
 
 @pytest.mark.e2e
+@pytest.mark.parametrize("dispatch", ["shared", "percpu"])
+def test_limits_per_address_take_an_ipv6_network_for_one(
+    inside: Namespace, start_server: StartServer, dispatch: str
+) -> None:
+    """A /64: whoever has one address of it has them all."""
+    needs_ipv6()
+    sources = ("2001:db8::1", "2001:db8::2", "2001:db8:0:1::1")
+    for source in sources:
+        inside.run("ip", "address", "add", f"{source}/128", "dev", "lo", "nodad")
+    server = start_server(dispatch=dispatch, host=("::",), max_connections_per_ip=1)
+
+    def from_(source: str) -> socket.socket:
+        return socket.create_connection(
+            ("2001:db8::1", server.port), DEADLINE_S, source_address=(source, 0)
+        )
+
+    with from_(sources[0]) as first, from_(sources[1]) as neighbour, from_(sources[2]) as other:
+        assert echo(first, b"x") == b"x"
+        assert echo(other, b"x") == b"x"
+        with pytest.raises(ConnectionResetError):
+            neighbour.recv(1)
+    assert server.stop().refused["per_address"] == 1
+
+
 def test_ipv6_address_is_refused_without_ipv6(namespace: Namespace, dispatch: str) -> None:
     needs_ipv6()
     namespace.set("net.ipv6.conf.lo.disable_ipv6", 1)

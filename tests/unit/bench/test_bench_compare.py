@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kecho.bench import Histogram, Result, Verdict, Workload, compare, condition
+from kecho.bench.result import dump
+from kecho.bench.subcommands import COMMANDS
 from support.faultless_run import result
 
 pytestmark = pytest.mark.python_only
@@ -49,6 +52,22 @@ def test_any_text_is_a_condition_or_a_value_error(text: str) -> None:
         assert condition.parse(text).metric in condition.METRICS
     except ValueError:
         pass
+
+
+@pytest.mark.parametrize(
+    ("condition_text", "status"),
+    [("rate<0.95x", 3), ("rate>0.95x", 0), ("p99>1ms", 3), ("rate>900/s", 0)],
+)
+def test_the_command_fails_if_the_second_is_what_it_must_not_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], condition_text: str, status: int
+) -> None:
+    paths = [str(tmp_path / "before.json"), str(tmp_path / "after.json")]
+    slower = result([2_000_000] * 1000)
+    for path, one in zip(paths, (result([1000] * 2000), slower), strict=True):
+        Path(path).write_text(dump([one]))
+    assert COMMANDS["compare"]([*paths, "--fail-if", condition_text]) == status
+    said = capsys.readouterr().err
+    assert said == (f"kecho.bench: failed: {condition_text}\n" if status else "")
 
 
 def repeated(rates: list[int]) -> Result:
