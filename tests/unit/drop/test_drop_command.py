@@ -57,7 +57,7 @@ def test_one_that_was_dropped_does_not_hide_one_that_was_gone(run_with: Run) -> 
     gone = "127.0.0.1:1001 127.0.0.1:80"
     code, _, said = run_with(Kernel(row("established", *A)), PAIR_A, gone)
     assert code == 1
-    assert "1 dropped, 1 gone" in said
+    assert "1 gone, 1 dropped" in said
 
 
 def test_nothing_that_matches_is_status_1(run_with: Run) -> None:
