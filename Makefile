@@ -23,8 +23,10 @@ MINUTES ?= 10
 # Tests that run beside each other: they wait more than they compute.
 JOBS ?= $(shell echo $$((3 * $$(nproc))))
 PARALLEL = -n $(JOBS) --dist worksteal
-# ARGS may name tests of which none has the mark; pytest then ends with status 5.
-NONE_IS_FINE = || [ $$? -eq 5 ]
+# $(call each_of,OPTIONS,OPTIONS,OPTIONS) runs pytest with each, though one before has failed. ARGS
+# may name tests of which none has the mark: pytest's status 5.
+pytest_with = $(if $(strip $(1)),$(PY) -m pytest $(1) $(ARGS) || (($$? == 5)) || failed=1;)
+each_of = failed=0; $(call pytest_with,$(1)) $(call pytest_with,$(2)) $(call pytest_with,$(3)) exit $$failed
 SEED ?=
 PEER_CFLAGS ?= -O2 -g -std=gnu11 -Wall -Wextra -pthread
 
@@ -88,13 +90,15 @@ plot: .venv/.plot ## draw bench.png from bench.json
 	@echo bench.png
 
 check: all .venv/.dev ## prove every behaviour once; ARGS="..." for pytest
-	@$(PY) -m pytest $(PARALLEL) -m 'not alone and not outside' $(ARGS) $(NONE_IS_FINE)
-	@$(PY) -m pytest -m 'alone and not outside' $(ARGS) $(NONE_IS_FINE)
+	@$(call each_of, \
+		$(PARALLEL) -m 'not alone and not outside', \
+		-m 'alone and not outside')
 
 check-all: all .venv/.dev ## every variant of every test, storms, crowds and packages: before a release
-	@$(PY) -m pytest --everything $(PARALLEL) -m 'not alone and not outside' $(ARGS) $(NONE_IS_FINE)
-	@$(PY) -m pytest --everything -m 'alone and not outside' $(ARGS) $(NONE_IS_FINE)
-	@$(PY) -m pytest --everything --host-network -m outside $(ARGS)
+	@$(call each_of, \
+		--everything $(PARALLEL) -m 'not alone and not outside', \
+		--everything -m 'alone and not outside', \
+		--everything --host-network -m outside)
 
 mutants: all .venv/.dev ## plant faults one at a time, which the tests must notice: hours; ARGS="..."
 	@PYTHONPATH=tests $(PY) -m mutants $(ARGS)
