@@ -42,6 +42,7 @@ JOBS = str(3 * len(os.sched_getaffinity(0)))
 PASSES_WITHOUT = 3
 MOST_FAILURES = 4  # of one run; whoever comes after them may have noticed, too
 NO_TESTS = 5  # pytest's exit status
+BROKEN = (3, 4)  # those of an internal error and of wrong usage
 DEADLINE_S = 1500  # for one run of the tests
 
 
@@ -128,6 +129,8 @@ class Tests:
                 ).returncode
             except subprocess.TimeoutExpired:
                 return ["(the tests did not end)"]
+        if status in BROKEN:
+            raise RuntimeError(f"pytest ended with status {status}: see {BUILT}/output.txt")
         if not report.exists():
             # pytest-timeout ends the whole process of a test that hangs.
             return [] if status in (0, NO_TESTS) else [f"(pytest ended with status {status})"]
