@@ -35,6 +35,7 @@ class Engine:
         max_connections: int,
         idle_timeout_ms: int,
         write_timeout_ms: int,
+        finish_timeout_ms: int,
         buffer_bytes: int,
         rules: list[tuple[int, int, bool]],
         is_allowed_otherwise: bool,

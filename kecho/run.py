@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Run", "thread_count"]
 
 _LOG_BLOCKED_S = 5.0  # how long an end waits for a line that nobody reads
+_FINISH_TIMEOUT_S = 60.0  # without write_timeout: for one that takes nothing after its half-close
 
 log = logging.getLogger("kecho")
 
@@ -131,6 +132,7 @@ class Run:
                     max_connections=config.max_connections or 0,
                     idle_timeout_ms=_milliseconds(config.idle_timeout or 0),
                     write_timeout_ms=_milliseconds(config.write_timeout or 0),
+                    finish_timeout_ms=_milliseconds(config.write_timeout or _FINISH_TIMEOUT_S),
                     buffer_bytes=config.max_buffer_memory,
                     rules=rules_of(config.allow, config.deny),
                     is_allowed_otherwise=not config.allow,

@@ -13,7 +13,7 @@ from engine.flow cimport flow_begin, flows_are_open, flows_share
 from engine.in_kernel cimport in_kernel_begin
 from engine.in_ring cimport in_ring_begin
 from engine.layout cimport (
-    CONNECTION_READ_TO_END, CONNECTION_REGISTERED, CONNECTION_SILENT, ERROR_ACCEPT,
+    CONNECTION_READ_TO_END, CONNECTION_REGISTERED, CONNECTION_SILENT, CONNECTION_UNIX, ERROR_ACCEPT,
     ERROR_DESCRIPTORS, ERROR_LISTENER, ERROR_MEMORY, KECHO_NO_PEER, Connection, Control, Listener,
     Worker,
 )
@@ -119,7 +119,7 @@ cdef inline Connection* _new_connection(
     connection.peer = peer
     connection.flags = CONNECTION_SILENT
     if listener.is_unix:
-        connection.flags |= CONNECTION_READ_TO_END
+        connection.flags |= CONNECTION_READ_TO_END | CONNECTION_UNIX
     connection.accepted_by = <unsigned short>worker.index
     atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
     count_opened(worker)

@@ -12,11 +12,12 @@ from engine.connection cimport (
     SERVED_CLOSED, SERVED_MORE, Served, busy_note, connection_close, connection_give_back,
     evict_slowest, look_by, note_progress, untaken,
 )
+from engine.finishing cimport connection_finish, finishing_note
 from engine.in_kernel cimport in_kernel_note
 from engine.in_ring cimport in_ring_close_idle, in_ring_end, in_ring_round
 from engine.layout cimport (
-    CLOSE_ABORTED, CLOSE_IDLE, CLOSE_STALLED, CONNECTION_BUSY, CONNECTION_IN_KERNEL,
-    CONNECTION_IN_RING, KECHO_BUFFER_BYTES, OWNERSHIP_FREE, Connection, Control, Queue, Worker,
+    CLOSE_ABORTED, CLOSE_IDLE, CLOSE_STALLED, CONNECTION_BUSY, CONNECTION_FINISHING,
+    CONNECTION_IN_KERNEL, CONNECTION_IN_RING, KECHO_BUFFER_BYTES, OWNERSHIP_FREE, Connection, Control, Queue, Worker,
 )
 from engine.listener cimport (
     RESUME_AFTER_MS, TOKEN_LISTENERS, TOKEN_RING, TOKEN_WAKE, listeners_resume,
@@ -232,6 +233,8 @@ cdef inline void _close_overdue(Worker* worker) noexcept nogil:
         reason = _why_overdue(worker, connection)
         if reason >= 0 and connection.flags & CONNECTION_IN_RING:
             in_ring_close_idle(worker, connection)
+        elif reason == CLOSE_IDLE:
+            connection_settle(worker, connection, connection_finish(worker, connection, reason))
         elif reason >= 0:
             connection_close(worker, connection, reason)
         elif not ownership_release(connection):
@@ -240,9 +243,11 @@ cdef inline void _close_overdue(Worker* worker) noexcept nogil:
 
 
 cdef inline void _look_at(Worker* worker, Connection* connection) noexcept nogil:
-    """At a flow of which the kernel held bytes."""
+    """At a flow of which the kernel held bytes, or one that is FINISHING."""
     cdef Served served = connection_serve(worker, connection, READS_PER_TURN)
-    if served != SERVED_CLOSED and connection.flags & CONNECTION_BUSY:
+    if served != SERVED_CLOSED and connection.flags & CONNECTION_FINISHING:
+        finishing_note(worker, connection)
+    elif served != SERVED_CLOSED and connection.flags & CONNECTION_BUSY:
         busy_note(worker, connection)
     connection_settle(worker, connection, served)
 

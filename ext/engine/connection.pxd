@@ -15,8 +15,8 @@ from engine.flow cimport (
 )
 from engine.layout cimport (
     CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_EVICTED, CLOSE_IDLE, CLOSE_RESET, CLOSE_STALLED,
-    CLOSE_TIMED_OUT, CONNECTION_ARMED_WRITE, CONNECTION_BUSY, CONNECTION_IN_KERNEL,
-    CONNECTION_IN_RING, CONNECTION_PASSED, CONNECTION_REGISTERED, CONNECTION_WAITED,
+    CLOSE_TIMED_OUT, CONNECTION_ARMED_WRITE, CONNECTION_BUSY, CONNECTION_FINISHING,
+    CONNECTION_IN_KERNEL, CONNECTION_IN_RING, CONNECTION_PASSED, CONNECTION_REGISTERED, CONNECTION_WAITED,
     ERROR_EPOLL, ERROR_MEMORY, KECHO_NO_PEER, LOOK_AT_NEITHER, Connection, Worker,
 )
 from engine.listener cimport listeners_resume
@@ -126,6 +126,15 @@ cdef inline bint _end_flow(
     atomic_u32_store_relaxed(&connection.to_look_at, LOOK_AT_NEITHER)
     flow_end(worker.control, connection)
     return is_whole
+
+
+cdef inline bint flow_let_go(Worker* worker, Connection* connection, int reason) noexcept nogil:
+    """Makes a flow a connection as any other, before its FIN. False: it has lost bytes."""
+    if connection.flags & (CONNECTION_IN_KERNEL | CONNECTION_PASSED):
+        if not _end_flow(worker, connection, True, reason):
+            return False
+        connection.flags &= ~<unsigned int>(CONNECTION_IN_KERNEL | CONNECTION_PASSED)
+    return True
 
 
 cdef inline void connection_close(
@@ -285,7 +294,7 @@ cdef inline int keep_pending(
 cdef inline uint32_t untaken(Connection* connection) noexcept nogil:
     """A figure that changes when the client takes something."""
     cdef Look look
-    if not connection.flags & CONNECTION_BUSY:
+    if connection.flags & (CONNECTION_BUSY | CONNECTION_FINISHING) != CONNECTION_BUSY:
         return unread_bytes(connection)
     if flow_look(connection, &look) < 0:
         return connection.unread_bytes

@@ -96,6 +96,7 @@ cdef class Engine:
         uint32_t max_connections,
         uint32_t idle_timeout_ms,
         uint32_t write_timeout_ms,
+        uint32_t finish_timeout_ms,
         uint64_t buffer_bytes,
         list rules not None,
         bint is_allowed_otherwise,
@@ -117,6 +118,7 @@ cdef class Engine:
         control.max_connections = max_connections or UINT32_MAX
         control.idle_timeout_ms = idle_timeout_ms
         control.write_timeout_ms = write_timeout_ms
+        control.finish_timeout_ms = finish_timeout_ms
         # At least one buffer: whoever waits alone is nobody's slowest reader.
         control.queue_buffer_bytes = max(
             buffer_bytes // queue_count, <uint64_t>KECHO_BUFFER_BYTES)

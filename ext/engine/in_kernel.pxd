@@ -9,6 +9,7 @@ from engine.connection cimport (
     connection_close, connection_fail, evict_slowest, note_progress,
 )
 from engine.counters cimport count
+from engine.finishing cimport connection_finish
 from engine.flow cimport (
     Look, flow_end, flow_held_bytes, flow_leave, flow_look, flow_read, flow_run, flow_take_error,
 )
@@ -129,8 +130,7 @@ cdef inline Served in_kernel_serve(Worker* worker, Connection* connection) noexc
     if look.has_ended:
         # The FIN may stand behind bytes that had come before. Unread they would make it a RST.
         flow_run(connection)
-        connection_close(worker, connection, CLOSE_EOF)
-        return SERVED_CLOSED
+        return connection_finish(worker, connection, CLOSE_EOF)
     if worker.is_draining:
         return _take_back(worker, connection)
     return SERVED_ALL

@@ -19,9 +19,10 @@ nobody owns, as timers do, may close it.
 """
 from common.atomics cimport atomic_u32_load, atomic_u32_store, atomic_u32_store_relaxed
 from engine.connection cimport (
-    SERVED_ALL, SERVED_CLOSED, Served, connection_close, connection_fail, wait_with,
+    SERVED_ALL, SERVED_CLOSED, Served, connection_fail, wait_with,
 )
 from engine.counters cimport count, count_by
+from engine.finishing cimport connection_finish
 from engine.layout cimport (
     CLOSE_EOF, CLOSE_IDLE, CONNECTION_BLOCKED, CONNECTION_ENDED, CONNECTION_IN_RING,
     CONNECTION_LEAVING, CONNECTION_OVERDUE, CONNECTION_SENDING, CONNECTION_SILENT, ERROR_RECV,
@@ -143,6 +144,11 @@ cdef inline void _begin_to_leave(Uring* ring, Connection* connection) noexcept n
         uring_let_go(ring, connection)
 
 
+cdef inline void _end(Worker* worker, Connection* connection, int reason) noexcept nogil:
+    """The ring has let go of it, and nothing is to be sent."""
+    connection_settle(worker, connection, connection_finish(worker, connection, reason))
+
+
 cdef inline void _go_on(Worker* worker, Connection* connection) noexcept nogil:
     """After a completion of a connection that is owned."""
     cdef Uring* ring = &worker.uring
@@ -158,9 +164,9 @@ cdef inline void _go_on(Worker* worker, Connection* connection) noexcept nogil:
     elif connection.flags & CONNECTION_ENDED and connection.unread_bytes != 0:
         _fail(worker, connection, <int>connection.unread_bytes, ERROR_RECV)
     elif connection.flags & CONNECTION_ENDED and not connection.flags & CONNECTION_BLOCKED:
-        connection_close(worker, connection, CLOSE_EOF)
+        _end(worker, connection, CLOSE_EOF)
     elif connection.flags & CONNECTION_OVERDUE and not ring.is_over:
-        connection_close(worker, connection, CLOSE_IDLE)
+        _end(worker, connection, CLOSE_IDLE)
     elif connection.flags & CONNECTION_LEAVING or ring.is_over:
         _leave(worker, connection)
     else:

@@ -36,14 +36,17 @@ enum kecho_connection_flag {
     CONNECTION_SILENT = 8,      /* nothing has been received yet */
     CONNECTION_IN_KERNEL = 16,  /* a flow: the kernel echoes it, nothing is read here */
     CONNECTION_PASSED = 32,     /* a flow that was handed over: what is read was redirected to us */
-    CONNECTION_BUSY = 64,       /* a flow of which the kernel holds bytes that are to be sent */
+    CONNECTION_BUSY = 64,       /* to be looked at: a flow of which the kernel holds bytes that are
+                                   to be sent, or one that is FINISHING */
     CONNECTION_IN_RING = 128,   /* its worker's ring receives for it; it is in no epoll set */
     CONNECTION_SENDING = 256,   /* the ring has been given a chunk of it to send */
     CONNECTION_ENDED = 512,     /* the ring has received its end of file, or an error */
     CONNECTION_BLOCKED = 1024,  /* the kernel had no room for a chunk of it */
     CONNECTION_LEAVING = 2048,  /* on its way to epoll: the ring has been told to let go of it */
     CONNECTION_WAITED = 4096,   /* its client once did not read, and the window was shut */
-    CONNECTION_OVERDUE = 8192   /* idle for too long: closed when the ring has let go of it */
+    CONNECTION_OVERDUE = 8192,  /* idle for too long: closed when the ring has let go of it */
+    CONNECTION_FINISHING = 16384, /* our FIN was sent, not all of it has been acknowledged */
+    CONNECTION_UNIX = 32768
 };
 
 struct kecho_connection {
@@ -61,8 +64,11 @@ struct kecho_connection {
         uint32_t last_chunk; /* IN_RING: of those */
     };
     int32_t fd;
-    uint32_t index;          /* of this record in its slab */
-    uint32_t next_free;      /* index of the next free record, while this one is free */
+    uint32_t index; /* of this record in its slab */
+    union {
+        uint32_t next_free;     /* index of the next free record, while this one is free */
+        uint32_t finish_reason; /* FINISHING: enum kecho_close_reason, for the end */
+    };
     uint32_t last_active_ms; /* atomic: low 32 bits of the clock when bytes last moved */
     uint16_t flags;          /* enum kecho_connection_flag */
     uint16_t accepted_by;    /* index of the worker whose `active` counts it */
@@ -79,9 +85,10 @@ struct kecho_connection {
 
 enum kecho_to_look_at {
     LOOK_AT_NEITHER = 0,
-    LOOK_AT_WAITING, /* `pending` is not NULL: in the queue's list */
-    LOOK_AT_BUSY,    /* CONNECTION_BUSY: in that list, too */
-    LOOK_AT_FLOW     /* CONNECTION_IN_KERNEL, and not in it: nobody here sees its bytes move */
+    LOOK_AT_WAITING,   /* `pending` is not NULL: in the queue's list */
+    LOOK_AT_BUSY,      /* CONNECTION_BUSY: in that list, too */
+    LOOK_AT_FINISHING, /* CONNECTION_FINISHING: likewise, but never evicted */
+    LOOK_AT_FLOW       /* CONNECTION_IN_KERNEL, and not in it: nobody here sees its bytes move */
 };
 
 #define KECHO_NO_PEER UINT32_MAX
@@ -204,6 +211,7 @@ struct kecho_control {
     uint32_t max_connections;    /* UINT32_MAX: no limit of ours */
     uint32_t idle_timeout_ms;    /* 0: none */
     uint32_t write_timeout_ms;   /* 0: none */
+    uint32_t finish_timeout_ms;  /* of one that is FINISHING, without progress */
     uint64_t queue_buffer_bytes; /* all `pending` of a queue together, at most */
     uint64_t busy_poll_ns;       /* after its last event a worker polls for so long; 0: never */
     uint32_t busy_poll_by_gaps;  /* only while events are that close together */

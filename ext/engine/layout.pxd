@@ -28,11 +28,14 @@ cdef extern from "engine/layout.h" nogil:
         CONNECTION_LEAVING
         CONNECTION_WAITED
         CONNECTION_OVERDUE
+        CONNECTION_FINISHING
+        CONNECTION_UNIX
 
     enum:
         LOOK_AT_NEITHER
         LOOK_AT_WAITING
         LOOK_AT_BUSY
+        LOOK_AT_FINISHING
         LOOK_AT_FLOW
 
     enum:
@@ -90,6 +93,7 @@ cdef extern from "engine/layout.h" nogil:
         int32_t fd
         uint32_t index
         uint32_t next_free
+        uint32_t finish_reason
         uint32_t last_active_ms
         uint16_t flags
         uint16_t accepted_by
@@ -181,6 +185,7 @@ cdef extern from "engine/layout.h" nogil:
         uint32_t max_connections
         uint32_t idle_timeout_ms
         uint32_t write_timeout_ms
+        uint32_t finish_timeout_ms
         uint64_t queue_buffer_bytes
         uint64_t busy_poll_ns
         uint32_t busy_poll_by_gaps

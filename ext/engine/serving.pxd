@@ -9,11 +9,12 @@ from engine.connection cimport (
     flush_pending, keep_pending, send_some, serve_again_by,
 )
 from engine.counters cimport count, count_by
+from engine.finishing cimport connection_finish, finishing_serve
 from engine.flow cimport flow_has_ended, flow_is_broken, flow_is_whole
 from engine.in_kernel cimport in_kernel_serve
 from engine.layout cimport (
     CLOSE_DRAINED, CLOSE_EOF, CLOSE_EVICTED, CONNECTION_ARMED_WRITE, CONNECTION_BUSY,
-    CONNECTION_IN_KERNEL, CONNECTION_PASSED, CONNECTION_READ_TO_END, CONNECTION_REGISTERED,
+    CONNECTION_FINISHING, CONNECTION_IN_KERNEL, CONNECTION_PASSED, CONNECTION_READ_TO_END, CONNECTION_REGISTERED,
     CONNECTION_SILENT, CONNECTION_WAITED, ERROR_EPOLL, ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES,
     Connection, Worker,
 )
@@ -63,6 +64,8 @@ cdef inline Served connection_serve(
     cdef ssize_t size
     cdef int result
     cdef Served served
+    if connection.flags & CONNECTION_FINISHING:
+        return finishing_serve(worker, connection)
     if connection.flags & CONNECTION_IN_KERNEL:
         served = in_kernel_serve(worker, connection)
         if served != SERVED_NOT:
@@ -95,8 +98,7 @@ cdef inline Served connection_serve(
                     busy_begin(worker, connection, KECHO_BUFFER_BYTES)
                     break
             busy_end(worker, connection)
-            connection_close(worker, connection, CLOSE_EOF)
-            return SERVED_CLOSED
+            return connection_finish(worker, connection, CLOSE_EOF)
         busy_end(worker, connection)
         count_by(&worker.counters.bytes_received, size)
         connection.flags &= ~<unsigned int>CONNECTION_SILENT
@@ -168,10 +170,10 @@ cdef inline void connection_settle(
         if (worker.is_draining and connection.pending == NULL
                 and not connection.flags & CONNECTION_BUSY
                 and not _is_awaited(worker, connection)):
-            if not connection.flags & CONNECTION_PASSED or flow_is_whole(connection):
-                connection_close(worker, connection, CLOSE_DRAINED)
+            if connection.flags & CONNECTION_PASSED and not flow_is_whole(connection):
+                busy_begin(worker, connection, KECHO_BUFFER_BYTES)
+            elif connection_finish(worker, connection, CLOSE_DRAINED) == SERVED_CLOSED:
                 return
-            busy_begin(worker, connection, KECHO_BUFFER_BYTES)
         if ownership_release(connection):
             return
         served = connection_serve(worker, connection, READS_PER_TURN)

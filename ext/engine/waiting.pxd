@@ -1,6 +1,6 @@
 """Connections whose client does not take what was sent: a list for each queue, the one that has
 gone longest without progress first, and what their buffers hold in all. Flows are among them for
-which the kernel holds bytes.
+which the kernel holds bytes, and connections that are FINISHING.
 
 Only a backpressured connection comes here, so that its lock is not on the usual path. It is held
 for a few instructions; whoever holds it may try to own a connection, but waits for nothing.
@@ -9,8 +9,8 @@ from common.atomics cimport (
     atomic_u32_load_relaxed, atomic_u32_store_relaxed,
 )
 from engine.layout cimport (
-    CONNECTION_BUSY, CONNECTION_IN_KERNEL, KECHO_SLAB_END, LOOK_AT_BUSY, LOOK_AT_FLOW,
-    LOOK_AT_NEITHER, LOOK_AT_WAITING, Connection, Control, Queue,
+    CONNECTION_BUSY, CONNECTION_FINISHING, CONNECTION_IN_KERNEL, KECHO_SLAB_END, LOOK_AT_BUSY,
+    LOOK_AT_FINISHING, LOOK_AT_FLOW, LOOK_AT_NEITHER, LOOK_AT_WAITING, Connection, Control, Queue,
 )
 from engine.slab cimport ownership_try, slab_get
 from kernel.ioctl cimport SIOCOUTQ, ioctl
@@ -57,14 +57,18 @@ cdef inline void _unlink(Queue* queue, Connection* connection) noexcept nogil:
 cdef inline void waiting_begin(Queue* queue, Connection* connection) noexcept nogil:
     """`pending` has been filled, or CONNECTION_BUSY set."""
     cdef bint is_busy = connection.flags & CONNECTION_BUSY != 0
+    cdef uint32_t mark = LOOK_AT_WAITING
+    if connection.flags & CONNECTION_FINISHING:
+        mark = LOOK_AT_FINISHING
+    elif is_busy:
+        mark = LOOK_AT_BUSY
     pthread_mutex_lock(&queue.waiting_lock)
     _append(queue, connection)
     queue.waiting_bytes += connection.pending_end
     if is_busy:
         atomic_u32_store_relaxed(&queue.busy, queue.busy + 1)
     pthread_mutex_unlock(&queue.waiting_lock)
-    atomic_u32_store_relaxed(
-        &connection.to_look_at, LOOK_AT_BUSY if is_busy else LOOK_AT_WAITING)
+    atomic_u32_store_relaxed(&connection.to_look_at, mark)
 
 
 cdef inline void waiting_progress(Queue* queue, Connection* connection) noexcept nogil:
@@ -111,7 +115,8 @@ cdef inline Connection* waiting_claim_slowest(Queue* queue) noexcept nogil:
     index = queue.waiting_head
     while index != KECHO_SLAB_END:
         connection = slab_get(&queue.slab, index)
-        if ownership_try(connection):
+        if (atomic_u32_load_relaxed(&connection.to_look_at) != LOOK_AT_FINISHING
+                and ownership_try(connection)):
             break
         index = connection.waiting_next
     pthread_mutex_unlock(&queue.waiting_lock)
@@ -133,7 +138,7 @@ cdef inline void waiting_look_at(
 cdef inline int waiting_claim_due(
     Queue* queue, uint32_t now_ms, Connection** due, int most, uint32_t* next_ms,
 ) noexcept nogil:
-    """Owns up to `most` flows that are to be looked at by now; returns how many. next_ms: how long
+    """Owns up to `most` of them that are to be looked at by now; returns how many. next_ms: how long
     until the first of the others, or of those that somebody else has."""
     cdef Connection* connection
     cdef uint32_t index
@@ -144,7 +149,7 @@ cdef inline int waiting_claim_due(
     while index != KECHO_SLAB_END:
         connection = slab_get(&queue.slab, index)
         index = connection.waiting_next
-        if atomic_u32_load_relaxed(&connection.to_look_at) != LOOK_AT_BUSY:
+        if atomic_u32_load_relaxed(&connection.to_look_at) == LOOK_AT_WAITING:
             continue
         left_ms = <int>(connection.look_at_ms - now_ms)
         if left_ms <= 0 and count < most and ownership_try(connection):
@@ -171,7 +176,7 @@ cdef inline uint32_t unread_bytes(Connection* connection) noexcept nogil:
 cdef inline bint is_marked_waiting(Connection* connection) noexcept nogil:
     """For those who do not own it; true of a connection that was waiting a moment ago."""
     cdef uint32_t what = atomic_u32_load_relaxed(&connection.to_look_at)
-    return what == LOOK_AT_WAITING or what == LOOK_AT_BUSY
+    return what == LOOK_AT_WAITING or what == LOOK_AT_BUSY or what == LOOK_AT_FINISHING
 
 
 cdef inline bint is_marked_flow(Connection* connection) noexcept nogil:

@@ -13,6 +13,7 @@ cdef extern from "<sys/socket.h>" nogil:
         MSG_DONTWAIT
         MSG_NOSIGNAL
         MSG_TRUNC
+        SHUT_WR
         SOCK_CLOEXEC
         SOCK_NONBLOCK
         SOCK_RAW
@@ -41,6 +42,7 @@ cdef extern from "<sys/socket.h>" nogil:
     int socket(int family, int kind, int protocol)
     int bind(int fd, const sockaddr* address, socklen_t length)
     int listen(int fd, int backlog)
+    int shutdown(int fd, int how)
     int connect(int fd, const sockaddr* address, socklen_t length)
     int accept4(int fd, sockaddr* address, socklen_t* length, int flags)
     ssize_t recv(int fd, void* buffer, size_t length_bytes, int flags)

@@ -83,6 +83,7 @@ def engine_with_rings(listener: socket.socket) -> Engine:
         max_connections=0,
         idle_timeout_ms=0,
         write_timeout_ms=0,
+        finish_timeout_ms=60_000,
         buffer_bytes=0,
         rules=[],
         is_allowed_otherwise=True,

@@ -21,6 +21,7 @@ OPTIONS: dict[str, Any] = {
     "max_connections": 0,
     "idle_timeout_ms": 0,
     "write_timeout_ms": 0,
+    "finish_timeout_ms": 60_000,
     "buffer_bytes": 1 << 28,
     "rules": [],
     "is_allowed_otherwise": True,

@@ -1,0 +1,106 @@
+"""The end of a TCP connection of which everything was handed to the kernel, and not all of it has
+been acknowledged.
+
+close(2) would leave an orphan to the kernel, which counts in no limit of ours, and which the kernel
+resets when its probes run out (net.ipv4.tcp_orphan_retries) or TCP memory is short: tcp(7). So the
+FIN is sent by shutdown(2), and the descriptor is kept until the client has acknowledged all that it
+was sent. EPOLLHUP then reports the end of the socket (LAST_ACK to CLOSE), or its error; it is
+reported after both FINs as well, and says nothing by itself. That the client takes something is not
+reported, so these connections are looked at, as flows are of which the kernel holds bytes.
+
+What they hold is the kernel's: they are never the slowest reader that is evicted.
+"""
+from common.atomics cimport atomic_u32_load_relaxed, atomic_u32_store_relaxed
+from engine.connection cimport (
+    SERVED_ALL, SERVED_CLOSED, Served, busy_begin, busy_end, connection_arm, connection_close,
+    connection_fail, flow_let_go, look_by, note_progress,
+)
+from engine.layout cimport (
+    CLOSE_STALLED, CONNECTION_BUSY, CONNECTION_ENDED, CONNECTION_FINISHING, CONNECTION_REGISTERED,
+    CONNECTION_UNIX, ERROR_EPOLL, ERROR_SEND, Connection, Worker,
+)
+from engine.waiting cimport unread_bytes, waiting_look_at
+from kernel.poll cimport POLLERR, poll, pollfd
+from kernel.socket cimport SHUT_WR, SO_ERROR, SOL_SOCKET, getsockopt, shutdown, socklen_t
+from libc.errno cimport errno
+from libc.stdint cimport uint32_t
+
+
+cdef enum:
+    FINISHING_LOOK_MOST_MS = 1000
+
+
+cdef inline int _error_of(int fd) noexcept nogil:
+    """What broke the socket, as errno; 0: it is not broken. SO_ERROR alone also tells what ICMP
+    said and TCP bears: that is no POLLERR."""
+    cdef int error = 0
+    cdef socklen_t size = sizeof(error)
+    cdef pollfd looked
+    looked.fd = fd
+    looked.events = 0
+    if poll(&looked, 1, 0) < 1 or not looked.revents & POLLERR:
+        return 0
+    if getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) < 0:
+        return errno
+    return error
+
+
+cdef inline Served connection_finish(
+    Worker* worker, Connection* connection, int reason,
+) noexcept nogil:
+    """Ends a connection for a reason that sends FIN if everything was handed to the kernel: closes
+    it, or keeps it until all is acknowledged. One that was kept is closed."""
+    cdef uint32_t unread = 0
+    cdef int result
+    if connection.pending == NULL and not connection.flags & (CONNECTION_UNIX | CONNECTION_BUSY):
+        unread = unread_bytes(connection)
+    if unread == 0 or not flow_let_go(worker, connection, reason):
+        connection_close(worker, connection, reason)
+        return SERVED_CLOSED
+    if shutdown(connection.fd, SHUT_WR) < 0:
+        # ENOTCONN: it was reset meanwhile.
+        result = _error_of(connection.fd)
+        return connection_fail(
+            worker, connection, result if result != 0 else errno, ERROR_SEND)
+    connection.flags |= CONNECTION_FINISHING
+    connection.flags &= ~<unsigned int>CONNECTION_ENDED
+    connection.finish_reason = reason
+    connection.unread_bytes = unread_bytes(connection)  # the FIN is one
+    atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
+    busy_begin(worker, connection, 0)
+    if not connection.flags & CONNECTION_REGISTERED:
+        result = connection_arm(worker, connection, False)
+        if result < 0:
+            return connection_fail(worker, connection, -result, ERROR_EPOLL)
+    return SERVED_ALL
+
+
+cdef inline Served finishing_serve(Worker* worker, Connection* connection) noexcept nogil:
+    """Something is reported of it, or its time has come to be looked at."""
+    cdef uint32_t unread = unread_bytes(connection)
+    cdef uint32_t age_ms
+    cdef int error
+    if unread == 0:
+        busy_end(worker, connection)
+        connection_close(worker, connection, <int>connection.finish_reason)
+        return SERVED_CLOSED
+    error = _error_of(connection.fd)
+    if error != 0:
+        return connection_fail(worker, connection, error, ERROR_SEND)
+    if unread != connection.unread_bytes:
+        note_progress(worker, connection)
+        return SERVED_ALL
+    age_ms = <uint32_t>worker.now_ms - atomic_u32_load_relaxed(&connection.last_active_ms)
+    if worker.control.finish_timeout_ms <= age_ms < 0x80000000u:
+        connection_close(worker, connection, CLOSE_STALLED)
+        return SERVED_CLOSED
+    return SERVED_ALL
+
+
+cdef inline void finishing_note(Worker* worker, Connection* connection) noexcept nogil:
+    """Has it looked at again: soon after something has moved, then less and less often."""
+    cdef uint32_t age_ms = (
+        <uint32_t>worker.now_ms - atomic_u32_load_relaxed(&connection.last_active_ms))
+    cdef uint32_t next_ms = min(age_ms // 8 + 1, <uint32_t>FINISHING_LOOK_MOST_MS)
+    waiting_look_at(worker.queue, connection, <uint32_t>worker.now_ms + next_ms, 0)
+    look_by(worker, connection.look_at_ms)
