@@ -22,10 +22,12 @@ import kecho
 from support import own_network, tiers
 from support.clients import DEADLINE_S
 from support.engines import BESIDE_EPOLL, why_no
+from support.kernel_log import KernelLog, troubles
 from support.server_process import ServerProcess
 from support.traced_server import StartTraced, TracedServer
 
 DISPATCHES = ("shared", "percpu")
+KERNEL_LOG = pytest.StashKey[KernelLog]()
 
 # For those who test benchmarks/. At the end: kecho is that of the build in question.
 sys.path.append(str(Path(__file__).parents[1]))
@@ -213,10 +215,24 @@ def tcp() -> Iterator[socket.socket]:
         yield one
 
 
-def pytest_sessionstart() -> None:
+def pytest_sessionstart(session: pytest.Session) -> None:
     """Started in the background (`make check &`, nohup), children would inherit these ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if not hasattr(session.config, "workerinput"):
+        session.config.stash[KERNEL_LOG] = KernelLog()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fails a run in which the kernel has reported a fault of its own."""
+    log = session.config.stash.get(KERNEL_LOG, None)
+    if log is None:
+        return
+    found = troubles(log.new_messages())
+    log.close()
+    if found:
+        print("\nthe kernel's log (dmesg):", *found, sep="\n")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_collection_finish() -> None:

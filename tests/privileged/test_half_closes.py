@@ -1,4 +1,4 @@
-"""Clients that send their FIN and take what they are owed later, or never: until they have taken it,
+"""Clients that send their FIN and take what they are owed later, or never. Until they have taken it,
 their connections are the server's, and not orphans of the kernel."""
 
 from __future__ import annotations
