@@ -1,5 +1,5 @@
-"""Clients that send their FIN and take what they are owed later, or never. Until they have taken it,
-their connections are the server's, and not orphans of the kernel."""
+"""Clients that send their FIN and take what they are owed later, or never. Until then their
+connections are the server's, and not orphans of the kernel."""
 
 from __future__ import annotations
 
