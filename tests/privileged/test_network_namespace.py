@@ -366,6 +366,12 @@ def test_localhost_is_served_without_ipv6(
 
 
 @pytest.mark.e2e
+def is_reachable(address: str) -> bool:
+    """The kernel makes the route to an address of its own a moment after the address."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as one:
+        return one.connect_ex((address, 9)) == 0
+
+
 @pytest.mark.parametrize("dispatch", ["shared", "percpu"])
 def test_limits_per_address_take_an_ipv6_network_for_one(
     inside: Namespace, start_server: StartServer, dispatch: str
@@ -375,6 +381,7 @@ def test_limits_per_address_take_an_ipv6_network_for_one(
     sources = ("2001:db8::1", "2001:db8::2", "2001:db8:0:1::1")
     for source in sources:
         inside.run("ip", "address", "add", f"{source}/128", "dev", "lo", "nodad")
+    wait_for(lambda: all(map(is_reachable, sources)), "the addresses are there")
     server = start_server(dispatch=dispatch, host=("::",), max_connections_per_ip=1)
 
     def from_(source: str) -> socket.socket:
