@@ -214,7 +214,8 @@ class ServerConfig:
         None,
         seconds(
             "close a client that has not taken a byte of what it was sent for so many seconds; "
-            "what its own kernel has acknowledged counts as taken",
+            "what its own kernel has acknowledged counts as taken; without it, 60 s once the "
+            "client has sent its FIN",
             optional=True,
         ),
     )

@@ -58,10 +58,11 @@ cdef inline Served connection_finish(
         connection_close(worker, connection, reason)
         return SERVED_CLOSED
     if shutdown(connection.fd, SHUT_WR) < 0:
-        # ENOTCONN: it was reset meanwhile.
         result = _error_of(connection.fd)
-        return connection_fail(
-            worker, connection, result if result != 0 else errno, ERROR_SEND)
+        if result != 0:  # ENOTCONN: it was reset meanwhile
+            return connection_fail(worker, connection, result, ERROR_SEND)
+        connection_close(worker, connection, reason)
+        return SERVED_CLOSED
     connection.flags |= CONNECTION_FINISHING
     connection.flags &= ~<unsigned int>CONNECTION_ENDED
     connection.finish_reason = reason
