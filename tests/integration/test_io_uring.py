@@ -33,6 +33,7 @@ from support.clients import (
     receive_exactly,
     reset,
     send_until_blocked,
+    undelivered,
     wait_for,
 )
 from support.engines import needs_io_uring
@@ -296,6 +297,26 @@ def test_what_a_client_that_does_not_read_pins_is_bounded_and_it_is_served_alone
             (counted,) = engine.counters()
             assert counted["closed"]["evicted"] == 0
             assert counted["backpressure"] >= 8
+
+
+@needs_io_uring
+def test_a_socket_with_no_room_at_all_waits_like_one_with_little() -> None:
+    """Small messages fill it to the last byte: the kernel takes all of one, or nothing (EAGAIN)."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        with running_engine(listener) as engine:
+            with connect(listener.getsockname()[1], receive_buffer=4096) as client:
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                data = random_bytes(1 << 16)
+                sent, end = 0, time.monotonic() + DEADLINE_S
+                while engine.counters()[0]["backpressure"] == 0 and time.monotonic() < end:
+                    client.sendall(data[sent : sent + 16])
+                    sent += 16
+                    while undelivered(client):
+                        pass
+                assert 0 < sent < len(data)
+                assert receive_exactly(client, sent) == data[:sent]
+            wait_for(lambda: engine.counters()[0]["closed"]["eof"] == 1, "it has ended")
 
 
 # ---- when it cannot be had ----------------------------------------------------------------------
