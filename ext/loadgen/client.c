@@ -278,6 +278,12 @@ static void note_time(struct client *client) {
     count(&client->counters.running_ns, now > client->start_ns ? now - client->start_ns : 0);
 }
 
+/* Of the measured time: what is waited for beyond it is in the figures, and this is not. */
+static void note_end(struct client *client, uint64_t now) {
+    atomic_u64_store_relaxed(&client->counters.ended_ns,
+                             now < client->end_ns ? now : client->end_ns);
+}
+
 int client_run(struct client *client, uint64_t start_ns, uint64_t measure_ns, uint64_t end_ns) {
     client->measure_ns = measure_ns;
     client->end_ns = end_ns;
@@ -318,6 +324,7 @@ int client_run(struct client *client, uint64_t start_ns, uint64_t measure_ns, ui
         }
         result = loop_look(client, until_ns);
     }
+    note_end(client, now_ns());
     if (client->settings.datagrams && !is_stopped(client))
         udp_give_up(client);
     count(&client->counters.unanswered, client->pending);

@@ -80,22 +80,25 @@ struct client_counters {
     uint64_t echoes;         /* complete replies that are in the figures */
     uint64_t replies;        /* complete replies, warm-up and drain included */
     uint64_t sent;           /* messages that have gone, in the figures or not */
-    uint64_t bytes_sent;     /* within the measured time */
-    uint64_t bytes_received; /* within the measured time */
+    uint64_t bytes_sent;     /* of messages in the figures; stream: within the measured time */
+    uint64_t bytes_received; /* likewise */
     uint64_t unanswered; /* messages lost with their connection, or still waited for at the end */
     /* Of datagrams: in the figures those lost, all the others. */
-    uint64_t lost;          /* no reply within the timeout */
-    uint64_t late;          /* a reply that came after that */
-    uint64_t duplicates;    /* a further reply to the same message */
-    uint64_t reordered;     /* a reply that a later message's has overtaken */
-    uint64_t last_reply_ns; /* when the last reply in the figures was complete */
-    uint64_t waited_ns;     /* time without anything to do, where `spin` */
-    uint64_t cpu_ns;        /* CPU time of the thread in client_run or client_burst */
-    uint64_t running_ns;    /* time in them, from the start that was asked for */
-    uint64_t queued_ns;     /* of it, ready to run and without a CPU; 0: the kernel does not say */
+    uint64_t lost;       /* no reply within the timeout */
+    uint64_t late;       /* a reply that came after that */
+    uint64_t duplicates; /* a further reply to the same message */
+    uint64_t reordered;  /* a reply that a later message's has overtaken */
+    uint64_t ended_ns;   /* when it stopped sending: at the end, or earlier; 0: not yet */
+    uint64_t waited_ns;  /* time without anything to do, where `spin` */
+    uint64_t cpu_ns;     /* CPU time of the thread in client_run or client_burst */
+    uint64_t running_ns; /* time in them, from the start that was asked for */
+    uint64_t queued_ns;  /* of it, ready to run and without a CPU; 0: the kernel does not say */
     uint64_t away_ns;    /* the longest stretch between two looks at the sockets, not asked for */
     uint64_t between_ns; /* closed: from a reply to when the next message goes, added up */
-    uint64_t unended;    /* connections whose peer did not end them after our FIN */
+    /* Closed: of the time that messages were outstanding, what lies within the measured time of
+     * those that are not in the figures, and beyond it of those that are. */
+    uint64_t carried_in_ns, carried_out_ns;
+    uint64_t unended; /* connections whose peer did not end them after our FIN */
     uint64_t errors[ERROR_KINDS];
 };
 

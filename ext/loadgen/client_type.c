@@ -287,13 +287,15 @@ static PyObject *client_object_counters(PyObject *self, PyObject *Py_UNUSED(igno
         {"late", &counters->late},
         {"duplicates", &counters->duplicates},
         {"reordered", &counters->reordered},
-        {"last_reply_ns", &counters->last_reply_ns},
+        {"ended_ns", &counters->ended_ns},
         {"waited_ns", &counters->waited_ns},
         {"cpu_ns", &counters->cpu_ns},
         {"running_ns", &counters->running_ns},
         {"queued_ns", &counters->queued_ns},
         {"away_ns", &counters->away_ns},
         {"between_ns", &counters->between_ns},
+        {"carried_in_ns", &counters->carried_in_ns},
+        {"carried_out_ns", &counters->carried_out_ns},
         {"unended", &counters->unended},
     };
     PyObject *result = PyDict_New(), *errors = PyDict_New();

@@ -158,7 +158,8 @@ static void note_sent(struct client *client, struct connection *connection, uint
                       uint64_t now) {
     if (connection->sent == connection->replied && connection->sent_bytes == 0)
         connection->moved_ns = now;
-    if (is_measured(client, now))
+    bool is_stream = client->settings.mode == MODE_STREAM;
+    if (is_stream && is_measured(client, now))
         count(&client->counters.bytes_sent, size);
     while (size > 0) {
         uint32_t rest = client->settings.length - connection->sent_bytes;
@@ -169,6 +170,9 @@ static void note_sent(struct client *client, struct connection *connection, uint
             return;
         }
         size -= rest;
+        if (!is_stream &&
+            is_in_the_figures(client, connection, connection_stamp(connection, connection->sent)))
+            count(&client->counters.bytes_sent, client->settings.length);
         connection->sent_bytes = 0;
         connection->sent++;
         count(&client->counters.sent, 1);
@@ -272,49 +276,47 @@ static void complete(struct client *client, struct connection *connection, uint6
     if (client->settings.mode != MODE_STREAM)
         client->pending--;
 
+    bool counts = is_in_the_figures(client, connection, &stamp);
+    if (counts)
+        put_in_the_figures(client);
     switch (client->settings.mode) {
     case MODE_CLOSED:
-        if (stamp.sent_ns >= client->measure_ns) {
+        note_carried(client, &stamp, now);
+        if (counts)
             record(client, LATENCY_SERVICE, now - stamp.sent_ns);
-            put_in_the_figures(client, now);
-        }
         if (now < client->end_ns && !is_stopped(client))
             traffic_allow(client, connection, now);
         break;
     case MODE_OPEN:
-        if (stamp.due_ns >= client->measure_ns) {
+        if (counts) {
             record(client, LATENCY_RESPONSE, now - stamp.due_ns);
             record(client, LATENCY_SERVICE, now - stamp.sent_ns);
-            put_in_the_figures(client, now);
         }
         break;
     case MODE_STREAM:
         if (is_measured(client, now))
-            put_in_the_figures(client, now);
+            put_in_the_figures(client);
         break;
     case MODE_BURST: {
         struct burst_sample *sample = &client->samples[connection - client->connections];
         sample->first_echo_ns = now - stamp.sent_ns;
         sample->response_ns = now - client->start_ns;
-        if (client->start_ns >= client->measure_ns) {
+        if (counts) {
             record(client, LATENCY_FIRST_ECHO, sample->first_echo_ns);
             record(client, LATENCY_RESPONSE, sample->response_ns);
-            put_in_the_figures(client, now);
         }
         connection->state = CONNECTION_DONE;
         break;
     }
     case MODE_CONNECT:
-        if (connection->began_ns >= client->measure_ns) {
+        if (counts) {
             record(client, LATENCY_FIRST_ECHO, now - stamp.sent_ns);
             record(client, LATENCY_RESPONSE, now - connection->began_ns);
-            put_in_the_figures(client, now);
         }
         connection->state = CONNECTION_DONE;
         break;
     case MODE_IDLE:
         record(client, LATENCY_SERVICE, now - stamp.sent_ns);
-        put_in_the_figures(client, now);
         break;
     case MODES:
         break;
@@ -387,7 +389,7 @@ bool traffic_receive(struct client *client, struct connection *connection, bool 
         }
         uint64_t now = now_ns();
         connection->moved_ns = now;
-        if (is_measured(client, now))
+        if (client->settings.mode == MODE_STREAM && is_measured(client, now))
             count(&client->counters.bytes_received, (uint64_t)size);
         consume(client, connection, client->buffer, (uint32_t)size, now);
         if (connection->state != CONNECTION_OPEN)

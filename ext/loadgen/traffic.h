@@ -27,10 +27,43 @@ static inline bool is_measured(const struct client *client, uint64_t now) {
     return now >= client->measure_ns && now < client->end_ns;
 }
 
+/* Whether a message counts: by when it was due in an open loop, when it was sent in a closed one,
+ * and when its connection was begun where there is one for each message. A stream counts bytes. */
+static inline bool is_in_the_figures(const struct client *client,
+                                     const struct connection *connection,
+                                     const struct stamp *stamp) {
+    switch (client->settings.mode) {
+    case MODE_OPEN:
+        return is_measured(client, stamp->due_ns);
+    case MODE_CLOSED:
+        return is_measured(client, stamp->sent_ns);
+    case MODE_BURST:
+        return client->start_ns >= client->measure_ns;
+    case MODE_CONNECT:
+        return connection->began_ns >= client->measure_ns;
+    case MODE_IDLE:
+        return true;
+    default:
+        return false;
+    }
+}
+
 /* A reply that counts has come. */
-static inline void put_in_the_figures(struct client *client, uint64_t now) {
+static inline void put_in_the_figures(struct client *client) {
     count(&client->counters.echoes, 1);
-    atomic_u64_store_relaxed(&client->counters.last_reply_ns, now);
+    if (client->settings.mode != MODE_STREAM)
+        count(&client->counters.bytes_received, client->settings.length);
+}
+
+/* Closed: the part of a message's time that lies on the other side of an end of the measured time
+ * than the figure that counts it. */
+static inline void note_carried(struct client *client, const struct stamp *stamp, uint64_t now) {
+    if (stamp->sent_ns < client->measure_ns && now > client->measure_ns) {
+        uint64_t until_ns = now < client->end_ns ? now : client->end_ns;
+        count(&client->counters.carried_in_ns, until_ns - client->measure_ns);
+    } else if (is_measured(client, stamp->sent_ns) && now > client->end_ns) {
+        count(&client->counters.carried_out_ns, now - client->end_ns);
+    }
 }
 
 static inline struct message message_of(const struct client *client,

@@ -33,13 +33,8 @@ static void go_on(struct client *client, struct connection *connection, uint64_t
         traffic_allow(client, connection, now);
 }
 
-static bool is_in_the_figures(const struct client *client, const struct stamp *stamp) {
-    return client->settings.mode == MODE_OPEN ? stamp->due_ns >= client->measure_ns
-                                              : is_measured(client, stamp->sent_ns);
-}
-
 void udp_lose_first(struct client *client, struct connection *connection, uint64_t now) {
-    if (is_in_the_figures(client, connection_stamp(connection, connection->replied)))
+    if (is_in_the_figures(client, connection, connection_stamp(connection, connection->replied)))
         count(&client->counters.lost, 1);
     client->pending--;
     connection->outstanding--;
@@ -89,7 +84,7 @@ static void note_sent(struct client *client, struct connection *connection, uint
     connection->sent++;
     connection->outstanding++;
     count(&client->counters.sent, 1);
-    if (is_measured(client, now))
+    if (is_in_the_figures(client, connection, stamp))
         count(&client->counters.bytes_sent, client->settings.length);
 }
 
@@ -179,11 +174,13 @@ static void take_reply(struct client *client, struct connection *connection, uin
     client->pending--;
     connection->outstanding--;
     settle_answered(connection);
-    if (is_in_the_figures(client, &stamp)) {
+    if (client->settings.mode == MODE_CLOSED)
+        note_carried(client, &stamp, now);
+    if (is_in_the_figures(client, connection, &stamp)) {
         if (client->settings.mode == MODE_OPEN)
             record(client, LATENCY_RESPONSE, now - stamp.due_ns);
         record(client, LATENCY_SERVICE, now - stamp.sent_ns);
-        put_in_the_figures(client, now);
+        put_in_the_figures(client);
     }
     go_on(client, connection, now);
 }
@@ -226,8 +223,6 @@ bool udp_receive(struct client *client, struct connection *connection, bool to_e
         }
         uint64_t now = now_ns();
         connection->moved_ns = now;
-        if (is_measured(client, now))
-            count(&client->counters.bytes_received, (uint64_t)size);
         take(client, connection, client->buffer, (uint32_t)size, now);
     }
     return true;

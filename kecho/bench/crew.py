@@ -36,13 +36,13 @@ class Share:
 class Snapshot:
     """What has been counted so far, over some clients."""
 
-    last_reply_ns: int = 0
+    ended_ns: int = 0  # when the last client stopped sending; 0: none has
     counters: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     latency: Counter[int] = field(default_factory=Counter)  # of the latency asked for
 
     def add(self, other: Snapshot) -> None:
-        self.last_reply_ns = max(self.last_reply_ns, other.last_reply_ns)
+        self.ended_ns = max(self.ended_ns, other.ended_ns)
         self.counters.update(other.counters)
         self.errors.update(other.errors)
         self.latency.update(other.latency)
@@ -198,7 +198,7 @@ class Crew:
         for client in self._clients:
             counters: dict[str, Any] = client.counters()
             result.errors.update(counters.pop("errors"))
-            result.last_reply_ns = max(result.last_reply_ns, counters.pop("last_reply_ns"))
+            result.ended_ns = max(result.ended_ns, counters.pop("ended_ns"))
             result.counters.update(counters)
             if latency is not None:
                 result.latency.update(client.histogram(latency))

@@ -86,7 +86,11 @@ class Result:
     latency: by name; `response` from the moment a message was due to its last byte, `service`
         from send, `connect`, `first_echo` (send to reply, of a connection's first message),
         `lateness` (due to send). Which of them there are depends on the mode.
-    connections: established. rate_per_s: echoes a second. bytes_per_s: each way.
+    duration_s: of the measured time, in which messages were sent (of bursts: from their instants
+        to their last replies). Replies that came later belong to it.
+    connections: established. rate_per_s: echoes a second. bytes_per_s: each way. Connections that
+        are only held (mode idle) have neither: both are 0.
+    series: by when replies came, within the measured time.
     errors: by kind. first_error: the first one in words.
     partial: the run ended before its time.
     """
@@ -111,11 +115,16 @@ class Result:
 
     @property
     def rate_per_s(self) -> float:
-        return self.echoes / self.duration_s if self.duration_s > 0 else 0.0
+        return self._per_s(self.echoes)
 
     @property
     def bytes_per_s(self) -> float:
-        return self.bytes_received / self.duration_s if self.duration_s > 0 else 0.0
+        return self._per_s(self.bytes_received)
+
+    def _per_s(self, amount: int) -> float:
+        # Connections that were held are asked once, after the time.
+        has_rate = self.workload["mode"] != "idle" and self.duration_s > 0
+        return amount / self.duration_s if has_rate else 0.0
 
     @property
     def error_count(self) -> int:

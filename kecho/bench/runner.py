@@ -185,7 +185,8 @@ class _Conductor:
         return start_ns
 
     def _run_steadily(self) -> float:
-        """Seconds from the begin of the measurement to its end, or to the last reply."""
+        """Seconds from the begin of the measurement to when the last client stopped sending. What
+        is waited for after that is in the figures, and the time it takes is not."""
         workload = self._workload
         begun_s = time.monotonic()
         if workload.mode != "connect":
@@ -203,15 +204,12 @@ class _Conductor:
         self._wait(
             workload.mode,
             lambda: min(1.0, max(0.0, (time.monotonic_ns() - start_ns) / span_ns)),
-            measure_ns,
+            (measure_ns, end_ns),
         )
-        ended_ns = min(end_ns, time.monotonic_ns())
         snapshot = self._crew.snapshot(self._latency)
-        self._note_interval(snapshot, time.monotonic(), measure_ns, last=True)
-        if workload.mode == "stream":
-            return max(0.0, (ended_ns - measure_ns) / 1e9)
-        last_ns = snapshot.last_reply_ns
-        return max(0.0, (max(ended_ns, last_ns) - measure_ns) / 1e9)
+        ended_ns = min(end_ns, snapshot.ended_ns or time.monotonic_ns())
+        self._note_interval(snapshot, ended_ns / 1e9, measure_ns, last=True)
+        return max(0.0, (ended_ns - measure_ns) / 1e9)
 
     def _soon_ns(self) -> int:
         settle_s = _SETTLE_S + _SETTLE_S_PER_THREAD * self._workload.total_threads
@@ -219,17 +217,22 @@ class _Conductor:
             settle_s += 0.1
         return time.monotonic_ns() + round(settle_s * 1e9)
 
-    def _wait(self, phase: str, done: Callable[[], float], measure_ns: int | None = None) -> None:
-        """Until the phase has ended; an interruption ends it soon, a second one is raised."""
+    def _wait(
+        self, phase: str, done: Callable[[], float], measured: tuple[int, int] | None = None
+    ) -> None:
+        """Until the phase has ended; an interruption ends it soon, a second one is raised.
+
+        measured: begin and end of the measured time, which is split into intervals.
+        """
         deadline_s = None
         while True:
             try:
-                if self._crew.wait(_LOOK_S):
+                if self._crew.wait(self._until_look_s(measured)):
                     return
                 if self._sweeper is not None and self._sweeper.is_due():
                     self._sweeper.sweep(self._crew.take_ends())
-                if self._on_progress is not None or measure_ns is not None:
-                    self._look(phase, done(), measure_ns)
+                if self._on_progress is not None or measured is not None:
+                    self._look(phase, done(), measured)
             except KeyboardInterrupt:  # a caller's own handler raised it
                 if self._interrupted:
                     raise
@@ -242,12 +245,22 @@ class _Conductor:
 
     # ---- what is seen meanwhile -----------------------------------------------------------------
 
-    def _look(self, phase: str, done: float, measure_ns: int | None) -> None:
+    def _until_look_s(self, measured: tuple[int, int] | None) -> float:
+        """At the end of the measured time, and often before and after it."""
+        left_s = _LOOK_S if measured is None else measured[1] / 1e9 - time.monotonic()
+        return min(_LOOK_S, left_s) if left_s > 0 else _LOOK_S
+
+    def _look(self, phase: str, done: float, measured: tuple[int, int] | None) -> None:
         now_s = time.monotonic()
-        due = measure_ns is not None and now_s - self._last_at_s >= _INTERVAL_S
+        is_last = False
+        due = measured is not None and now_s - self._last_at_s >= _INTERVAL_S
+        if measured is not None and now_s >= (end_s := measured[1] / 1e9):
+            # Nothing is sent any more: a rate over what follows would be that of the client.
+            due = is_last = self._last_at_s < end_s
+            now_s = end_s
         snapshot = self._crew.snapshot(self._latency if due else None)
-        if due and measure_ns is not None:
-            self._note_interval(snapshot, now_s, measure_ns)
+        if due and measured is not None:
+            self._note_interval(snapshot, now_s, measured[0], last=is_last)
         if self._on_progress is not None:
             counters = snapshot.counters
             self._on_progress(
@@ -268,6 +281,7 @@ class _Conductor:
         start_s = max(self._last_at_s, measure_ns / 1e9)
         duration_s = now_s - start_s
         if duration_s <= 0 or (last and duration_s < _LOOK_S and self._series):
+            self._last_at_s = max(self._last_at_s, now_s)
             return
         difference = Histogram(snapshot.latency) - Histogram(self._last.latency)
         echoes = snapshot.counters["echoes"] - self._last.counters["echoes"]
@@ -299,8 +313,6 @@ class _Conductor:
                 if name != "errors":
                     totals[name] = totals.get(name, 0) + value
         latency = {name: Histogram(counts) for name, counts in report.histograms.items()}
-        if workload.mode == "burst":
-            totals["bytes_sent"] = totals["bytes_received"] = totals["echoes"] * workload.length
         cleared = self._sweeper.dropped if self._sweeper is not None else 0
         freed = self._sweeper.freed if self._sweeper is not None else 0
         judged = verdict.judge(

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 from .condition import Condition
 from .result import Result
-from .verdict import BEYOND, LATE_MOST, late_share
+from .verdict import BEYOND, LATE_MOST, is_achieved, late_share
 
 __all__ = ["Found", "find_rate", "least_rate"]
 
 _HIGHEST_RATE = 1e7
 _LOWEST_RATE = 1.0
 _PRECISION = 1.05  # between the highest rate that held and the lowest that did not
-_ACHIEVED_LEAST = 0.98  # of the rate that was asked for
 _CONFIRMATIONS = 5
 _Z = 1.645  # one-sided 95 %
 
@@ -115,7 +114,7 @@ def find_rate(
     def is_held(result: Result, rate: float) -> bool:
         return (
             not result.errors
-            and result.rate_per_s >= _ACHIEVED_LEAST * rate
+            and is_achieved(rate, result.echoes, result.duration_s)
             and result.main_latency is not None
             and condition.holds(result)
         )

@@ -10,7 +10,7 @@ from .result import Verdict
 from .witness import Observation
 from .workload import Workload
 
-__all__ = ["BEYOND", "LATE_MOST", "judge", "late_share"]
+__all__ = ["BEYOND", "LATE_MOST", "is_achieved", "judge", "late_share"]
 
 _SATURATED = 0.95  # of a CPU
 _OTHERS_MOST = 0.10  # of all CPU time
@@ -56,8 +56,8 @@ def judge(
     unanswered = sum(one["unanswered"] for one in threads)
     if unanswered and not errors:
         reasons.append(f"{unanswered:,} messages were not answered before the client gave up")
-    achieved = echoes / duration_s if duration_s > 0 else 0.0
-    if workload.rate and achieved < _ACHIEVED_LEAST * workload.rate:
+    if workload.rate and not is_achieved(workload.rate, echoes, duration_s):
+        achieved = echoes / duration_s if duration_s > 0 else 0.0
         reasons.append(
             f"{workload.rate:,.0f} messages/s were asked for, {achieved:,.0f} were echoed"
         )
@@ -84,6 +84,13 @@ def judge(
     if not workload.verify:
         notes.append("the bytes of the replies were not compared (--no-verify)")
     return Verdict(tuple(reasons), tuple(notes))
+
+
+def is_achieved(rate: float, echoes: int, duration_s: float) -> bool:
+    """Whether so many of the messages that were due in the time have been echoed. By where the
+    time begins in the schedule, it holds one message less or more than rate x time."""
+    due = rate * duration_s
+    return echoes > 0 and echoes >= min(_ACHIEVED_LEAST * due, due - 1)
 
 
 def _judge_loss(
@@ -307,10 +314,12 @@ def _judge_little(
 ) -> None:
     """In a closed loop, as many messages are outstanding as are allowed: throughput x mean service
     time has to say so (J. D. C. Little, 1961), but for those that the client itself has in hand,
-    from a reply that it compares to the next message that it makes."""
+    from a reply that it compares to the next message that it makes. What is waited for beyond the
+    measured time is no part of it."""
     if workload.mode != "closed" or not echoes or duration_s <= 0:
         return
-    outstanding = echoes / duration_s * latency["service"].mean / 1e9
+    carried_ns = sum(one["carried_in_ns"] - one["carried_out_ns"] for one in threads)
+    outstanding = (echoes * latency["service"].mean + carried_ns) / 1e9 / duration_s
     in_hand = sum(one["between_ns"] for one in threads) / 1e9 / duration_s
     expected = workload.total_connections * workload.deepest
     if abs(outstanding + in_hand - expected) > _LITTLE_TOLERANCE * expected:

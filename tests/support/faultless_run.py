@@ -22,7 +22,11 @@ THREAD = {
     "running_ns": 2 * 10**9,
     "cpu_ns": 10**9,
     **dict.fromkeys(
-        ("waited_ns", "queued_ns", "away_ns", "between_ns", "unanswered", "unended"), 0
+        (
+            *("waited_ns", "queued_ns", "away_ns", "between_ns", "unanswered", "unended"),
+            *("carried_in_ns", "carried_out_ns"),
+        ),
+        0,
     ),
 }
 

@@ -89,6 +89,20 @@ def delays(seconds: float) -> Peer:
     return Peer(answer)
 
 
+def delays_the_first(seconds: float) -> Peer:
+    """Echoes at once, but for the first connection that is not the probe's, which waits."""
+    slow: list[socket.socket] = []
+
+    def answer(connection: socket.socket, data: bytes) -> None:
+        if not slow and len(data) != 32:
+            slow.append(connection)
+        if slow and connection is slow[0]:
+            time.sleep(seconds)
+        connection.sendall(data)
+
+    return Peer(answer)
+
+
 def stalls(after_s: float, for_s: float) -> Peer:
     """Once, so long after the first byte, nothing is answered on any connection for so long."""
     first: list[float] = []

@@ -73,6 +73,43 @@ def test_an_open_loop_blames_late_sends_and_a_saturated_server() -> None:
     assert "saturated" in verdict(observation=busy).notes[0]
 
 
+@pytest.mark.parametrize(("carried", "is_right"), [(10**9, True), (10**8, False)])
+def test_littles_law_is_of_the_measured_time_alone(carried: int, is_right: bool) -> None:
+    """Of 3 s of waiting in a time of 2 s, with one message outstanding, 1 s was beyond it."""
+    judged = verdict(
+        latency={"service": Histogram({1000: 3_000_000})},
+        echoes=3_000_000,
+        threads=[{**THREAD, "carried_out_ns": carried}],
+    )
+    assert judged.valid == is_right
+    carried_in = [{**THREAD, "carried_in_ns": carried}]
+    latency = {"service": Histogram({1000: 1_000_000})}
+    assert verdict(latency=latency, echoes=1_000_000, threads=carried_in).valid == is_right
+
+
+@pytest.mark.parametrize(
+    ("rate", "duration_s", "echoes", "is_right"),
+    [
+        (500.0, 3.0, 1500, True),
+        (500.0, 3.0, 1469, False),
+        (0.5, 3.0, 1, True),  # due at 2 s of a time from 1 s to 4 s
+        (10.0, 1.0, 8, False),
+        (0.5, 1.0, 0, False),
+    ],
+)
+def test_what_was_asked_for_is_compared_with_what_was_due_and_answered(
+    rate: float, duration_s: float, echoes: int, is_right: bool
+) -> None:
+    times = Histogram({1000: echoes})
+    judged = verdict(
+        Workload(mode="open", rate=rate, connections=1),
+        duration_s=duration_s,
+        echoes=echoes,
+        latency={"response": times, "service": times},
+    )
+    assert is_right != any("were asked for" in reason for reason in judged.reasons)
+
+
 def test_a_client_that_waits_for_a_cpu_is_no_reason_against_a_burst_or_a_stream() -> None:
     queued = [{**THREAD, "queued_ns": 10**9}]
     for mode in ("burst", "stream"):

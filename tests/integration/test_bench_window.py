@@ -1,0 +1,108 @@
+"""A rate is over the time in which messages were sent, and not over the waiting for the last."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+
+from kecho import bench
+from kecho.bench import Result, Workload, condition
+from kecho.bench.search import find_rate
+from support import faulty_servers
+
+LENGTH = 64
+DELAY_S = 0.1
+
+
+def measure(peer: faulty_servers.Peer, **options: object) -> Result:
+    defaults = {"mode": "closed", "connections": 100, "threads": 2, "duration": 0.5}
+    return bench.run(Workload(**{**defaults, "port": peer.port, "length": LENGTH, **options}))
+
+
+def test_an_open_loop_is_not_slower_for_replies_that_come_after_the_end() -> None:
+    with faulty_servers.delays(DELAY_S) as peer:
+        result = measure(peer, mode="open", rate=500.0)
+    assert result.echoes == 250
+    assert result.duration_s == 0.5
+    assert result.rate_per_s == 500
+    assert not any("were asked for" in reason for reason in result.verdict.reasons)
+
+
+def test_a_rate_is_found_where_every_reply_takes_long() -> None:
+    workload = Workload(mode="open", rate=400.0, connections=100, threads=2, duration=0.25)
+    with faulty_servers.delays(DELAY_S) as peer:
+        limit = condition.parse("p50<5s")
+        # One step up and back is enough: how fast the peer is, is not asked.
+        results: list[Result] = []
+
+        def run_at(rate: float) -> Result:
+            results.append(bench.run(replace(workload, port=peer.port, rate=rate)))
+            one = results[-1]
+            return replace(one, observed={**one.observed, "interrupted": True})
+
+        found = find_rate(run_at, limit, 400.0)
+    assert found.rate == 400.0
+
+
+@pytest.mark.parametrize("mode", ["closed", "connect"])
+def test_a_connection_whose_last_reply_is_late_costs_the_rate_of_the_others_nothing(
+    mode: str,
+) -> None:
+    with faulty_servers.delays_the_first(1.0) as peer:
+        result = measure(peer, mode=mode, connections=5, duration=0.3)
+    assert not result.errors
+    assert result.duration_s == 0.3
+    assert result.latency[result.main_latency or ""].max >= 1e9  # and yet it is in the figures
+
+
+def test_a_message_that_outlasts_the_time_is_no_contradiction_of_littles_law() -> None:
+    with faulty_servers.delays(0.4) as peer:
+        result = measure(peer, connections=5, duration=0.6)
+    assert result.echoes == 10
+    assert not any("Little" in reason for reason in result.verdict.reasons)
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "open", "rate": 500.0}, {"mode": "connect"}])
+def test_bytes_are_those_of_the_echoes(options: dict[str, object]) -> None:
+    with faulty_servers.delays(DELAY_S) as peer:
+        result = measure(peer, connections=20, duration=0.15, **options)
+    assert result.echoes >= 20
+    assert result.bytes_sent == result.bytes_received == LENGTH * result.echoes
+    assert result.bytes_per_s == pytest.approx(LENGTH * result.rate_per_s)
+
+
+def test_the_series_ends_when_sending_does() -> None:
+    with faulty_servers.delays_the_first(1.0) as peer:
+        result = measure(peer, connections=5, duration=0.3)
+    last = result.series[-1]
+    assert last.start_s + last.duration_s == pytest.approx(0.3)
+    assert sum(one.echoes for one in result.series) < result.echoes
+
+
+def test_connections_that_are_held_have_no_rate() -> None:
+    with faulty_servers.delays(0) as peer:
+        result = measure(peer, mode="idle", connections=10, duration=0.1)
+    assert result.echoes == 10
+    assert (result.rate_per_s, result.bytes_per_s) == (0, 0)
+
+
+def test_an_interruption_ends_the_time_and_not_when_the_last_reply_comes() -> None:
+    begun_s = time.monotonic()
+    seen: list[float] = []
+
+    def interrupt(progress: object) -> None:
+        if progress.echoes and not seen:  # type: ignore[attr-defined]
+            seen.append(time.monotonic() - begun_s)
+            raise KeyboardInterrupt
+
+    with faulty_servers.delays(0.4) as peer:
+        result = bench.run(
+            Workload(mode="closed", port=peer.port, connections=5, duration=60.0),
+            on_progress=interrupt,
+        )
+        took_s = time.monotonic() - begun_s
+    assert result.partial
+    assert result.echoes == 10  # those on their way had 0.4 s more
+    assert 0.4 <= result.duration_s <= took_s - 0.1
