@@ -24,6 +24,7 @@ __all__ = [
     "run",
     "say",
     "say_error",
+    "show",
 ]
 
 EXIT_FAILED = 1
@@ -84,9 +85,47 @@ def say_error(program: str, text: str) -> None:
 
 def say(text: str) -> None:
     """A line to stderr. If that fails there is nobody to tell: the exit status says the rest."""
-    if sys.stderr is not None:  # print() would turn to stdout
-        with suppress(OSError):
-            print(text, file=sys.stderr)
+    with suppress(OSError):
+        _write(f"{text}\n", sys.stderr)
+
+
+def show(program: str, text: str, stream: TextIO | None = None) -> bool:
+    """Writes text to stdout, or another stream, and raises nothing: False if it was not taken.
+
+    Then `program` says why on stderr, unless the reader has just had enough.
+    """
+    stream = stream or sys.stdout
+    try:
+        _write(text, stream)
+    except OSError as error:
+        with suppress(OSError, ValueError):
+            discard(stream)
+        if error.errno != errno.EPIPE:
+            say_error(program, f"{_name(stream)}: {error.strerror or error}")
+        return False
+    return stream is not None
+
+
+def _name(stream: TextIO) -> str:
+    return "standard error" if stream is sys.stderr else "standard output"
+
+
+_PLAIN = str.maketrans({"µ": "u", "…": "..."})  # what is said in other locales as well
+
+
+def _write(text: str, stream: TextIO | None) -> None:
+    """OSError if the stream does not take it, now. A stream that is None takes nothing."""
+    if stream is None:  # closed by whoever started this; print() would turn to stdout
+        return
+    try:
+        try:
+            stream.write(text)
+        except UnicodeEncodeError:
+            plain = text.translate(_PLAIN).encode(stream.encoding, "backslashreplace")
+            stream.write(plain.decode(stream.encoding))
+        stream.flush()
+    except ValueError as error:  # the stream is closed
+        raise OSError(errno.EBADF, str(error)) from None
 
 
 def one_line(text: str) -> str:
@@ -114,10 +153,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One line, and where to find more; argparse would print the whole usage."""
-        self.exit(
-            EXIT_USAGE,
-            f"{self.prog}: error: {one_line(message)} (--help lists the options)\n",
-        )
+        say_error(self.prog, f"{one_line(message)} (--help lists the options)")
+        sys.exit(EXIT_USAGE)
 
 
 def add_options(

@@ -9,8 +9,7 @@ could be measured; 2 wrong usage; 3 a --fail-if of compare came true; 128 + N en
 from __future__ import annotations
 
 import signal
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from typing import Any
@@ -20,11 +19,11 @@ from .._version import __version__
 from ..errors import OptionError, TuningError
 from ..options import Option, flag, integer, option_of, switch
 from ..tuned import restore_leftover
-from . import condition, preflight, report, signals
-from .files import check_writable, reason_of, write_whole
+from . import condition, preflight, signals
+from .delivery import FILES, check_kinds, check_paths, deliver, was_interrupted
 from .preflight import tuning_for
 from .progress import live_progress
-from .result import Result, dump
+from .result import Result
 from .runner import run
 from .search import Found, find_rate, least_rate
 from .spawn import SpawnError, spawned_server
@@ -36,7 +35,6 @@ __all__ = ["main"]
 
 _BY_SIGNAL = 128
 _FIRST_RATE = 1000.0  # that --find-rate begins with
-_FILES = ("json", "csv", "hgrm", "hlog", "txt")
 _WORKLOAD_OPTIONS = {one.name: option_of(one) for one in fields(Workload)}
 _DEFAULTS = {one.name: one.default for one in fields(Workload)}
 
@@ -62,10 +60,6 @@ def _parse_limit(text: str) -> condition.Condition:
 
 def _identity(value: Any) -> Any:
     return value
-
-
-def _file(help: str) -> Option:
-    return Option(help, str, str, "FILE")
 
 
 _RUN_OPTIONS = {
@@ -95,11 +89,7 @@ _RUN_OPTIONS = {
         "this run needs them, and put them back afterwards"
     ),
     "server_pid": integer("the server's process, for the verdict", 1, 1 << 22, "PID"),
-    "json": _file("write the result as JSON, - is stdout (and then the table goes to stderr)"),
-    "csv": _file("write a line for each latency"),
-    "hgrm": _file("write the percentile distribution, for HdrHistogram's plotter"),
-    "hlog": _file("write an HdrHistogram log, V2"),
-    "txt": _file("burst: write connection number and mean response time in µs, a line each"),
+    **FILES,
 }
 
 
@@ -120,7 +110,7 @@ def _main(arguments: Sequence[str]) -> int:
         if extra["spawn"] is not None and values.keys() & {"host", "port", "uds"}:
             raise OptionError("spawn", "starts a server of its own: no --host, --port or --uds")
         workloads = _workloads(values, extra)
-        _check_files(workloads[0].mode, extra)
+        check_kinds(workloads[0].mode, extra)
     except OptionError as error:
         command.say_error(PROGRAM, f"{flag(error.option)}: {error.reason}")
         return command.EXIT_USAGE
@@ -195,18 +185,6 @@ def _workloads(values: dict[str, Any], extra: dict[str, Any]) -> list[Workload]:
     return [Workload(**values)]
 
 
-def _check_files(mode: str, extra: dict[str, Any]) -> None:
-    """Refuses files that could not be made of what will be measured."""
-    if extra["txt"] and mode != "burst":
-        raise OptionError("txt", "is for mode burst, which has times by connection")
-    if extra["hgrm"] and mode == "stream":
-        raise OptionError("hgrm", "is not for mode stream, which has no response times")
-    several = [name for name in ("sweep", "rate_sweep", "find_rate") if extra[name] is not None]
-    for name in ("hgrm", "txt"):
-        if extra[name] and several:
-            raise OptionError(name, f"is for one result, and {flag(several[0])} has several")
-
-
 # ---- runs ---------------------------------------------------------------------------------------
 
 
@@ -222,11 +200,7 @@ def _measure(workloads: list[Workload], extra: dict[str, Any], ending: signals.E
             stack.enter_context(_tuned(largest))
         else:
             _restore_quietly()
-        for name in _FILES:
-            try:
-                check_writable(extra[name])
-            except (OSError, ValueError) as error:
-                raise OptionError(name, f"{extra[name]}: {reason_of(error)}") from None
+        check_paths(extra)
         _advise(largest, spawns=extra["spawn"] is not None)
         if extra["spawn"] is not None:
             try:
@@ -250,7 +224,7 @@ def _measure(workloads: list[Workload], extra: dict[str, Any], ending: signals.E
             try:
                 for _ in range(extra["repeat"] or 1):
                     repeats.append(run(workload, server_pid=server_pid, on_progress=show))
-                    if _was_interrupted(repeats[-1]):
+                    if was_interrupted(repeats[-1]):
                         break
                     if ending.number:  # it came when the run had ended by itself
                         raise KeyboardInterrupt
@@ -270,7 +244,7 @@ def _measure(workloads: list[Workload], extra: dict[str, Any], ending: signals.E
                 )
             else:
                 for workload in workloads:
-                    if _was_interrupted(measure(workload)):
+                    if was_interrupted(measure(workload)):
                         break
         except KeyboardInterrupt:
             status = _BY_SIGNAL + signal.SIGINT
@@ -279,38 +253,7 @@ def _measure(workloads: list[Workload], extra: dict[str, Any], ending: signals.E
             status = command.EXIT_FAILED
         # From here on, what has been measured is put away.
         ending.interrupt = lambda: None
-    return max(status, _tell(results, found, extra, failure))
-
-
-def _tell(
-    results: list[Result], found: Found | None, extra: dict[str, Any], failure: OSError | None
-) -> int:
-    """Prints and saves what there is; returns the exit status that it stands for."""
-    status = 0
-    table = sys.stderr if extra["json"] == "-" else sys.stdout
-    print("\n".join(report.text(result) for result in results), end="", file=table)
-    if found is not None:
-        print(f"\n{found.text()}", end="", file=table)
-    if results and not _save(results, found, extra):
-        status = command.EXIT_FAILED
-    if failure is not None:
-        command.say_error(PROGRAM, failure.strerror or str(failure))
-    if any(_was_interrupted(result) for result in results):
-        return _BY_SIGNAL + signal.SIGINT
-    # Of a search, the rates that were too high are expected to fail.
-    failed = found.rate is None if found else any(map(_has_failed, results))
-    return command.EXIT_FAILED if failed else status
-
-
-def _has_failed(result: Result) -> bool:
-    """Lost datagrams are what was measured, unless all of them are."""
-    all_lost = bool(result.workload.get("udp")) and not result.echoes
-    return bool(result.error_count or result.partial or all_lost)
-
-
-def _was_interrupted(result: Result) -> bool:
-    last = result.repeats[-1] if result.repeats else result
-    return bool(last.observed.get("interrupted"))
+    return max(status, deliver(results, found, extra, failure))
 
 
 def _advise(workload: Workload, *, spawns: bool) -> None:
@@ -323,17 +266,16 @@ def _advise(workload: Workload, *, spawns: bool) -> None:
 
 
 def _warn(text: str) -> None:
-    print(f"{PROGRAM}: warning: {text}", file=sys.stderr)
+    command.say(f"{PROGRAM}: warning: {text}")
 
 
 def _restore() -> int:
     """Puts back what a killed --tune has left behind."""
     restored = restore_leftover()
-    for one in restored:
-        print(one)
-    if not restored:
-        print("nothing was left behind")
-    return command.EXIT_FAILED if any(one.outcome == "failed" for one in restored) else 0
+    text = "".join(f"{one}\n" for one in restored) or "nothing was left behind\n"
+    is_shown = command.show(PROGRAM, text)
+    failed = any(one.outcome == "failed" for one in restored)
+    return command.EXIT_FAILED if failed or not is_shown else 0
 
 
 def _restore_quietly() -> None:
@@ -354,37 +296,11 @@ def _tuned(workload: Workload) -> Iterator[None]:
             for leftover in tuned.leftover:
                 _warn(f"left behind by a run that was killed: {leftover}")
             for name, change in tuned.changes.items():
-                print(f"{PROGRAM}: {name}: {change.old} -> {change.new}", file=sys.stderr)
+                command.say(f"{PROGRAM}: {name}: {change.old} -> {change.new}")
             yield
     finally:
         for note in tuned.notes:
             _warn(note)
         for one in tuned.restored:
             if one.outcome != "untouched":
-                print(f"{PROGRAM}: {one}", file=sys.stderr)
-
-
-def _save(results: list[Result], found: Found | None, extra: dict[str, Any]) -> bool:
-    """Every file that was asked for, whole or not at all; says what went wrong. True: nothing."""
-    writers: dict[str, Callable[[], str]] = {
-        "json": lambda: dump(results, found.to_dict() if found else None) + "\n",
-        "csv": lambda: report.to_csv(results),
-        "hgrm": lambda: report.to_hgrm(results[-1]),
-        "hlog": lambda: report.to_hlog(results),
-        "txt": lambda: report.to_txt(results[-1]),
-    }
-    saved = True
-    for name, make in writers.items():
-        path = extra[name]
-        if not path:
-            continue
-        try:
-            content = make()
-            if path == "-":
-                sys.stdout.write(content)
-            else:
-                write_whole(path, content)
-        except (OSError, ValueError) as error:
-            command.say_error(PROGRAM, f"{flag(name)} {path}: {reason_of(error)}")
-            saved = False
-    return saved
+                command.say(f"{PROGRAM}: {one}")

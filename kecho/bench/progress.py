@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from . import report
@@ -26,7 +27,8 @@ def live_progress() -> Any:
 
 
 class _RichProgress:
-    """A bar with the current rate and p99, for a run that lasts."""
+    """A bar with the current rate and p99, for a run that lasts. A terminal that has gone, or whose
+    encoding lacks a character, ends the bar and nothing else."""
 
     def __init__(self, library: Any) -> None:
         from rich.console import Console
@@ -38,17 +40,20 @@ class _RichProgress:
             library.TimeElapsedColumn(),
             console=Console(stderr=True),
             transient=True,
+            auto_refresh=False,  # by a thread of its own, which would fail by itself
             redirect_stdout=False,  # otherwise lines for a file are taken for the terminal's
             redirect_stderr=False,
         )
         self._task = self._bar.add_task("", total=1.0, figures="")
 
     def __enter__(self) -> Callable[[Progress], None]:
-        self._bar.start()
+        with suppress(OSError, ValueError):
+            self._bar.start()
         return self._show
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        with suppress(OSError, ValueError):
+            self._bar.stop()
 
     def _show(self, now: Progress) -> None:
         parts = [f"{now.connections:,} open", f"{now.echoes:,} echoes"]
@@ -58,6 +63,11 @@ class _RichProgress:
             parts.append(f"p99 {report.duration_text(now.p99_ns)}")
         if now.errors:
             parts.append(f"{now.errors:,} errors")
-        self._bar.update(
-            self._task, completed=now.done, description=now.phase, figures=", ".join(parts)
-        )
+        with suppress(OSError, ValueError):
+            self._bar.update(
+                self._task,
+                completed=now.done,
+                description=now.phase,
+                figures=", ".join(parts),
+                refresh=True,
+            )

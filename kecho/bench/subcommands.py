@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
+import io
 from collections.abc import Sequence
 
 from .. import command
 from . import compare, condition
-from .files import reason_of
+from .files import reason_of, write_whole
 from .result import Result, load
 
 __all__ = ["COMMANDS", "PROGRAM"]
@@ -21,7 +21,7 @@ def _load_all(paths: Sequence[str]) -> list[Result]:
     results: list[Result] = []
     for path in paths:
         try:
-            with open(path) as file:
+            with open(path, encoding="utf-8") as file:
                 results += load(file.read())
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: {reason_of(error)}") from None
@@ -39,18 +39,23 @@ def _draw(arguments: Sequence[str], name: str, suffixes: tuple[str, ...], help: 
         parser.error(f"--output: {chosen.output!r} does not end in {' or '.join(suffixes)}")
     try:
         results = _load_all(chosen.results)
+        content: str | bytes
         if name == "plot":
             from .plot import plot
 
-            plot(results, chosen.output)
+            buffer = io.BytesIO()
+            plot(results, buffer, chosen.output.rpartition(".")[2])
+            content = buffer.getvalue()
         else:
             from .page import to_html
 
             content = to_html(results)
-            with open(chosen.output, "w") as out:
-                out.write(content)
+        write_whole(chosen.output, content)
     except ImportError:
         command.say_error(PROGRAM, "pictures need matplotlib: pip install 'kecho[plot]'")
+        return command.EXIT_FAILED
+    except OSError as error:
+        command.say_error(PROGRAM, f"--output {chosen.output}: {reason_of(error)}")
         return command.EXIT_FAILED
     except ValueError as error:
         command.say_error(PROGRAM, str(error))
@@ -100,14 +105,17 @@ def _compare(arguments: Sequence[str]) -> int:
             if len(results) != 1:
                 raise ValueError(f"{path}: a sweep of {len(results)} results, not one")
         (first,), (second,) = pair
-        print(compare.text(first, second), end="")
+        text = compare.text(first, second)
         failed = compare.failed_conditions(conditions, first, second)
     except ValueError as error:
         command.say_error(PROGRAM, str(error))
         return command.EXIT_FAILED
+    is_shown = command.show(PROGRAM, text)
     for one in failed:
-        print(f"{PROGRAM}: failed: {one.text}", file=sys.stderr)
-    return _EXIT_CONDITION if failed else 0
+        command.say(f"{PROGRAM}: failed: {one.text}")
+    if failed:
+        return _EXIT_CONDITION
+    return 0 if is_shown else command.EXIT_FAILED
 
 
 COMMANDS = {"plot": _plot, "report": _report, "compare": _compare}

@@ -146,8 +146,9 @@ BENCH = {
     "bench.spawn": set(),
     "bench.progress": {"report", "runner"},
     "bench.subcommands": {"compare", "condition", "files", "page", "plot", "result"},
+    "bench.delivery": {"files", "report", "result", "search", "subcommands"},
     "bench.cli": {
-        *{"condition", "files", "preflight", "progress", "report", "result", "runner", "search"},
+        *{"condition", "delivery", "preflight", "progress", "result", "runner", "search"},
         *{"signals", "spawn", "subcommands", "target", "workload"},
     },
 }

@@ -1,0 +1,121 @@
+"""What becomes of results: the files that were asked for first, and then what a person reads.
+
+Whoever reads may be gone, and a file system full: neither costs a result that can be put away.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .. import command
+from ..errors import OptionError
+from ..options import Option, flag
+from . import report
+from .files import check_writable, descriptor_of, reason_of, write_whole
+from .result import Result, dump
+from .search import Found
+from .subcommands import PROGRAM
+
+__all__ = ["FILES", "check_kinds", "check_paths", "deliver", "was_interrupted"]
+
+_BY_SIGNAL = 128
+_STDOUT = 1
+
+
+def _file(help: str) -> Option:
+    return Option(help, str, str, "FILE")
+
+
+FILES = {
+    "json": _file("write the result as JSON; here and below, - is stdout (the table: stderr)"),
+    "csv": _file("write a line for each latency"),
+    "hgrm": _file("write the percentile distribution, for HdrHistogram's plotter"),
+    "hlog": _file("write an HdrHistogram log, V2"),
+    "txt": _file("burst: write connection number and mean response time in µs, a line each"),
+}
+
+
+def check_kinds(mode: str, options: dict[str, Any]) -> None:
+    """Raises OptionError for files that could not be made of what will be measured."""
+    if options["txt"] and mode != "burst":
+        raise OptionError("txt", "is for mode burst, which has times by connection")
+    if options["hgrm"] and mode == "stream":
+        raise OptionError("hgrm", "is not for mode stream, which has no response times")
+    several = [name for name in ("sweep", "rate_sweep", "find_rate") if options[name] is not None]
+    for name in ("hgrm", "txt"):
+        if options[name] and several:
+            raise OptionError(name, f"is for one result, and {flag(several[0])} has several")
+    taken: dict[object, str] = {}
+    for name in FILES:
+        if options[name]:
+            where = descriptor_of(options[name])
+            other = taken.setdefault(
+                os.path.realpath(options[name]) if where is None else where, name
+            )
+            if other != name:
+                raise OptionError(name, f"goes to the same file as {flag(other)}")
+
+
+def check_paths(options: dict[str, Any]) -> None:
+    """Raises OptionError for a file that cannot be written."""
+    for name in FILES:
+        try:
+            if options[name]:
+                check_writable(options[name])
+        except (OSError, ValueError) as error:
+            raise OptionError(name, f"{options[name]}: {reason_of(error)}") from None
+
+
+def deliver(
+    results: list[Result], found: Found | None, options: dict[str, Any], failure: OSError | None
+) -> int:
+    """Saves and prints what there is; returns the exit status that it stands for."""
+    is_delivered = not results or _save(results, found, options)
+    is_taken = any(descriptor_of(options[name] or "") == _STDOUT for name in FILES)
+    text = "\n".join(report.text(result) for result in results)
+    if found is not None:
+        text += f"\n{found.text()}"
+    is_delivered &= command.show(PROGRAM, text, sys.stderr if is_taken else sys.stdout)
+    if failure is not None:
+        command.say_error(PROGRAM, failure.strerror or str(failure))
+    if any(was_interrupted(result) for result in results):
+        return _BY_SIGNAL + signal.SIGINT
+    # Of a search, the rates that were too high are expected to fail.
+    failed = found.rate is None if found else any(map(_has_failed, results))
+    return command.EXIT_FAILED if failed or not is_delivered else 0
+
+
+def was_interrupted(result: Result) -> bool:
+    last = result.repeats[-1] if result.repeats else result
+    return bool(last.observed.get("interrupted"))
+
+
+def _has_failed(result: Result) -> bool:
+    """Lost datagrams are what was measured, unless all of them are."""
+    all_lost = bool(result.workload.get("udp")) and not result.echoes
+    return bool(result.error_count or result.partial or all_lost)
+
+
+def _save(results: Sequence[Result], found: Found | None, options: dict[str, Any]) -> bool:
+    """Every file that was asked for, whole or not at all; says what went wrong. True: nothing."""
+    writers: dict[str, Callable[[], str]] = {
+        "json": lambda: dump(results, found.to_dict() if found else None) + "\n",
+        "csv": lambda: report.to_csv(results),
+        "hgrm": lambda: report.to_hgrm(results[-1]),
+        "hlog": lambda: report.to_hlog(results),
+        "txt": lambda: report.to_txt(results[-1]),
+    }
+    saved = True
+    # What goes to a descriptor may wait for its reader: after the files.
+    paths = {name: options[name] for name in FILES if options[name]}
+    for name in sorted(paths, key=lambda name: descriptor_of(paths[name]) is not None):
+        try:
+            write_whole(paths[name], writers[name]())
+        except (OSError, ValueError) as error:
+            command.say_error(PROGRAM, f"{flag(name)} {paths[name]}: {reason_of(error)}")
+            saved = False
+    return saved
