@@ -43,6 +43,9 @@ class Client:
         """mode: index into MODES. address: packed, or a path for AF_UNIX. sources: packed
         addresses one after the other; empty: the kernel's choice. datagrams: UDP, in the modes
         closed and open."""
+    def adopt(self, fd: int, connect_ns: int) -> None:
+        """Take over an established, non-blocking socket as connection 0, on which the first message
+        has been echoed; before open(). connect_ns: how long its connect took."""
     def open(self) -> None:
         """Establish every connection; return when each is open or has failed."""
     def run(self, start_ns: int, measure_ns: int, end_ns: int) -> None:

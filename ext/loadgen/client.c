@@ -135,6 +135,25 @@ size_t client_take_ends(struct client *client, struct local_end *out, size_t mos
 
 /* ---- opening --------------------------------------------------------------------------------- */
 
+int client_adopt(struct client *client, int fd, uint64_t connect_ns) {
+    struct connection *connection = &client->connections[0];
+    connection->fd = fd;
+    if (traffic_watch(client, connection) < 0) {
+        int error = errno;
+        connection_close(connection, true);
+        return -error;
+    }
+    connection->state = CONNECTION_OPEN;
+    connection->moved_ns = now_ns();
+    connection->allowed = connection->sent = connection->replied = 1;
+    client->next_unopened = 1;
+    client->attempts = 1;
+    count(&client->counters.opened, 1);
+    count(&client->counters.open_now, 1);
+    record(client, LATENCY_CONNECT, connect_ns);
+    return 0;
+}
+
 int client_open(struct client *client) {
     client->opening = true;
     client->measure_ns = client->end_ns = UINT64_MAX;

@@ -166,6 +166,11 @@ struct client {
 /* 0, or -errno. The client takes over `sources` in any case. */
 int client_init(struct client *client, const struct settings *settings);
 
+/* Takes over an established, non-blocking socket as connection 0, on which the first message has
+ * been echoed. Before client_open; connect_ns: how long its connect took. 0, or -errno, and then
+ * the socket is closed. */
+int client_adopt(struct client *client, int fd, uint64_t connect_ns);
+
 /* Establishes every connection; returns when each is open or has failed. 0, or -errno when the
  * client cannot go on at all. */
 int client_open(struct client *client);

@@ -194,6 +194,23 @@ static PyObject *leave(PyObject *self, int result) {
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(adopt_doc, "adopt(fd, connect_ns)\n--\n\nTake over a socket as connection 0, on which "
+                        "the first message has been echoed; before open().");
+
+static PyObject *client_object_adopt(PyObject *self, PyObject *arguments) {
+    int fd;
+    unsigned long long connect_ns;
+    if (!PyArg_ParseTuple(arguments, "iK:adopt", &fd, &connect_ns) || enter(self) < 0)
+        return NULL;
+    struct client *client = client_of(self);
+    if (client->next_unopened > 0 || client->settings.datagrams) {
+        leave(self, 0);
+        PyErr_SetString(PyExc_ValueError, "the client has begun, or is one of datagrams");
+        return NULL;
+    }
+    return leave(self, client_adopt(client, fd, connect_ns));
+}
+
 PyDoc_STRVAR(open_doc, "open()\n--\n\nEstablish every connection; return when each is open or has "
                        "failed.");
 
@@ -400,6 +417,7 @@ static PyObject *client_object_first_error(PyObject *self, PyObject *Py_UNUSED(i
 }
 
 static PyMethodDef methods[] = {
+    {"adopt", client_object_adopt, METH_VARARGS, adopt_doc},
     {"open", client_object_open, METH_NOARGS, open_doc},
     {"run", client_object_run, METH_VARARGS, run_doc},
     {"burst", client_object_burst, METH_VARARGS, burst_doc},

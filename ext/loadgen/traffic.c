@@ -76,6 +76,18 @@ enum error_kind traffic_kind_of_ending(const struct connection *connection, enum
 
 static void established(struct client *client, struct connection *connection, uint64_t now);
 
+int traffic_watch(struct client *client, struct connection *connection) {
+    /* Edge-triggered, EPOLLOUT is reported once the connect ends and after send had no room. On
+     * AF_UNIX it would come whenever the peer reads. */
+    bool is_local = client->settings.server.any.sa_family == AF_UNIX;
+    struct epoll_event event = {
+        .events = EPOLLIN | EPOLLRDHUP | EPOLLET | (is_local ? 0u : (uint32_t)EPOLLOUT),
+        .data.ptr = connection,
+    };
+    connection->watches_room = !is_local;
+    return epoll_ctl(client->epoll_fd, EPOLL_CTL_ADD, connection->fd, &event);
+}
+
 void traffic_try_connect(struct client *client, struct connection *connection) {
     const struct settings *settings = &client->settings;
     const union address *source = NULL;
@@ -97,15 +109,7 @@ void traffic_try_connect(struct client *client, struct connection *connection) {
         traffic_fail(client, connection, kind_of_connect_error(-result), -result);
         return;
     }
-    /* Edge-triggered, EPOLLOUT is reported once the connect ends and after send had no room. On
-     * AF_UNIX it would come whenever the peer reads. */
-    bool is_local = settings->server.any.sa_family == AF_UNIX;
-    struct epoll_event event = {
-        .events = EPOLLIN | EPOLLRDHUP | EPOLLET | (is_local ? 0u : (uint32_t)EPOLLOUT),
-        .data.ptr = connection,
-    };
-    connection->watches_room = !is_local;
-    if (epoll_ctl(client->epoll_fd, EPOLL_CTL_ADD, connection->fd, &event) < 0)
+    if (traffic_watch(client, connection) < 0)
         traffic_fail(client, connection, ERROR_OTHER, errno);
     else if (result == 0)
         established(client, connection, now_ns());

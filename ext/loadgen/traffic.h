@@ -74,6 +74,9 @@ static inline struct message message_of(const struct client *client,
                             .length = client->settings.length};
 }
 
+/* Has the events of the connection's socket looked at. 0, or -1 and errno. */
+int traffic_watch(struct client *client, struct connection *connection);
+
 /* Begins a connection: its time counts from here. */
 void traffic_connect(struct client *client, struct connection *connection);
 

@@ -15,7 +15,7 @@ from .. import _loadgen
 from .target import Target
 from .workload import Workload
 
-__all__ = ["SAMPLE_BYTES", "Crew", "Report", "Share", "Snapshot", "shares_of"]
+__all__ = ["SAMPLE_BYTES", "Crew", "Report", "Share", "Snapshot", "first_message", "shares_of"]
 
 SAMPLE_BYTES = 24  # of one connection: _loadgen.Client.samples()
 _STOP_S = 5.0  # the native client takes one
@@ -107,11 +107,27 @@ def _client(workload: Workload, target: Target, share: Share, seed: int) -> _loa
     )
 
 
+def first_message(workload: Workload, seed: int) -> bytes:
+    """Of connection 0."""
+    return _loadgen.payload(seed, 0, 0, workload.length)
+
+
 class Crew:
     """Starts the same phase on every client at once; one phase at a time."""
 
-    def __init__(self, workload: Workload, target: Target, shares: list[Share], seed: int) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        target: Target,
+        shares: list[Share],
+        seed: int,
+        first: tuple[int, int] | None = None,
+    ) -> None:
+        """first: a descriptor for connection 0, which is taken over, on which the first message has
+        been echoed; and how long its connect took, in ns."""
         self._clients = [_client(workload, target, share, seed) for share in shares]
+        if first is not None:
+            self._clients[0].adopt(*first)
         # Of each client's threads, one after the other: a connection stays with its CPU.
         self._cpus = [
             {workload.cpus[share.index % len(workload.cpus)]} if workload.cpus else None

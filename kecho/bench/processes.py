@@ -39,8 +39,14 @@ class ProcessCrew:
     in the snapshots, and the rest is lost; the others are stopped."""
 
     def __init__(
-        self, workload: Workload, target: Target, shares: Sequence[list[Share]], seed: int
+        self,
+        workload: Workload,
+        target: Target,
+        shares: Sequence[list[Share]],
+        seed: int,
+        first: tuple[int, int] | None = None,
     ) -> None:
+        """first: as Crew takes it; the descriptor stays the caller's, a child has a copy."""
         self._children: list[tuple[subprocess.Popen[bytes], Connection]] = []
         self._busy: set[int] = set()
         self._ended: dict[int, str] = {}
@@ -48,22 +54,23 @@ class ProcessCrew:
         self._sizes = [sum(one.connections for one in share) for share in shares]
         try:
             for share in shares:
-                self._spawn()
-                self._children[-1][1].send((workload.to_dict(), target, share, seed))
+                self._spawn([] if first is None else [first[0]])
+                self._children[-1][1].send((workload.to_dict(), target, share, seed, first))
+                first = None
             for index in range(len(self._children)):
                 self._answer(index)
         except BaseException:
             self.close()
             raise
 
-    def _spawn(self) -> None:
+    def _spawn(self, more_fds: Sequence[int]) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             command = _CHILD.format(path=sys.path, fd=theirs.fileno())
             child = subprocess.Popen(
                 [sys.executable, "-c", command],
                 stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), *more_fds],
                 process_group=0,
             )
         self._children.append((child, Connection(ours.detach())))
@@ -184,9 +191,9 @@ def main(fd: int) -> None:
     tuning.raise_descriptor_limit()
     pipe = Connection(fd)
     try:
-        options, target, shares, seed = pipe.recv()
+        options, target, shares, seed, first = pipe.recv()
         lists = {name: tuple(options[name]) for name in ("source", "cpus")}
-        crew = Crew(Workload(**{**options, **lists}), target, shares, seed)
+        crew = Crew(Workload(**{**options, **lists}), target, shares, seed, first)
         pipe.send(("ready", None))
         _obey(pipe, crew)
     except EOFError:

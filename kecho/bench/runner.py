@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import OptionError
-from . import environment, preflight, signals, verdict
-from . import target as targets
+from . import environment, preflight, probe, signals, verdict
 from .crew import Crew, Report, Snapshot, shares_of
 from .histogram import Histogram
+from .probe import FirstConnection
 from .processes import ProcessCrew
 from .procfs import usage_of
 from .result import Interval, Result, Round
@@ -64,20 +64,17 @@ def run(
     """
     if server_pid is not None and usage_of(server_pid) is None:
         raise OptionError("server_pid", f"there is no process {server_pid}")
-    target = targets.find(workload)
-    ports = _check_limits(workload, target)
-    if server_pid is None:
-        server_pid = target.pid or pid_listening_at(target)
+    preflight.check_sources(workload)
     seed = random.SystemRandom().getrandbits(32)
-    shares = shares_of(workload)
-    crew: Crew | ProcessCrew
+    target, first = probe.find(workload, seed)
     try:
-        if workload.processes > 1:
-            crew = ProcessCrew(workload, target, shares, seed)
-        else:
-            crew = Crew(workload, target, shares[0], seed)
-    except ValueError as error:
-        raise OptionError("source", str(error)) from None
+        ports = _check_limits(workload, target)
+        if server_pid is None:
+            server_pid = target.pid or pid_listening_at(target)
+        crew = _crew(workload, target, seed, first)
+    finally:
+        if first is not None:
+            first.socket.close()  # nothing if it has been taken over
     try:
         conductor = _Conductor(workload, crew, target, server_pid, on_progress)
         with signals.heard() as ending:
@@ -90,12 +87,25 @@ def run(
         crew.close()
 
 
+def _crew(
+    workload: Workload, target: Target, seed: int, first: FirstConnection | None
+) -> Crew | ProcessCrew:
+    shares = shares_of(workload)
+    try:
+        if workload.processes > 1:
+            given = None if first is None else (first.socket.fileno(), first.connect_ns)
+            return ProcessCrew(workload, target, shares, seed, given)
+        given = None if first is None else (first.socket.detach(), first.connect_ns)
+        return Crew(workload, target, shares[0], seed, given)
+    except ValueError as error:
+        raise OptionError("source", str(error)) from None
+
+
 def _check_limits(workload: Workload, target: Target) -> int:
     """How many connections the ports allow at once (0: any number). Raises OptionError."""
     for problem in preflight.problems(workload, is_local=target.is_local):
         if problem.fatal:
             raise OptionError("connections", str(problem))
-    preflight.check_sources(workload)
     preflight.check_cpus(workload)
     budget = preflight.port_budget(workload)
     if budget and workload.total_connections > budget:

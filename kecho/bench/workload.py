@@ -219,6 +219,13 @@ class Workload:
         ),
     )
     verify: bool = option(True, switch("compare every byte of every reply"))
+    probe: bool = option(
+        True,
+        switch(
+            "ask by one message whether this is an echo server, before all else: the first of the "
+            "first connection, but in burst, connect and UDP, which open one for it"
+        ),
+    )
     connects_at_once: int = option(
         64, integer("connects under way at once while opening, but for burst", 1, 1 << 22)
     )

@@ -50,7 +50,7 @@ def test_a_rate_is_found_where_every_reply_takes_long() -> None:
 def test_a_connection_whose_last_reply_is_late_costs_the_rate_of_the_others_nothing(
     mode: str,
 ) -> None:
-    with faulty_servers.delays_the_first(1.0) as peer:
+    with faulty_servers.delays_the_second(1.0) as peer:
         result = measure(peer, mode=mode, connections=5, duration=0.3)
     assert not result.errors
     assert result.duration_s == 0.3
@@ -74,7 +74,7 @@ def test_bytes_are_those_of_the_echoes(options: dict[str, object]) -> None:
 
 
 def test_the_series_ends_when_sending_does() -> None:
-    with faulty_servers.delays_the_first(1.0) as peer:
+    with faulty_servers.delays_the_second(1.0) as peer:
         result = measure(peer, connections=5, duration=0.3)
     last = result.series[-1]
     assert last.start_s + last.duration_s == pytest.approx(0.3)

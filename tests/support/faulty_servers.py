@@ -31,6 +31,8 @@ class Peer:
         self._connections: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.accepted = 0
+        self.most: int | None = None  # connections that are taken
         self.port: int = self._listener.getsockname()[1]
 
     def __enter__(self) -> Self:
@@ -60,6 +62,10 @@ class Peer:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
+            if self.accepted == self.most:
+                connection.close()
+                continue
+            self.accepted += 1
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
                 self._connections.add(connection)
@@ -77,6 +83,26 @@ class Peer:
         connection.close()
 
 
+def echoes_records(size: int) -> Peer:
+    """Answers whole records of so many bytes, as they are read."""
+    parts: dict[socket.socket, bytes] = {}
+
+    def answer(connection: socket.socket, data: bytes) -> None:
+        data = parts.pop(connection, b"") + data
+        whole = len(data) - len(data) % size
+        parts[connection] = data[whole:]
+        connection.sendall(data[:whole])
+
+    return Peer(answer)
+
+
+def serves_one() -> Peer:
+    """Takes one connection, and no other."""
+    peer = Peer(lambda connection, data: connection.sendall(data))
+    peer.most = 1
+    return peer
+
+
 def delays(seconds: float) -> Peer:
     """Each reply comes exactly that much later."""
 
@@ -89,14 +115,14 @@ def delays(seconds: float) -> Peer:
     return Peer(answer)
 
 
-def delays_the_first(seconds: float) -> Peer:
-    """Echoes at once, but for the first connection that is not the probe's, which waits."""
-    slow: list[socket.socket] = []
+def delays_the_second(seconds: float) -> Peer:
+    """Echoes at once, but on its second connection, where each reply waits."""
+    seen: list[socket.socket] = []
 
     def answer(connection: socket.socket, data: bytes) -> None:
-        if not slow and len(data) != 32:
-            slow.append(connection)
-        if slow and connection is slow[0]:
+        if connection not in seen and len(seen) < 2:
+            seen.append(connection)
+        if connection in seen[1:]:
             time.sleep(seconds)
         connection.sendall(data)
 
@@ -135,7 +161,7 @@ def corrupts(every: int) -> Peer:
 
 
 class _PerConnection:
-    """Counts the bytes of each connection; a probe's 32 bytes are let through."""
+    """Counts the bytes of each connection."""
 
     def __init__(self) -> None:
         self._seen: dict[socket.socket, int] = {}
@@ -272,13 +298,12 @@ def dribbles(every_s: float, after: int) -> Peer:
 
 
 def adds_later(data: bytes, after_s: float) -> Peer:
-    """Echoes, and some time later says more; the 32 bytes of a probe are let through."""
+    """Echoes, and some time later says more."""
 
     def answer(connection: socket.socket, received: bytes) -> None:
         connection.sendall(received)
-        if len(received) != 32:
-            time.sleep(after_s)
-            connection.sendall(data)
+        time.sleep(after_s)
+        connection.sendall(data)
 
     return Peer(answer)
 

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 Address = tuple[str, int]
 # What to send, and to whom, when the datagram with this number (from 0) has come from there.
 Answer = Callable[[int, bytes, Address], list[tuple[bytes, Address]]]
-PROBE_BYTES = 32
 
 
 @contextmanager
@@ -24,6 +23,7 @@ def peer(answer: Answer) -> Iterator[int]:
 
         def serve() -> None:
             number = 0
+            prober: Address | None = None
             while not ending.is_set():
                 try:
                     data, source = one.recvfrom(65536)
@@ -31,7 +31,8 @@ def peer(answer: Answer) -> Iterator[int]:
                     continue
                 except ConnectionRefusedError:
                     continue
-                if len(data) == PROBE_BYTES:
+                prober = prober or source
+                if source == prober:
                     one.sendto(data, source)
                     continue
                 for reply, to in answer(number, data, source):

@@ -129,10 +129,11 @@ BENCH = {
     "bench.result": {"histogram", "reading"},
     "bench.verdict": {"histogram", "result", "witness", "workload"},
     "bench.crew": {"target", "workload"},
+    "bench.probe": {"crew", "target", "workload"},
     "bench.processes": {"crew", "target", "workload"},
     "bench.runner": {
         *{"crew", "environment", "histogram", "preflight", "processes", "result", "target"},
-        *{"procfs", "series", "signals", "timewait", "verdict"},
+        *{"probe", "procfs", "series", "signals", "timewait", "verdict"},
         *{"witness", "workload"},
     },
     "bench.preflight": {"workload"},
