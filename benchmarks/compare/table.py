@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kecho.bench.report import duration_text
+from kecho.bench.amounts import duration_text
 
 from . import cap
 from .measure import Measured, Run

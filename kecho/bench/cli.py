@@ -20,6 +20,7 @@ from ..errors import OptionError, TuningError
 from ..options import Option, flag, integer, option_of, switch
 from ..tuned import restore_leftover
 from . import condition, preflight, signals
+from .amounts import rate_text
 from .delivery import FILES, check_kinds, check_paths, deliver, was_interrupted
 from .preflight import tuning_for
 from .progress import live_progress
@@ -178,8 +179,9 @@ def _workloads(values: dict[str, Any], extra: dict[str, Any]) -> list[Workload]:
         if workload.rate is not None and workload.rate < least:
             raise OptionError(
                 "find_rate",
-                f"{limit.text} takes {least:,.0f} messages/s or more in {workload.duration:g} s "
-                "to be told: a longer --duration, or a higher --rate to begin with",
+                f"{limit.text} takes {rate_text(least)} messages/s or more in "
+                f"{workload.duration:g} s to be told: a longer --duration, or a "
+                "higher --rate to begin with",
             )
         return [workload]
     return [Workload(**values)]

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
 
+from .amounts import duration_text, rate_text
 from .condition import METRICS, Condition, metric_of
-from .report import duration_text
 from .result import Result
+from .together import check_alike, unlike_machines
 
 __all__ = [
     *("REPEATS_LEAST", "Comparison", "compare", "compare_samples", "failed_conditions", "interval"),
@@ -44,11 +45,13 @@ class Comparison:
 
 
 def compare(first: Result, second: Result) -> list[Comparison]:
-    """Every metric that both have, but for errors. ValueError if their times are not of the same
-    latency: a service time is not to be divided by a response time."""
-    names = first.main_latency, second.main_latency
-    if None not in names and names[0] != names[1]:
-        raise ValueError(f"A measured {names[0]} times, B {names[1]} times: not to be compared")
+    """Every metric that both have, but for errors. ValueError if they do not stand together: a
+    service time is not to be divided by a response time."""
+    check_alike(
+        [one.workload["mode"] for one in (first, second)],
+        [one.main_latency for one in (first, second)],
+        ("A", "B"),
+    )
     comparisons = []
     for metric in METRICS:
         if metric == "errors":
@@ -119,7 +122,7 @@ def text(first: Result, second: Result) -> str:
     rows: list[list[str]] = [[times, "A", "B", "B / A", "95 % interval", ""]]
     for one in compare(first, second):
         shown = [
-            f"{value:,.0f}/s" if one.metric == "rate" else duration_text(value)
+            f"{rate_text(value)}/s" if one.metric == "rate" else duration_text(value)
             for value in (one.first, one.second)
         ]
         interval = f"{one.low:.3f} to {one.high:.3f}" if one.low is not None else "-"
@@ -141,6 +144,8 @@ def text(first: Result, second: Result) -> str:
             runs = "one run" if count == 1 else f"{count} runs"
             lines.append(f"{name} is {runs}: no interval; measure with --repeat 5 or more")
         lines += [f"{name} is NOT VALID: {reason}" for reason in result.verdict.reasons]
+    for unlike in unlike_machines([first.environment, second.environment]):
+        lines.append(f"A and B are of unlike machines: {unlike}")
     if dict(first.workload) != dict(second.workload):
         names = sorted(
             name

@@ -5,11 +5,12 @@ from __future__ import annotations
 import html
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from . import report
 from .plot import plot
-from .result import Result
+from .result import Result, check_results
+from .together import unlike_machines
 
 __all__ = ["to_html"]
 
@@ -23,7 +24,8 @@ td { padding: .1rem 1rem .1rem 0; vertical-align: top; overflow-wrap: anywhere }
 
 
 def to_html(results: Sequence[Result]) -> str:
-    """Raises ImportError without matplotlib."""
+    """Raises ValueError if they do not stand together, ImportError without matplotlib."""
+    check_results(results)
     valid = all(result.verdict.valid for result in results)
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
@@ -35,15 +37,36 @@ def to_html(results: Sequence[Result]) -> str:
         if valid
         else "<p class='bad'>Not valid: the reasons are below.</p>",
         _picture(results),
-        *(f"<pre>{html.escape(report.text(result))}</pre>" for result in results),
-        "<h2>Environment</h2><table>",
         *(
-            f"<tr><td>{html.escape(name)}</td><td>{html.escape(_shown(value))}</td></tr>"
-            for name, value in results[0].environment.items()
+            f"{_heading(result, results)}<pre>{html.escape(report.text(result))}</pre>"
+            for result in results
         ),
-        "</table></body></html>\n",
+        *_environments(results),
+        "</body></html>\n",
     ]
     return "\n".join(parts)
+
+
+def _heading(result: Result, results: Sequence[Result]) -> str:
+    several = len({one.name for one in results}) > 1
+    return f"<h2>{html.escape(result.name)}</h2>" if several else ""
+
+
+def _environments(results: Sequence[Result]) -> Iterator[str]:
+    """Of each machine, with the results that are of it where there are several."""
+    unlike = unlike_machines([result.environment for result in results])
+    if unlike:
+        shown = html.escape("; ".join(unlike))
+        yield f"<p class='bad'>Measured on unlike machines: {shown}</p>"
+    told: list[Result] = []
+    for result in results:
+        if any(not unlike_machines([one.environment, result.environment]) for one in told):
+            continue
+        told.append(result)
+        yield f"<h2>Environment{html.escape(f': {result.name}') if unlike else ''}</h2><table>"
+        for name, value in result.environment.items():
+            yield f"<tr><td>{html.escape(name)}</td><td>{html.escape(_shown(value))}</td></tr>"
+        yield "</table>"
 
 
 def _picture(results: Sequence[Result]) -> str:

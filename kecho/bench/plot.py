@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .result import Interval, Result
+from ..command import plural
+from .amounts import rate_text
+from .histogram import Histogram
+from .result import Interval, Result, check_results
+from .together import unlike_machines
 
 __all__ = ["plot", "set_log"]
 
@@ -19,6 +23,7 @@ _COLOUR_OF = {
 }
 _GREY = "#666666"
 _MOST_NINES = 6
+_MOST_TOLD = 6  # numbers of a sweep in the title
 _MOST_NAMED = 4  # lines that the legend beside a title has room for
 
 
@@ -26,14 +31,16 @@ def plot(results: Sequence[Result], path: str | Path | BinaryIO, format: str | N
     """Writes a picture, PNG or SVG by the file's name or `format`, of what is in these results.
 
     A burst: response time by connection; any: percentiles on a nines axis, and over time; several:
-    latency against connections or throughput. Raises ValueError if there is nothing to draw,
-    OSError if the file cannot be written, ImportError without matplotlib.
+    latency against connections or throughput, a line for each file that they are of. Raises
+    ValueError if there is nothing to draw or they do not stand together, OSError if the file cannot
+    be written, ImportError without matplotlib.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    check_results(results)
     panels = _panels(results)
     if not panels:
         raise ValueError("these results hold no latency to draw")
@@ -99,13 +106,22 @@ def _all_series(results: Sequence[Result]) -> list[tuple[Result, tuple[Interval,
 
 
 def _title(results: Sequence[Result]) -> str:
-    workload = results[0].workload
-    where = workload["uds"] or f"{workload['host']}:{workload['port']}"
-    counts = sorted({result.workload["connections"] for result in results})
+    workloads = [result.workload for result in results]
+    places = dict.fromkeys(one["uds"] or f"{one['host']}:{one['port']}" for one in workloads)
+    where = next(iter(places)) if len(places) == 1 else f"{len(places)} servers"
+    counts = sorted({one["connections"] for one in workloads})
+    lengths = sorted({one["length"] for one in workloads})
+    connections = "connection" if counts == [1] else "connections"
     return (
-        f"{workload['mode']} at {where}: "
-        f"{' / '.join(f'{count:,}' for count in counts)} connections of {workload['length']:,} B"
+        f"{workloads[0]['mode']} at {where}: {_numbers(counts)} {connections} of "
+        f"{_numbers(lengths)} B"
     )
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    """Those of a long sweep are told by its ends."""
+    shown = [f"{number:,}" for number in numbers]
+    return " / ".join(shown) if len(shown) <= _MOST_TOLD else f"{shown[0]} to {shown[-1]}"
 
 
 def _footer(results: Sequence[Result]) -> str:
@@ -117,6 +133,8 @@ def _footer(results: Sequence[Result]) -> str:
     ]
     environment = results[0].environment
     where = f"Linux {environment.get('kernel')}, {environment.get('usable_cpus')} CPUs"
+    if unlike := unlike_machines([result.environment for result in results]):
+        where = _shortened(f"unlike machines: {'; '.join(unlike)}", 80)
     if reasons:
         more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
         return f"NOT VALID: {_shortened(reasons[0], 130)}{more}   ({where})"
@@ -132,12 +150,36 @@ def _footer_colour(results: Sequence[Result]) -> str:
 
 
 def _label(result: Result, results: Sequence[Result]) -> str:
-    if len({one.workload["connections"] for one in results}) == len(results):
-        count = result.workload["connections"]
-        return f"{count:,} connection{'s' if count > 1 else ''}"
+    """Its file, where they are of several; its step, where the file has several."""
+    others = [one for one in results if one.name == result.name]
+    parts = [result.name] if len(others) < len(results) else []
+    if len(others) > 1 or not parts:
+        parts.append(_step(result, others))
+    return ", ".join(parts)
+
+
+def _step(result: Result, others: Sequence[Result]) -> str:
+    if len({one.workload["connections"] for one in others}) == len(others):
+        return plural(result.workload["connections"], "connection")
     if result.workload["rate"]:
-        return f"{result.workload['rate']:,.0f}/s"
-    return f"{result.rate_per_s:,.0f} echoes/s"
+        return f"{rate_text(result.workload['rate'])}/s"
+    return f"{rate_text(result.rate_per_s)} echoes/s"
+
+
+def _by_file(results: Sequence[Result]) -> dict[str, list[Result]]:
+    files: dict[str, list[Result]] = {}
+    for result in results:
+        files.setdefault(result.name, []).append(result)
+    return files
+
+
+def _colour(index: int, total: int) -> Any:
+    """One of so many that can be told apart."""
+    if total <= len(_COLOURS):
+        return _COLOURS[index]
+    from matplotlib import colormaps
+
+    return colormaps["turbo"]((index + 0.5) / total)
 
 
 def _by_connection(axis: Any, results: Sequence[Result]) -> None:
@@ -212,7 +254,7 @@ def _percentiles(axis: Any, results: Sequence[Result]) -> None:
             nines = [depth for depth in nines if depth <= _MOST_NINES]
             times = [histogram.percentile(100 * (1 - 10**-depth)) / 1e6 for depth in nines]
             title = name.replace("_", " ") if one_result else _label(result, results)
-            colour = _COLOUR_OF[name] if one_result else _COLOURS[index % len(_COLOURS)]
+            colour = _COLOUR_OF[name] if one_result else _colour(index, len(results))
             axis.plot(nines, times, color=colour, label=title)
             deepest = max(deepest, nines[-1])
             index += 1
@@ -225,44 +267,43 @@ def _percentiles(axis: Any, results: Sequence[Result]) -> None:
     axis.set_title("percentiles", loc="left")
     axis.set_xlabel("percentile")
     axis.set_ylabel("ms")
-    axis.legend(loc="best", framealpha=0.9)
+    many = len(results) > len(_COLOURS)
+    axis.legend(loc="best", framealpha=0.9, fontsize=6.5 if many else None, ncols=1 + many)
 
 
-def _with_latency(results: Sequence[Result], key: Any) -> list[tuple[float, Any]]:
-    """(x, histogram) of each result that has a latency, in ascending order."""
-    points = [
-        (float(key(result)), result.latency[result.main_latency])
-        for result in results
-        if result.main_latency
-    ]
-    return sorted(points, key=lambda point: point[0])
+def _main(result: Result) -> Histogram:
+    return result.latency[result.main_latency or ""]
 
 
-def _draw_percentile_lines(axis: Any, points: list[tuple[float, Any]]) -> None:
-    for index, percent in enumerate((50, 99, 99.9)):
-        axis.plot(
-            [x for x, _ in points],
-            [histogram.percentile(percent) / 1e6 for _, histogram in points],
-            "o-",
-            markersize=3.5,
-            color=_COLOURS[index],
-            label=f"p{percent:g}",
-        )
+def _draw_percentile_lines(axis: Any, results: Sequence[Result], x: Callable[[Any], float]) -> None:
+    """A line goes from step to step of a file, as the load rises: beyond saturation the throughput
+    may fall, and the line turns back."""
+    files = _by_file([result for result in results if result.main_latency])
+    for number, (name, steps) in enumerate(files.items()):
+        steps.sort(key=lambda one: (one.workload["connections"], one.workload["rate"] or 0))
+        for index, percent in enumerate((50, 99, 99.9)):
+            axis.plot(
+                [x(one) for one in steps],
+                [_main(one).percentile(percent) / 1e6 for one in steps],
+                "o" + ("-", "--", ":")[index if len(files) > 1 else 0],
+                markersize=3.5,
+                color=_COLOURS[index] if len(files) == 1 else _colour(number, len(files)),
+                label=f"{name} p{percent:g}" if len(files) > 1 else f"p{percent:g}",
+            )
     axis.set_ylabel("ms")
     set_log(axis, "y")
-    axis.legend(loc="best", framealpha=0.9)
+    axis.legend(loc="best", framealpha=0.9, fontsize=6.5 if len(files) > 2 else None)
 
 
 def _against_connections(axis: Any, results: Sequence[Result]) -> None:
-    _draw_percentile_lines(axis, _with_latency(results, lambda one: one.workload["connections"]))
+    _draw_percentile_lines(axis, results, lambda one: float(one.workload["connections"]))
     set_log(axis, "x")
     axis.set_title("latency against concurrency", loc="left")
     axis.set_xlabel("connections")
 
 
 def _against_throughput(axis: Any, results: Sequence[Result]) -> None:
-    points = _with_latency(results, lambda one: one.rate_per_s / 1000)
-    _draw_percentile_lines(axis, points)
+    _draw_percentile_lines(axis, results, lambda one: one.rate_per_s / 1000)
     axis.set_title("latency against throughput", loc="left")
     axis.set_xlabel("thousand echoes/s")
 
@@ -285,7 +326,7 @@ def _over_time(axis: Any, results: Sequence[Result]) -> None:
             [one.start_s + one.duration_s / 2 for one in shown],
             amounts,
             ".-",
-            color=_COLOURS[_index_of(result, results) % len(_COLOURS)],
+            color=_colour(_index_of(result, results), len(results)),
             alpha=1 if len(every) == len(results) else 0.6,
             label=label if label not in named else None,
         )

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from . import report
+from ..command import plural
+from .amounts import duration_text, rate_text
 from .runner import Progress
 
 __all__ = ["live_progress"]
@@ -56,13 +57,13 @@ class _RichProgress:
             self._bar.stop()
 
     def _show(self, now: Progress) -> None:
-        parts = [f"{now.connections:,} open", f"{now.echoes:,} echoes"]
+        parts = [f"{now.connections:,} open", plural(now.echoes, "echo", "echoes")]
         if now.rate_per_s is not None:
-            parts.append(f"{now.rate_per_s:,.0f}/s")
+            parts.append(f"{rate_text(now.rate_per_s)}/s")
         if now.p99_ns is not None:
-            parts.append(f"p99 {report.duration_text(now.p99_ns)}")
+            parts.append(f"p99 {duration_text(now.p99_ns)}")
         if now.errors:
-            parts.append(f"{now.errors:,} errors")
+            parts.append(plural(now.errors, "error"))
         with suppress(OSError, ValueError):
             self._bar.update(
                 self._task,

@@ -7,6 +7,8 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from ..command import plural
+from .amounts import duration_text, rate_text, size_text
 from .histogram import write_hlog
 from .result import Result
 
@@ -27,22 +29,6 @@ _RESPONSE_NAMES = {
 }
 
 
-def duration_text(ns: float) -> str:
-    """Three digits and a unit: ``12.3 µs``."""
-    for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
-        if ns >= size:
-            value = ns / size
-            return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
-    return f"{ns:.0f} ns"
-
-
-def size_text(size: float) -> str:
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size:.0f} B"
-
-
 def text(result: Result) -> str:
     """The table. A percentile that fewer than ten samples lie beyond is marked with ~."""
     workload = result.workload
@@ -54,7 +40,7 @@ def text(result: Result) -> str:
         lines += ["", *_latency_table(result)]
     lines += ["", *_errors(result)]
     if len(result.repeats) > 1:
-        rates = ", ".join(f"{one.rate_per_s:,.0f}" for one in result.repeats)
+        rates = ", ".join(rate_text(one.rate_per_s) for one in result.repeats)
         lines.append(f"repeats     {rates} echoes/s")
     lines += _verdict(result)
     return "\n".join(lines) + "\n"
@@ -67,18 +53,18 @@ def _headline(workload: Any) -> str:
         else f"{'udp' if workload.get('udp') else 'tcp'} {workload['host']}:{workload['port']}"
     )
     parts = [
-        f"{workload['connections']:,} connections",
+        plural(workload["connections"], "connection"),
         f"{workload['length']:,} B",
     ]
     if workload["mode"] == "burst":
-        parts.append(f"{workload['rounds']} rounds")
+        parts.append(plural(workload["rounds"], "round"))
     else:
         parts.append(f"{workload['duration']:g} s")
     if workload["rate"]:
-        parts.append(f"{workload['rate']:,.0f} messages/s")
+        parts.append(f"{rate_text(workload['rate'])} messages/s")
     if (workload["depth"] or 1) > 1:
         parts.append(f"depth {workload['depth']}")
-    parts.append(f"{workload['threads']} threads")
+    parts.append(plural(workload["threads"], "thread"))
     if workload["processes"] > 1:
         parts.append(f"{workload['processes']} processes")
     if workload["spin"]:
@@ -92,13 +78,15 @@ def _outcome(result: Result) -> str:
     partial = " (partial)" if result.partial else ""
     if result.workload["mode"] == "idle":
         lost = result.observed.get("lost") or 0
+        held = plural(result.connections, "connection")
+        opened_s = result.observed.get("open_s") or 0
         return (
-            f"held        {result.connections:,} connections for {result.duration_s:.1f} s, opened "
-            f"in {result.observed.get('open_s') or 0:.2f} s; {lost:,} lost{partial}"
+            f"held        {held} for {result.duration_s:.1f} s, opened in {opened_s:.2f} s; "
+            f"{lost:,} lost{partial}"
         )
     return (
         f"echoes      {result.echoes:,} in {result.duration_s:.3f} s: "
-        f"{result.rate_per_s:,.0f}/s, {size_text(result.bytes_per_s)}/s each way{partial}"
+        f"{rate_text(result.rate_per_s)}/s, {size_text(result.bytes_per_s)}/s each way{partial}"
     )
 
 
@@ -108,8 +96,8 @@ def _loss(result: Result) -> str:
     )
     share = lost / (lost + result.echoes) if lost else 0.0
     return (
-        f"lost        {lost:,} datagrams ({share:.3%}); {late:,} replies late, {twice:,} twice, "
-        f"{overtaken:,} out of order"
+        f"lost        {plural(lost, 'datagram')} ({share:.3%}); "
+        f"{plural(late, 'reply', 'replies')} late, {twice:,} twice, {overtaken:,} out of order"
     )
 
 
@@ -173,7 +161,7 @@ def to_csv(results: Sequence[Result]) -> str:
             *(result.error_count, result.partial, result.verdict.valid),
         ]
         if not result.latency:
-            writer.writerow(start)
+            writer.writerow([*start, *([""] * (1 + len(figures)))])
         for name, histogram in result.latency.items():
             summary = histogram.summary()
             writer.writerow([*start, name, *(summary[figure] for figure in figures)])

@@ -12,8 +12,19 @@ from typing import Any
 
 from . import reading
 from .histogram import Histogram
+from .together import check_alike
 
-__all__ = ["LATENCIES", "SCHEMA", "Interval", "Result", "Round", "Verdict", "dump", "load"]
+__all__ = [
+    "LATENCIES",
+    "SCHEMA",
+    "Interval",
+    "Result",
+    "Round",
+    "Verdict",
+    "check_results",
+    "dump",
+    "load",
+]
 
 SCHEMA = "kecho.bench/1"
 LATENCIES = ("response", "service", "connect", "first_echo", "lateness")
@@ -93,6 +104,7 @@ class Result:
     series: by when replies came, within the measured time.
     errors: by kind. first_error: the first one in words.
     partial: the run ended before its time.
+    name: what a person calls it, such as its file; not part of what is written.
     """
 
     workload: Mapping[str, Any]
@@ -112,6 +124,7 @@ class Result:
     rounds: tuple[Round, ...] = ()
     repeats: tuple[Result, ...] = ()
     observed: Mapping[str, Any] = field(default_factory=dict)
+    name: str = field(default="", compare=False)
 
     @property
     def rate_per_s(self) -> float:
@@ -140,10 +153,12 @@ class Result:
         """Counts added up and histograms merged exactly.
 
         The runs came one after the other, so that their durations add up, or were simultaneous
-        (several hosts), so that their rates do. ValueError without a result.
+        (several hosts), so that their rates do. ValueError without a result, or if they do not
+        stand together.
         """
         if not results:
             raise ValueError("there is no result to merge")
+        check_results(results)
         latency: dict[str, Histogram] = {}
         errors: Counter[str] = Counter()
         for one in results:
@@ -274,6 +289,15 @@ class Result:
     def from_json(cls, text: str) -> Result:
         """ValueError, with a reason of one line, for what to_json() did not make."""
         return cls.from_dict(reading.parse(text))
+
+
+def check_results(results: Sequence[Result]) -> None:
+    """ValueError unless they may stand together: kecho.bench.together."""
+    check_alike(
+        [one.workload["mode"] for one in results],
+        [one.main_latency for one in results],
+        [one.name or f"result {number}" for number, one in enumerate(results, 1)],
+    )
 
 
 _ADDED_UP = (

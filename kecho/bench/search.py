@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .amounts import rate_text
 from .condition import Condition
 from .result import Result
 from .verdict import BEYOND, LATE_MOST, is_achieved, late_share
@@ -57,14 +58,15 @@ class Found:
     def text(self) -> str:
         because = "".join(f"  because   {reason}\n" for reason in self.reasons)
         because = because and f"NOT VALID\n{because}"
+        too_high = rate_text(self.too_high) if self.too_high else None
         if self.rate is None:
-            tried = f"even at {self.too_high:,.0f} messages/s" if self.too_high else "at any rate"
+            tried = f"even at {too_high} messages/s" if too_high else "at any rate"
             return f"{self.condition.text} does not hold {tried}\n{because}"
-        above = f"not at {self.too_high:,.0f}" if self.too_high else "and no higher rate was tried"
+        above = f"not at {too_high}" if too_high else "and no higher rate was tried"
         return (
-            f"{self.condition.text} holds at {self.rate:,.0f} messages/s, {above}; confirmed in "
-            f"{self.held} of {self.tried} runs (at least {self.least_share:.0%} of runs, with 95 % "
-            f"confidence)\n{because}"
+            f"{self.condition.text} holds at {rate_text(self.rate)} messages/s, {above}; confirmed "
+            f"in {self.held} of {self.tried} runs (at least {self.least_share:.0%} of runs, with "
+            f"95 % confidence)\n{because}"
         )
 
 
@@ -100,7 +102,7 @@ def find_rate(
         # That a rate which did not hold spoils the run is what is looked for; that the client was
         # late is not.
         why = result.verdict.reasons if held else late_client(result)
-        reasons[rate] = tuple(f"at {rate:,.0f} messages/s: {reason}" for reason in why)
+        reasons[rate] = tuple(f"at {rate_text(rate)} messages/s: {reason}" for reason in why)
         return held
 
     def late_client(result: Result) -> tuple[str, ...]:

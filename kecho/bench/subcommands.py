@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 from .. import command
 from . import compare, condition
@@ -17,12 +19,15 @@ _EXIT_CONDITION = 3
 
 
 def _load_all(paths: Sequence[str]) -> list[Result]:
-    """Raises ValueError that names the file."""
+    """Each with its file's name. Raises ValueError that names the file."""
     results: list[Result] = []
-    for path in paths:
+    names = [os.path.basename(path).removesuffix(".json") for path in paths]
+    if len({*names}) < len(names):
+        names = list(paths)
+    for path, name in zip(paths, names, strict=True):
         try:
             with open(path, encoding="utf-8") as file:
-                results += load(file.read())
+                results += [replace(one, name=name) for one in load(file.read())]
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: {reason_of(error)}") from None
     return results

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..command import plural
+from .amounts import rate_text
 from .histogram import Histogram
 from .result import Verdict
 from .witness import Observation
@@ -50,16 +52,22 @@ def judge(
     notes: list[str] = []
     if errors:
         total = sum(errors.values())
-        reasons.append(f"{total} errors: " + ", ".join(f"{n} {kind}" for kind, n in errors.items()))
+        reasons.append(
+            f"{plural(total, 'error')}: " + ", ".join(f"{n} {kind}" for kind, n in errors.items())
+        )
     if not echoes and workload.mode != "idle":
         reasons.append("not one reply was measured")
     unanswered = sum(one["unanswered"] for one in threads)
     if unanswered and not errors:
-        reasons.append(f"{unanswered:,} messages were not answered before the client gave up")
+        reasons.append(
+            f"{plural(unanswered, 'message was', 'messages were')} not answered before the client "
+            "gave up"
+        )
     if workload.rate and not is_achieved(workload.rate, echoes, duration_s):
         achieved = echoes / duration_s if duration_s > 0 else 0.0
         reasons.append(
-            f"{workload.rate:,.0f} messages/s were asked for, {achieved:,.0f} were echoed"
+            f"{rate_text(workload.rate)} messages/s were asked for, {rate_text(achieved)} were "
+            "echoed"
         )
     if workload.udp:
         _judge_loss(threads, echoes, reasons, notes)
@@ -78,8 +86,8 @@ def judge(
     unended = sum(one["unended"] for one in threads)
     if unended:
         notes.append(
-            f"{unended:,} connections were not ended by the server after the client had: what it "
-            "may have sent later than the reply was not seen"
+            f"{plural(unended, 'connection was', 'connections were')} not ended by the server "
+            "after the client had: what it may have sent later than the reply was not seen"
         )
     if not workload.verify:
         notes.append("the bytes of the replies were not compared (--no-verify)")
@@ -103,15 +111,19 @@ def _judge_loss(
     if total["lost"]:
         share = total["lost"] / (total["lost"] + echoes)
         reasons.append(
-            f"{total['lost']:,} datagrams were lost ({share:.2g} of all): the latency is of the "
-            "others"
+            f"{plural(total['lost'], 'datagram was', 'datagrams were')} lost ({100 * share:.3g} % "
+            "of all): the latency is of the others"
         )
     others = {
         "late": "came after the timeout",
         "duplicates": "came twice",
-        "reordered": "were overtaken by later ones",
+        "reordered": "overtaken by later ones",
     }
-    notes += [f"{total[name]:,} replies {what}" for name, what in others.items() if total[name]]
+    notes += [
+        f"{plural(total[name], 'reply', 'replies')} {what}"
+        for name, what in others.items()
+        if total[name]
+    ]
 
 
 def _judge_client(
@@ -349,7 +361,7 @@ def _judge_samples(
     if not unfounded:
         return
     text = (
-        f"{count:,} samples are too few for p{unfounded[0]:g}"
+        f"{plural(count, 'sample is', 'samples are')} too few for p{unfounded[0]:g}"
         f"{' and above' if len(unfounded) > 1 else ''}: fewer than {BEYOND} lie beyond it"
     )
     (reasons if unfounded[0] <= 99 else notes).append(text)

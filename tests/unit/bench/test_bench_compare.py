@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -121,9 +122,35 @@ def test_too_few_repeats_have_no_interval(repeats: int) -> None:
 
 def test_times_of_different_latencies_are_not_compared() -> None:
     opened = result(latency={"response": Histogram.of([1000]), "service": Histogram.of([500])})
-    with pytest.raises(ValueError, match="A measured service times, B response times"):
+    with pytest.raises(ValueError, match="A measured service times, B measured response times"):
         compare.text(result(), opened)
     assert compare.text(result(), result()).startswith("service ")
+
+
+def of_mode(mode: str) -> Result:
+    return result(workload=Workload(mode=mode).to_dict(), latency={"response": Histogram.of([9])})
+
+
+@pytest.mark.parametrize("use", [compare.text, lambda *pair: Result.merge(pair)])
+def test_runs_of_different_modes_do_not_stand_together(use: Callable[..., object]) -> None:
+    """Their times count from different moments, though they are all called response times."""
+    with pytest.raises(ValueError, match=r"mode burst, .* is of mode connect: they do not stand"):
+        use(of_mode("burst"), of_mode("connect"))
+
+
+def test_a_run_without_a_reply_stands_beside_one_that_has_some() -> None:
+    assert Result.merge([result(latency={}), result()]).echoes == 2 * result().echoes
+
+
+def test_a_comparison_names_unlike_machines() -> None:
+    machine = {"cpu": "A", "kernel": "6.1", "cpus": 8, "usable_cpus": 4}
+    other = {"cpu": "B", "kernel": "6.18", "cpus": 8, "usable_cpus": 2}
+    said = compare.text(result(environment=machine), result(environment=other))
+    assert "unlike machines: CPU: A, B" in said
+    assert "unlike machines: kernel: 6.1, 6.18" in said
+    assert "number of CPUs that may be used: 4, 2" in said
+    assert "number of CPUs: " not in said
+    assert "unlike" not in compare.text(result(environment=machine), result(environment=machine))
 
 
 def test_the_time_to_connect_stands_for_no_stream() -> None:

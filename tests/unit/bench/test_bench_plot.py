@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kecho.bench import Histogram, Result, Verdict, Workload, page, plot
+from kecho.bench import Histogram, Result, Verdict, Workload, page, plot, subcommands
 from kecho.bench.result import Interval
 
 pytestmark = pytest.mark.python_only
 
+matplotlib = pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 pyplot = pytest.importorskip("matplotlib.pyplot", reason="matplotlib is not installed")
 
 
@@ -82,6 +85,62 @@ def test_a_result_without_a_line_has_no_name(axis: Any) -> None:
     assert len(names(axis)) == len(axis.lines) == 1
 
 
+def step(name: str, rate: float, reached: float) -> Result:
+    one = result("open", name=name, duration_s=1.0, echoes=round(reached))
+    return replace(one, workload={**one.workload, "rate": rate})
+
+
+def test_files_are_told_apart_by_their_names(axis: Any) -> None:
+    plot._percentiles(axis, [result(name="before"), result(name="after")])
+    assert names(axis) == ["before", "after"]
+
+
+def test_steps_of_files_are_told_by_both(axis: Any) -> None:
+    steps = [step("a", 0.2, 1), step("a", 0.4, 1), step("b", 0.2, 1)]
+    plot._percentiles(axis, steps)
+    assert names(axis) == ["a, 0.2/s", "a, 0.4/s", "b"]
+
+
+def test_each_file_has_a_line_against_throughput(axis: Any) -> None:
+    plot._against_throughput(axis, [step("a", 10, 10), step("b", 10, 10), step("a", 20, 20)])
+    assert [len(line.get_xdata()) for line in axis.lines] == [2, 2, 2, 1, 1, 1]
+
+
+def test_beyond_saturation_the_line_turns_back(axis: Any) -> None:
+    reached = {4000.0: 3500.0, 1000.0: 1000.0, 3000.0: 3000.0, 8000.0: 2000.0, 2000.0: 2000.0}
+    plot._against_throughput(axis, [step("", *pair) for pair in reached.items()])
+    assert list(axis.lines[0].get_xdata()) == [1.0, 2.0, 3.0, 3.5, 2.0]
+
+
+def test_twenty_steps_have_twenty_colours(axis: Any) -> None:
+    plot._percentiles(axis, [step("", 1000.0 * n, 1000.0 * n) for n in range(1, 21)])
+    colours = {matplotlib.colors.to_hex(line.get_color()) for line in axis.lines}
+    assert len(colours) == len(axis.lines) == 20
+
+
+@pytest.mark.parametrize(
+    "draw", [lambda pair: plot.plot(pair, io.BytesIO(), "png"), lambda pair: page.to_html(pair)]
+)
+def test_unlike_runs_are_not_drawn_together(draw: Any) -> None:
+    burst = result("burst", name="burst", latency={"response": Histogram.of([1])})
+    with pytest.raises(ValueError, match="burst is of mode burst, other is of mode closed"):
+        draw([burst, result(name="other")])
+
+
+def test_the_title_is_of_all_results() -> None:
+    workloads = [Workload(mode="closed", connections=n, length=n, port=n) for n in (1, 20)]
+    results = [result(workload=one.to_dict()) for one in workloads]
+    assert plot._title(results) == "closed at 2 servers: 1 / 20 connections of 1 / 20 B"
+    many = [result(workload=replace(workloads[0], connections=n).to_dict()) for n in range(1, 21)]
+    assert plot._title(many) == "closed at 127.0.0.1:1: 1 to 20 connections of 1 B"
+
+
+def test_unlike_machines_are_named() -> None:
+    other = result(environment={"kernel": "6.18", "usable_cpus": 2})
+    assert "unlike machines: kernel: 6.1, 6.18" in plot._footer([result(), other])
+    assert "Measured on unlike machines: kernel: 6.1, 6.18" in page.to_html([result(), other])
+
+
 @pytest.mark.parametrize("values", [(0.3, 0.9), (150.0, 700.0), (0.01, 200.0)])
 def test_ticks_are_plain_numbers(axis: Any, values: tuple[float, float]) -> None:
     axis.plot([1, 2], values)
@@ -111,3 +170,13 @@ def test_text_of_others_is_no_formula(text: str) -> None:
     one = result(workload=workload, verdict=Verdict((text,)))
     plot.plot([one], io.BytesIO(), "png")
     assert "<svg" in page.to_html([one])
+
+
+def test_a_result_is_named_after_its_file_or_the_whole_path_of_it(tmp_path: Path) -> None:
+    paths = [tmp_path / "one" / "run.json", tmp_path / "two" / "run.json"]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text(result().to_json())
+    assert [one.name for one in subcommands._load_all([str(paths[0])])] == ["run"]
+    named = [one.name for one in subcommands._load_all([*map(str, paths)])]
+    assert named == [*map(str, paths)]

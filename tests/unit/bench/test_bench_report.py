@@ -7,7 +7,7 @@ import io
 
 import pytest
 
-from kecho.bench import report
+from kecho.bench import Workload, amounts, report
 from kecho.bench.result import Round
 from support.faultless_run import result
 
@@ -34,7 +34,7 @@ def test_the_table_marks_percentiles_without_enough_samples() -> None:
     ],
 )
 def test_times_have_three_digits_and_a_unit(ns: float, shown: str) -> None:
-    assert report.duration_text(ns) == shown
+    assert amounts.duration_text(ns) == shown
 
 
 def test_csv_has_a_line_for_each_latency() -> None:
@@ -42,7 +42,33 @@ def test_csv_has_a_line_for_each_latency() -> None:
     assert len(rows) == 2
     assert rows[0]["latency"] == "service"
     assert int(rows[0]["p50_ns"]) == result().latency["service"].percentile(50)
-    assert rows[1]["latency"] is None or rows[1]["latency"] == ""
+    assert rows[1]["latency"] == rows[1]["p50_ns"] == ""
+
+
+def test_every_line_of_csv_has_as_many_fields() -> None:
+    lines = csv.reader(io.StringIO(report.to_csv([result(), result(latency={})])))
+    assert {len(line) for line in lines} == {22}
+
+
+@pytest.mark.parametrize(
+    ("rate", "shown"),
+    [(0.0, "0"), (0.05, "0.05"), (0.5, "0.5"), (2.5, "2.5"), (9.994, "9.99"), (99.96, "100")]
+    + [(12.0, "12"), (1234.5, "1,234"), (20_000.0, "20,000")],
+)
+def test_low_rates_are_no_whole_numbers(rate: float, shown: str) -> None:
+    assert amounts.rate_text(rate) == shown
+
+
+def test_a_table_says_one_of_one() -> None:
+    workload = Workload(
+        mode="open", rate=0.5, connections=1, threads=1, udp=True, length=64
+    ).to_dict()
+    said = report.text(
+        result([1000], workload=workload, duration_s=2.0, observed={"lost": 1, "late": 1})
+    )
+    assert "1 connection, 64 B, 10 s, 0.5 messages/s, 1 thread\n" in said
+    assert "1 in 2.000 s: 0.5/s, 32 B/s each way" in said
+    assert "1 datagram (50.000%); 1 reply late" in said
 
 
 def test_the_text_file_has_the_mean_over_the_rounds_by_connection() -> None:

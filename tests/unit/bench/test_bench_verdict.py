@@ -61,6 +61,29 @@ def test_what_spoils_a_run_is_named(changes: dict[str, Any], said: str) -> None:
     assert any(said in reason for reason in judged.reasons), judged.reasons
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"errors": {"reset": 1}}, "1 error: 1 reset"),
+        ({"threads": [{**THREAD, "unanswered": 1}]}, "1 message was not answered"),
+        ({"latency": {"service": Histogram({1000: 1})}}, "1 sample is too few for p90"),
+    ],
+)
+def test_one_is_no_plural(changes: dict[str, Any], said: str) -> None:
+    assert any(said in reason for reason in verdict(**changes).reasons)
+
+
+def test_when_every_datagram_is_lost_all_are() -> None:
+    counts = dict.fromkeys(("late", "duplicates", "reordered"), 0)
+    judged = verdict(
+        Workload(mode="closed", udp=True, connections=1),
+        echoes=0,
+        latency={},
+        threads=[{**THREAD, **counts, "lost": 1}],
+    )
+    assert any("1 datagram was lost (100 % of all)" in reason for reason in judged.reasons)
+
+
 def test_an_open_loop_blames_late_sends_and_a_saturated_server() -> None:
     workload = Workload(mode="open", rate=1e6, connections=1)
     times = Histogram({1000: 2_000_000})

@@ -1,0 +1,44 @@
+"""What may stand together in a picture, a page, a sum or a comparison. One rule for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["check_alike", "unlike_machines"]
+
+_OF_A_MACHINE = {
+    "cpu": "CPU",
+    "kernel": "kernel",
+    "cpus": "number of CPUs",
+    "usable_cpus": "number of CPUs that may be used",
+}
+
+
+def check_alike(
+    modes: Sequence[str], latencies: Sequence[str | None], names: Sequence[str]
+) -> None:
+    """Raises ValueError unless all are of one mode, and their times of one latency (None: none).
+
+    A time from when a message was due, from a burst's instant and from send are three things, and
+    so are the rates that go with them.
+    """
+    for values, said in ((modes, "is of mode {}"), (latencies, "measured {} times")):
+        known = [(value, name) for value, name in zip(values, names, strict=True) if value]
+        for value, name in known:
+            first, first_name = known[0]
+            if value != first:
+                raise ValueError(
+                    f"{first_name} {said.format(first)}, {name} {said.format(value)}: they do not "
+                    "stand together"
+                )
+
+
+def unlike_machines(environments: Sequence[Mapping[str, Any]]) -> list[str]:
+    """In what the machines differ, with the values there are: ``kernel: 6.1, 6.18``."""
+    found = []
+    for key, title in _OF_A_MACHINE.items():
+        values = dict.fromkeys(str(one.get(key, "unknown")) for one in environments)
+        if len(values) > 1:
+            found.append(f"{title}: {', '.join(values)}")
+    return found
