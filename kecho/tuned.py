@@ -221,7 +221,11 @@ def restore_leftover(state_file: Path | None = None, *, root: Path | None = None
     TuningError, and nothing is changed, if the run is still under way, or the file is not one to
     be trusted, or that of another network namespace.
     """
-    file = StateFile(state_file or default_state_file())
+    try:
+        file = StateFile(state_file or default_state_file())
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}"
+        raise TuningError(f"the network namespace cannot be told: {reason}") from error
     with uninterrupted():
         try:
             if not file.open(create=False):

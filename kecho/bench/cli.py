@@ -8,6 +8,7 @@ could be measured; 2 wrong usage; 3 a --fail-if of compare came true; 128 + N en
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -285,8 +286,10 @@ def _restore_quietly() -> None:
         for one in restore_leftover():
             _warn(f"left behind by a run that was killed: {one}")
     except TuningError as error:
-        # The state is root's: who may not look at it could put nothing back either.
-        if not isinstance(error.__cause__, PermissionError):
+        # The state is root's: who may not look at it could put nothing back either. Nor could
+        # anybody without /proc.
+        unseen = (PermissionError, FileNotFoundError)
+        if os.geteuid() == 0 and not isinstance(error.__cause__, unseen):
             _warn(str(error))
 
 

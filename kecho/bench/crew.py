@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from .. import _loadgen
+from . import background
 from .target import Target
 from .workload import Workload
 
@@ -157,8 +158,19 @@ class Crew:
             )
             for client, cpus in zip(self._clients, self._cpus, strict=True)
         ]
-        for thread in self._threads:
-            thread.start()
+        for started, thread in enumerate(self._threads):
+            try:
+                background.start(thread)
+            except OSError:
+                self._forget(self._threads[started:])
+                raise
+
+    def _forget(self, threads: list[threading.Thread]) -> None:
+        """Those that cannot be started have ended; the others are to."""
+        self._threads = [one for one in self._threads if one not in threads]
+        for _ in threads:
+            self._note_end()
+        self.stop()
 
     def _work(
         self, phase: Callable[..., None], arguments: tuple[int, ...], cpus: set[int] | None
@@ -170,10 +182,13 @@ class Crew:
         except BaseException as error:
             self._errors.append(error)
         finally:
-            with self._lock:
-                self._left -= 1
-                if not self._left:
-                    self._finished.set()
+            self._note_end()
+
+    def _note_end(self) -> None:
+        with self._lock:
+            self._left -= 1
+            if not self._left:
+                self._finished.set()
 
     def wait(self, seconds: float) -> bool:
         """Waits for the phase's end, so long at most; True when it has ended. Raises OSError."""

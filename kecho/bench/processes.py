@@ -1,7 +1,7 @@
 """Client processes: each runs a Crew on its share, told what to do through a pipe.
 
-A child ignores the terminal's Ctrl-C, which is for the parent to handle, and ends when its pipe
-does, whatever became of the parent.
+A child ignores the signals that ask a run to end, which are for the parent to handle (a terminal or
+an init sends them to every process), and ends when its pipe does, whatever became of the parent.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from .. import tuning
+from . import signals
 from .crew import SAMPLE_BYTES, Crew, Report, Share, Snapshot
 from .target import Target
 from .workload import Workload
@@ -187,7 +188,8 @@ class ProcessCrew:
 
 def main(fd: int) -> None:
     """The life of a child."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in signals.ENDINGS:
+        signal.signal(number, signal.SIG_IGN)
     tuning.raise_descriptor_limit()
     pipe = Connection(fd)
     try:
@@ -200,7 +202,7 @@ def main(fd: int) -> None:
         pass
     except Exception as error:
         with suppress(OSError):
-            pipe.send(("error", str(error) or repr(error)))
+            pipe.send(("error", getattr(error, "strerror", None) or str(error) or repr(error)))
     finally:
         pipe.close()
         os._exit(0)  # whatever its threads are doing

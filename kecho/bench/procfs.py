@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Usage", "parent_of", "usage_of"]
+__all__ = ["Usage", "exists", "parent_of", "usage_of"]
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _UTIME, _CUTIME, _PPID = 11, 13, 1  # fields behind the name, counted from 0
@@ -37,6 +37,17 @@ def usage_of(pid: int, without: Collection[int] = ()) -> Usage | None:
             if one is not None:
                 threads_s[thread] = _seconds(one, _UTIME)
     return Usage(total_s, threads_s) if found else None
+
+
+def exists(pid: int) -> bool:
+    """Whether there is such a process, though it may not be looked at (hidepid) or nothing can."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def parent_of(pid: int) -> int | None:

@@ -15,7 +15,7 @@ from .crew import Crew, Report, Snapshot, shares_of
 from .histogram import Histogram
 from .probe import FirstConnection
 from .processes import ProcessCrew
-from .procfs import usage_of
+from .procfs import exists
 from .result import Interval, Result, Round
 from .series import Series
 from .target import Target
@@ -62,7 +62,7 @@ def run(
     server to measure, OptionError if the limits of this process or the ports do not allow so many
     connections, OSError if the client itself cannot go on.
     """
-    if server_pid is not None and usage_of(server_pid) is None:
+    if server_pid is not None and not exists(server_pid):
         raise OptionError("server_pid", f"there is no process {server_pid}")
     preflight.check_sources(workload)
     seed = random.SystemRandom().getrandbits(32)

@@ -49,11 +49,13 @@ def heard(
 ) -> Iterator[Ending]:
     """Within `with`, these signals end what goes on; within another one, nothing is changed.
 
-    to_the_last: once one has come, further ones are ignored after `with`, too: the process is about
-    to exit with the status that says so.
+    to_the_last: this process is a command. Once one has come, further ones are ignored after
+    `with`, too: it is about to exit with the status that says so. A signal that was blocked at the
+    start is let through, and SIGTERM is heard even if it was ignored: whoever started this process
+    has left that behind, and otherwise nothing but SIGKILL would end it.
 
     Nor is it in a thread that is not the main one, or for a signal that somebody else handles or
-    ignores: nohup(1) ignores SIGHUP.
+    ignores: nohup(1) ignores SIGHUP, a shell SIGINT for what runs in its background.
     """
     global _current
     if threading.current_thread() is not threading.main_thread():
@@ -65,10 +67,14 @@ def heard(
     ending = Ending()
     before = {number: signal.getsignal(number) for number in numbers}
     taken = {number: handler for number, handler in before.items() if handler in _DEFAULTS}
+    if to_the_last and before.get(signal.SIGTERM) is signal.SIG_IGN:
+        taken[signal.SIGTERM] = signal.SIG_DFL
     _current = ending
     try:
         for number in taken:
             signal.signal(number, ending.handle)
+        if to_the_last:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
         yield ending
     finally:
         is_exiting = to_the_last and ending.number is not None

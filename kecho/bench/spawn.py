@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from . import background
+
 __all__ = ["SpawnError", "Spawned", "spawned_server"]
 
 _BACKLOG_DEFAULT = 128
@@ -69,7 +71,7 @@ def spawned_server(options: str, connections: int, *, udp: bool = False) -> Iter
         server = _wait_until_listening(child)
         # Nobody reads what it says from now on, and a full pipe would stop it.
         reader = threading.Thread(target=_throw_away, args=(child,), daemon=True)
-        reader.start()
+        background.start(reader)
         yield server
         child.terminate()
         child.wait(_STOP_S)

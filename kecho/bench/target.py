@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from . import background
 from .workload import Workload
 
 __all__ = ["Target", "TargetError", "addresses_of"]
@@ -50,7 +51,7 @@ def addresses_of(workload: Workload) -> Iterator[tuple[Target, object]]:
         return
     try:
         kind = socket.SOCK_DGRAM if workload.udp else socket.SOCK_STREAM
-        found = socket.getaddrinfo(workload.host, workload.port, type=kind)
+        found = background.call(lambda: socket.getaddrinfo(workload.host, workload.port, type=kind))
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise TargetError(f"unknown host {workload.host!r}: {reason}") from None

@@ -266,7 +266,7 @@ def _note_what_is_unknown(
     if observation.others_share is None:
         notes.append(
             "whether the server was saturated, and what CPU time others took, is not known: its "
-            "process was not found (--server-pid)"
+            "process was not found, or may not be looked at (--server-pid)"
         )
     elif observation.server_cpu_s is None:
         where = "it is in the client's own process" if server_is_local else "it is on another host"

@@ -140,7 +140,11 @@ def pid_listening_at(target: Target) -> int | None:
             fields = line.split()
             if fields[3] == state and int(fields[1].rpartition(":")[2], 16) == target.port:
                 inodes.add(f"socket:[{fields[9]}]")
-    owners = {int(name) for name in os.listdir("/proc") if name.isdigit() and _holds(name, inodes)}
+    try:
+        names = os.listdir("/proc")
+    except OSError:  # it is not mounted
+        return None
+    owners = {int(name) for name in names if name.isdigit() and _holds(name, inodes)}
     first = [pid for pid in owners if parent_of(pid) not in owners]
     return first[0] if len(first) == 1 else None
 

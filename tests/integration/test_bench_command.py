@@ -18,7 +18,7 @@ import pytest
 import kecho
 from kecho.bench import Result
 from support.clients import wait_for
-from support.server_process import processor_time_s, run_python
+from support.server_process import after, processor_time_s, run_python
 
 # What is compiled runs in these as it does in test_bench.py and in the other tests here.
 about_python = pytest.mark.slow_under_sanitizers
@@ -87,11 +87,19 @@ def interrupt_after(
     times: int = 1,
     between_s: float = 0.005,
     number: signal.Signals = signal.SIGINT,
+    to_children: bool = False,
+    before_exec: str = "pass",
 ) -> tuple[int, str, str]:
-    """Runs the command, sends a signal so long after its first echoes; status, stdout, stderr."""
+    """Runs the command, sends a signal so long after its first echoes; status, stdout, stderr.
+
+    to_children: they get it first. before_exec: what the process does before it is the command.
+    """
     before = server.stats().echoes
     with subprocess.Popen(
-        [sys.executable, "-m", "kecho.bench", "--port", str(server.port), *arguments],
+        [
+            *(*after(before_exec), sys.executable, "-m", "kecho.bench"),
+            *("--port", str(server.port), *arguments),
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -99,6 +107,11 @@ def interrupt_after(
         try:
             wait_for(lambda: server.stats().echoes > before + 200, "the run is under way")
             time.sleep(seconds)
+            if to_children:
+                children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+                for child in map(int, children.split()):
+                    os.kill(child, number)
+                time.sleep(0.3)
             for _ in range(times):
                 process.send_signal(number)
                 time.sleep(between_s)
@@ -145,6 +158,93 @@ def test_other_endings_keep_what_was_measured_as_well(
     assert status == expected, stderr
     assert "(partial)" in stdout
     assert Result.from_json(saved.read_text()).partial
+
+
+@pytest.mark.e2e
+@about_python
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_every_process_costs_nothing(
+    start_server: Callable[..., kecho.Server], tmp_path: Path, number: signal.Signals
+) -> None:
+    """As an init sends it to a cgroup: the client's processes are not ended before the client."""
+    saved = tmp_path / "result.json"
+    status, stdout, stderr = interrupt_after(
+        0.5,
+        start_server(),
+        *("--mode", "closed", "-c", "6", "-d", "30", "--processes", "2", "--json", str(saved)),
+        number=number,
+        to_children=True,
+    )
+    assert status == 128 + number, stderr
+    assert "(partial)" in stdout
+    assert "has ended" not in stdout
+    result = Result.from_json(saved.read_text())
+    assert result.connections == 6
+    assert not result.errors
+
+
+@pytest.mark.e2e
+@about_python
+@pytest.mark.parametrize(
+    "left_behind",
+    [
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})",
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)",
+    ],
+    ids=["blocked", "ignored"],
+)
+def test_a_run_can_be_ended_whatever_its_parent_has_left_behind(
+    start_server: Callable[..., kecho.Server], left_behind: str
+) -> None:
+    status, stdout, stderr = interrupt_after(
+        0.2,
+        start_server(),
+        *("--mode", "closed", "-c", "5", "-d", "25"),
+        number=signal.SIGTERM,
+        before_exec=left_behind,
+    )
+    assert status == 143, stderr
+    assert "(partial)" in stdout
+
+
+@pytest.mark.e2e
+@about_python
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored(
+    start_server: Callable[..., kecho.Server], number: signal.Signals
+) -> None:
+    """SIGHUP under nohup, SIGINT of what a shell runs in its background."""
+    status, stdout, stderr = interrupt_after(
+        0.1,
+        start_server(),
+        *("--mode", "closed", "-c", "5", "-d", "1"),
+        number=number,
+        before_exec=f"signal.signal({int(number)}, signal.SIG_IGN)",
+    )
+    assert status == 0, stderr
+    assert "(partial)" not in stdout
+
+
+@pytest.mark.e2e
+@about_python
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_threads_that_cannot_be_started_are_one_line(
+    start_server: Callable[..., kecho.Server], processes: str
+) -> None:
+    """By a limit of address space, which thread stacks take."""
+    finished = subprocess.run(
+        [
+            *after("resource.setrlimit(resource.RLIMIT_AS, (1_200_000_000, 1_200_000_000))"),
+            *(sys.executable, "-m", "kecho.bench", "--port", str(start_server().port)),
+            *("--mode", "closed", "-c", "400", "--threads", "400", "--processes", processes),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert finished.returncode == 1
+    assert "a thread cannot be started: a limit on processes or memory" in finished.stderr
+    assert finished.stderr.count("\n") == 1
 
 
 @pytest.mark.e2e

@@ -33,7 +33,17 @@ def in_a_namespace(script: str, *arguments: str) -> Any:
     """
     whole = textwrap.dedent(begin) + textwrap.dedent(script)
     finished = subprocess.run(
-        ["unshare", "-n", sys.executable, "-c", whole, *arguments],
+        [
+            "unshare",
+            "-n",
+            "-m",
+            "--propagation",
+            "private",
+            sys.executable,
+            "-c",
+            whole,
+            *arguments,
+        ],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -278,3 +288,52 @@ def test_own_time_wait_is_dropped_by_a_sweep_once_it_is_there() -> None:
     assert first in (["fin-wait-1"], ["fin-wait-2"])
     assert last == []
     assert (freed, dropped) == (2, 2)
+
+
+def test_without_proc_a_run_is_measured_and_says_what_it_does_not_know() -> None:
+    script = f"""
+        mount -t tmpfs none /proc && exec '{sys.executable}' -m kecho.bench --spawn \\
+            --mode closed -c 5 -d 0.3 --server-pid 1
+    """
+    finished = subprocess.run(
+        [
+            "unshare",
+            "-m",
+            "-n",
+            "--propagation",
+            "private",
+            "sh",
+            "-ec",
+            "ip link set lo up;" + script,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert finished.stderr == ""
+    assert finished.returncode == 0
+    assert "may not be looked at (--server-pid)" in finished.stdout
+
+
+def test_a_signal_does_not_wait_for_the_resolution_of_a_name(tmp_path: Path) -> None:
+    """A name server that is silent keeps getaddrinfo(3) for 10 s or more."""
+    (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\n")
+    (tmp_path / "nsswitch.conf").write_text("hosts: dns\n")
+    script = f"""
+        for name in ("resolv.conf", "nsswitch.conf"):
+            source = Path({str(tmp_path)!r}, name)
+            subprocess.run(["mount", "--bind", source, f"/etc/{{name}}"], check=True)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+            silent.bind(("127.0.0.1", 53))
+            silent.settimeout(30)
+            command = bench("--host", "echo.example", "--port", "7")
+            process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+            silent.recvfrom(1000)
+            begun = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            _, stderr = process.communicate(timeout=60)
+        print(json.dumps([process.returncode, stderr, time.monotonic() - begun]))
+    """
+    status, stderr, took_s = in_a_namespace(script)
+    assert (status, stderr) == (130, "")
+    assert took_s < 4
