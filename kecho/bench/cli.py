@@ -20,7 +20,7 @@ from .._version import __version__
 from ..errors import OptionError, TuningError
 from ..options import Option, flag, integer, option_of, switch
 from ..tuned import restore_leftover
-from . import condition, preflight, signals
+from . import condition, preflight, report, signals
 from .amounts import rate_text
 from .delivery import FILES, check_kinds, check_paths, deliver, was_interrupted
 from .preflight import tuning_for
@@ -37,6 +37,7 @@ __all__ = ["main"]
 
 _BY_SIGNAL = 128
 _FIRST_RATE = 1000.0  # that --find-rate begins with
+_RUN_DEFAULTS: dict[str, Any] = {"repeat": 1, "percentiles": report.PERCENTILES}
 _WORKLOAD_OPTIONS = {one.name: option_of(one) for one in fields(Workload)}
 _DEFAULTS = {one.name: one.default for one in fields(Workload)}
 
@@ -58,6 +59,14 @@ def _parse_limit(text: str) -> condition.Condition:
     if limit.relative or limit.metric in ("rate", "errors") or ">" in limit.operator:
         raise ValueError(f"{text!r} is no limit of a latency, such as p99<1ms")
     return limit
+
+
+def _parse_percentiles(text: str) -> tuple[float, ...]:
+    names = [one if one.startswith("p") else f"p{one}" for one in text.split(",")]
+    for name in names:
+        if not condition.is_percentile(name):
+            raise ValueError(f"{name[1:]!r} is no percentile such as 95 or 99.95")
+    return tuple(dict.fromkeys(sorted(float(name[1:]) for name in names)))
 
 
 def _identity(value: Any) -> Any:
@@ -91,6 +100,9 @@ _RUN_OPTIONS = {
         "this run needs them, and put them back afterwards"
     ),
     "server_pid": integer("the server's process, for the verdict", 1, 1 << 22, "PID"),
+    "percentiles": Option(
+        "percentiles in the table and in CSV, such as 50,95,99.95", _parse_percentiles, tuple, "N,N"
+    ),
     **FILES,
 }
 
@@ -108,7 +120,7 @@ def _main(arguments: Sequence[str]) -> int:
         return _restore()
     try:
         values = {name: _parse(name, text) for name, text in flags.items()}
-        extra = {name: values.pop(name, None) for name in _RUN_OPTIONS}
+        extra = {name: values.pop(name, _RUN_DEFAULTS.get(name)) for name in _RUN_OPTIONS}
         if extra["spawn"] is not None and values.keys() & {"host", "port", "uds"}:
             raise OptionError("spawn", "starts a server of its own: no --host, --port or --uds")
         workloads = _workloads(values, extra)
@@ -138,7 +150,7 @@ def _parser() -> command.Parser:
         "FILE.html` makes a page of it, `compare A B` puts two side by side; each has its --help.",
     )
     command.add_options(parser, _WORKLOAD_OPTIONS, _DEFAULTS)
-    command.add_options(parser, _RUN_OPTIONS, {"repeat": 1})
+    command.add_options(parser, _RUN_OPTIONS, _RUN_DEFAULTS)
     parser.add_argument(
         "--restore",
         action="store_true",

@@ -44,16 +44,16 @@ class Comparison:
         return not self.low <= 1.0 <= self.high
 
 
-def compare(first: Result, second: Result) -> list[Comparison]:
-    """Every metric that both have, but for errors. ValueError if they do not stand together: a
-    service time is not to be divided by a response time."""
+def compare(first: Result, second: Result, more: Sequence[str] = ()) -> list[Comparison]:
+    """Every metric that both have, but for errors; `more` are further percentiles. ValueError if
+    they do not stand together: a service time is not to be divided by a response time."""
     check_alike(
         [one.workload["mode"] for one in (first, second)],
         [one.main_latency for one in (first, second)],
         ("A", "B"),
     )
     comparisons = []
-    for metric in METRICS:
+    for metric in dict.fromkeys((*METRICS, *more)):
         if metric == "errors":
             continue
         try:
@@ -112,15 +112,24 @@ def _log_ratio(first: Sequence[float], second: Sequence[float]) -> tuple[float, 
 
 def failed_conditions(
     conditions: Sequence[Condition], baseline: Result, result: Result
-) -> list[Condition]:
-    """Those that are true of the second result: they name what must not be."""
-    return [one for one in conditions if one.holds(result, baseline)]
+) -> tuple[list[Condition], list[str]]:
+    """Those that are true of the second result, which must not be; and why others cannot be told,
+    a line each."""
+    failed, unknown = [], []
+    for one in conditions:
+        try:
+            if one.holds(result, baseline):
+                failed.append(one)
+        except ValueError as error:
+            unknown.append(f"--fail-if {one.text}: {error}")
+    return failed, unknown
 
 
-def text(first: Result, second: Result) -> str:
+def text(first: Result, second: Result, more: Sequence[str] = ()) -> str:
+    """The table. more: percentiles that it has beside the usual ones."""
     times = (first.main_latency or second.main_latency or "").replace("_", " ")
     rows: list[list[str]] = [[times, "A", "B", "B / A", "95 % interval", ""]]
-    for one in compare(first, second):
+    for one in compare(first, second, more):
         shown = [
             f"{rate_text(value)}/s" if one.metric == "rate" else duration_text(value)
             for value in (one.first, one.second)

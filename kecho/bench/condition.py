@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .result import Result
 
-__all__ = ["METRICS", "Condition", "metric_of", "parse"]
+__all__ = ["METRICS", "Condition", "is_percentile", "metric_of", "parse"]
 
 METRICS = ("rate", "mean", "p50", "p90", "p99", "p99.9", "p99.99", "max", "errors")
 _OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
@@ -18,11 +18,13 @@ _PATTERN = re.compile(
     r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>ns|us|µs|ms|s|/s|x|)\s*",
     re.ASCII,
 )
+_PERCENTILE = re.compile(r"p[0-9]{1,2}(\.[0-9]{1,4})?", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Condition:
-    """metric: of METRICS; times in ns, the rate in echoes/s. relative: times the baseline's."""
+    """metric: of METRICS, or another percentile such as p95; times in ns, the rate in echoes/s.
+    relative: times the baseline's."""
 
     text: str
     metric: str
@@ -43,10 +45,10 @@ class Condition:
 def parse(text: str) -> Condition:
     """ValueError, with a reason of one line, if that is no condition."""
     found = _PATTERN.fullmatch(text)
-    if found is None or found["metric"] not in METRICS:
+    if found is None or not (found["metric"] in METRICS or is_percentile(found["metric"])):
         raise ValueError(
-            f"{text!r} is no condition such as p99<1ms, rate<0.95x or errors>0; "
-            f"there are {', '.join(METRICS)}"
+            f"{text!r} is no condition such as p99<1ms, rate<0.95x or errors>0; there are rate, "
+            "errors, mean, max and any percentile, such as p50 or p99.95"
         )
     metric, unit = found["metric"], found["unit"]
     value = float(found["number"])
@@ -59,14 +61,21 @@ def parse(text: str) -> Condition:
     return Condition(text.strip(), metric, found["operator"], value, unit == "x")
 
 
+def is_percentile(metric: str) -> bool:
+    """p and a number between 0 and 100, with four decimals at most."""
+    return bool(_PERCENTILE.fullmatch(metric)) and float(metric[1:]) > 0
+
+
 def metric_of(result: Result, metric: str) -> float:
-    """Of METRICS; times are of the mode's main latency. ValueError if it has none."""
-    if metric == "rate":
-        return result.rate_per_s
+    """Of METRICS, or another percentile; times are of the mode's main latency. ValueError if the
+    result has none, and of connections that were held for a rate."""
     if metric == "errors":
         return float(result.error_count)
-    if result.main_latency is None:
-        raise ValueError(f"a run of mode {result.workload.get('mode')} has no {metric}")
+    mode = result.workload.get("mode")
+    if metric == "rate" and mode != "idle":
+        return result.rate_per_s
+    if metric == "rate" or result.main_latency is None:
+        raise ValueError(f"a run of mode {mode} has no {metric}")
     histogram = result.latency[result.main_latency]
     if metric == "mean":
         return histogram.mean

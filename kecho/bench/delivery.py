@@ -76,7 +76,7 @@ def deliver(
     """Saves and prints what there is; returns the exit status that it stands for."""
     is_delivered = not results or _save(results, found, options)
     is_taken = any(descriptor_of(options[name] or "") == _STDOUT for name in FILES)
-    text = "\n".join(report.text(result) for result in results)
+    text = "\n".join(report.text(result, options["percentiles"]) for result in results)
     if found is not None:
         text += f"\n{found.text()}"
     is_delivered &= command.show(PROGRAM, text, sys.stderr if is_taken else sys.stdout)
@@ -104,7 +104,7 @@ def _save(results: Sequence[Result], found: Found | None, options: dict[str, Any
     """Every file that was asked for, whole or not at all; says what went wrong. True: nothing."""
     writers: dict[str, Callable[[], str]] = {
         "json": lambda: dump(results, found.to_dict() if found else None) + "\n",
-        "csv": lambda: report.to_csv(results),
+        "csv": lambda: report.to_csv(results, options["percentiles"]),
         "hgrm": lambda: report.to_hgrm(results[-1]),
         "hlog": lambda: report.to_hlog(results),
         "txt": lambda: report.to_txt(results[-1]),

@@ -12,9 +12,9 @@ from .amounts import duration_text, rate_text, size_text
 from .histogram import write_hlog
 from .result import Result
 
-__all__ = ["text", "to_csv", "to_hgrm", "to_hlog", "to_txt"]
+__all__ = ["PERCENTILES", "text", "to_csv", "to_hgrm", "to_hlog", "to_txt"]
 
-_PERCENTILES = (50.0, 90.0, 99.0, 99.9, 99.99)
+PERCENTILES: tuple[float, ...] = (50, 90, 99, 99.9, 99.99)
 _BEYOND = 10
 _LATENCY_NAMES = {
     "response": "response (due to done)",
@@ -29,7 +29,7 @@ _RESPONSE_NAMES = {
 }
 
 
-def text(result: Result) -> str:
+def text(result: Result, percentiles: Sequence[float] = PERCENTILES) -> str:
     """The table. A percentile that fewer than ten samples lie beyond is marked with ~."""
     workload = result.workload
     lines = [_headline(workload)]
@@ -37,7 +37,7 @@ def text(result: Result) -> str:
     if workload.get("udp"):
         lines.append(_loss(result))
     if result.latency:
-        lines += ["", *_latency_table(result)]
+        lines += ["", *_latency_table(result, percentiles)]
     lines += ["", *_errors(result)]
     if len(result.repeats) > 1:
         rates = ", ".join(rate_text(one.rate_per_s) for one in result.repeats)
@@ -101,8 +101,8 @@ def _loss(result: Result) -> str:
     )
 
 
-def _latency_table(result: Result) -> list[str]:
-    heads = ["", "mean", *(f"p{percent:g}" for percent in _PERCENTILES), "max", "samples"]
+def _latency_table(result: Result, percentiles: Sequence[float]) -> list[str]:
+    heads = ["", "mean", *(f"p{percent:g}" for percent in percentiles), "max", "samples"]
     rows = [heads]
     for name, histogram in sorted(
         result.latency.items(), key=lambda item: list(_LATENCY_NAMES).index(item[0])
@@ -111,7 +111,7 @@ def _latency_table(result: Result) -> list[str]:
         if name == "response":
             title = _RESPONSE_NAMES.get(result.workload["mode"], title)
         cells = [title, duration_text(histogram.mean)]
-        for percent in _PERCENTILES:
+        for percent in percentiles:
             founded = histogram.count * (100 - percent) / 100 >= _BEYOND - 1e-9
             mark = "" if founded else "~"
             cells.append(mark + duration_text(histogram.percentile(percent)))
@@ -141,11 +141,11 @@ def _verdict(result: Result) -> list[str]:
     return lines
 
 
-def to_csv(results: Sequence[Result]) -> str:
+def to_csv(results: Sequence[Result], percentiles: Sequence[float] = PERCENTILES) -> str:
     """A line for each latency of each result; one without latencies has a line, too."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    figures = ["count", "mean", "stddev", "min", *(f"p{p:g}" for p in _PERCENTILES), "max"]
+    figures = ["count", "mean", "stddev", "min", *(f"p{p:g}" for p in percentiles), "max"]
     writer.writerow(
         [
             *("mode", "connections", "length", "rate_wanted_per_s", "duration_s", "echoes"),
@@ -163,8 +163,12 @@ def to_csv(results: Sequence[Result]) -> str:
         if not result.latency:
             writer.writerow([*start, *([""] * (1 + len(figures)))])
         for name, histogram in result.latency.items():
-            summary = histogram.summary()
-            writer.writerow([*start, name, *(summary[figure] for figure in figures)])
+            values = [
+                *(histogram.count, histogram.mean, histogram.stddev, histogram.min),
+                *(histogram.percentile(percent) for percent in percentiles),
+                histogram.max,
+            ]
+            writer.writerow([*start, name, *values])
     return out.getvalue()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .amounts import rate_text
-from .condition import Condition
+from .condition import Condition, is_percentile
 from .result import Result
 from .verdict import BEYOND, LATE_MOST, is_achieved, late_share
 
@@ -72,7 +72,7 @@ class Found:
 
 def least_rate(condition: Condition, duration_s: float) -> float:
     """The lowest at which a run so long has samples enough beyond the percentile of the limit."""
-    if not condition.metric.startswith("p"):
+    if not is_percentile(condition.metric):
         return _LOWEST_RATE
     beyond = 1 - float(condition.metric[1:]) / 100
     return max(_LOWEST_RATE, BEYOND / beyond / duration_s)

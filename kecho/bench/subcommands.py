@@ -110,17 +110,20 @@ def _compare(arguments: Sequence[str]) -> int:
             if len(results) != 1:
                 raise ValueError(f"{path}: a sweep of {len(results)} results, not one")
         (first,), (second,) = pair
-        text = compare.text(first, second)
-        failed = compare.failed_conditions(conditions, first, second)
+        more = [one.metric for one in conditions if condition.is_percentile(one.metric)]
+        text = compare.text(first, second, more)
+        failed, unknown = compare.failed_conditions(conditions, first, second)
     except ValueError as error:
         command.say_error(PROGRAM, str(error))
         return command.EXIT_FAILED
     is_shown = command.show(PROGRAM, text)
     for one in failed:
         command.say(f"{PROGRAM}: failed: {one.text}")
+    for reason in unknown:
+        command.say_error(PROGRAM, reason)
     if failed:
         return _EXIT_CONDITION
-    return 0 if is_shown else command.EXIT_FAILED
+    return 0 if is_shown and not unknown else command.EXIT_FAILED
 
 
 COMMANDS = {"plot": _plot, "report": _report, "compare": _compare}

@@ -446,6 +446,7 @@ def test_a_sweep_is_several_results_and_a_picture(tmp_path: Path) -> None:
         (["--find-rate", "p99>1ms"], "--find-rate: 'p99>1ms' is no limit of a latency"),
         (["--find-rate", "p99<1ms", "-d", "0.1"], "--find-rate: p99<1ms takes 10,000 messages/s"),
         (["--spawn", "--port", "5"], "--spawn: starts a server of its own"),
+        (["--percentiles", "50,100"], "--percentiles: '100' is no percentile such as 95"),
         (["--length", "0"], "--length: 0 is not between 1 and"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
         (["plot", "x.json", "-o", "x.bmp"], "does not end in .png or .svg"),

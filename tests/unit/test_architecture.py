@@ -152,17 +152,8 @@ BENCH = {
     "bench.subcommands": {"compare", "condition", "files", "page", "plot", "result"},
     "bench.delivery": {"files", "report", "result", "search", "subcommands"},
     "bench.cli": {
-        *{
-            "amounts",
-            "condition",
-            "delivery",
-            "preflight",
-            "progress",
-            "result",
-            "runner",
-            "search",
-        },
-        *{"signals", "spawn", "subcommands", "target", "workload"},
+        *{"amounts", "condition", "delivery", "preflight", "progress", "report", "result"},
+        *{"runner", "search", "signals", "spawn", "subcommands", "target", "workload"},
     },
 }
 FOR_BENCH = {

@@ -31,6 +31,9 @@ pytestmark = pytest.mark.python_only
         ("p99.9<=1x", True),
         ("errors>0", False),
         ("mean>1us", True),
+        ("p95<2900ns", True),
+        ("p99.95>2997ns", True),
+        ("p0.5<2us", True),
     ],
 )
 def test_conditions_mean_what_they_say(text: str, holds: bool) -> None:
@@ -40,7 +43,10 @@ def test_conditions_mean_what_they_say(text: str, holds: bool) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "p99", "p98<1ms", "p99<1", "p99<1/s", "rate<1ms", "p99=1ms", "p99<-1ms", "errors>1s"],
+    [
+        *("", "p99", "p99<1", "p99<1/s", "rate<1ms", "p99=1ms", "p99<-1ms", "errors>1s"),
+        *("p<1ms", "p0<1ms", "p100<1ms", "p99.<1ms", "p99.99999<1ms", "p.9<1ms", "p999<1ms"),
+    ],
 )
 def test_what_is_no_condition_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]+$"):
@@ -50,7 +56,8 @@ def test_what_is_no_condition_is_refused(text: str) -> None:
 @given(st.text(max_size=20))
 def test_any_text_is_a_condition_or_a_value_error(text: str) -> None:
     try:
-        assert condition.parse(text).metric in condition.METRICS
+        metric = condition.parse(text).metric
+        assert metric in condition.METRICS or 0 < float(metric[1:]) < 100
     except ValueError:
         pass
 
@@ -69,6 +76,34 @@ def test_the_command_fails_if_the_second_is_what_it_must_not_be(
     assert COMMANDS["compare"]([*paths, "--fail-if", condition_text]) == status
     said = capsys.readouterr().err
     assert said == (f"kecho.bench: failed: {condition_text}\n" if status else "")
+
+
+def test_each_condition_is_told_by_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One has no data; that another one came true is said all the same."""
+    held = result(
+        workload=Workload(mode="idle", connections=1).to_dict(), latency={}, errors={"reset": 1}
+    )
+    path = str(tmp_path / "held.json")
+    Path(path).write_text(dump([held]))
+    impossible = ["--fail-if", "p95>1ms", "--fail-if", "rate<1"]
+    assert COMMANDS["compare"]([path, path, *impossible, "--fail-if", "errors>0"]) == 3
+    assert capsys.readouterr().err == (
+        "kecho.bench: failed: errors>0\n"
+        "kecho.bench: error: --fail-if p95>1ms: a run of mode idle has no p95\n"
+        "kecho.bench: error: --fail-if rate<1: a run of mode idle has no rate\n"
+    )
+    assert COMMANDS["compare"]([path, path, *impossible, "--fail-if", "errors>1"]) == 1
+
+
+def test_a_percentile_of_a_condition_is_in_the_table_of_a_comparison(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "one.json")
+    Path(path).write_text(dump([result()]))
+    assert COMMANDS["compare"]([path, path, "--fail-if", "p99.95>1.1x"]) == 0
+    assert "\np99.95 " in capsys.readouterr().out
 
 
 def repeated(rates: list[int]) -> Result:

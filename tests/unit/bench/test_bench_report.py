@@ -50,6 +50,15 @@ def test_every_line_of_csv_has_as_many_fields() -> None:
     assert {len(line) for line in lines} == {22}
 
 
+def test_the_table_and_csv_have_the_percentiles_that_were_asked_for() -> None:
+    one = result()
+    table = report.text(one, (95.0, 99.95))
+    assert table.splitlines()[3].split() == ["mean", "p95", "p99.95", "max", "samples"]
+    (row,) = csv.DictReader(io.StringIO(report.to_csv([one], (95.0, 99.95))))
+    assert int(row["p99.95_ns"]) == one.latency["service"].percentile(99.95)
+    assert "p50_ns" not in row
+
+
 @pytest.mark.parametrize(
     ("rate", "shown"),
     [(0.0, "0"), (0.05, "0.05"), (0.5, "0.5"), (2.5, "2.5"), (9.994, "9.99"), (99.96, "100")]
