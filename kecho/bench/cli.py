@@ -23,6 +23,7 @@ from ..tuned import restore_leftover
 from . import condition, preflight, report, signals
 from .amounts import rate_text
 from .delivery import FILES, check_kinds, check_paths, deliver, was_interrupted
+from .place import parse as parse_place
 from .preflight import tuning_for
 from .progress import live_progress
 from .result import Result
@@ -115,14 +116,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] in COMMANDS:
         return COMMANDS[arguments[0]](arguments[1:])
-    flags = vars(_parser().parse_args(arguments))
+    parser = _parser()
+    flags = vars(parser.parse_args(arguments))
     if flags.pop("restore"):
         return _restore()
+    try:
+        flags |= _place_of(flags)
+    except ValueError as error:
+        parser.error(str(error))
     try:
         values = {name: _parse(name, text) for name, text in flags.items()}
         extra = {name: values.pop(name, _RUN_DEFAULTS.get(name)) for name in _RUN_OPTIONS}
         if extra["spawn"] is not None and values.keys() & {"host", "port", "uds"}:
-            raise OptionError("spawn", "starts a server of its own: no --host, --port or --uds")
+            raise OptionError(
+                "spawn", "starts a server of its own: no TARGET, --host, --port or --uds"
+            )
         workloads = _workloads(values, extra)
         check_kinds(workloads[0].mode, extra)
     except OptionError as error:
@@ -145,9 +153,16 @@ def _main(arguments: Sequence[str]) -> int:
 def _parser() -> command.Parser:
     parser = command.Parser(
         prog=PROGRAM,
-        description="Measures an echo server: any at --host and --port.",
+        description="Measures an echo server: any, by default that at 127.0.0.1:12345.",
         epilog="What --json wrote: `plot RESULT... -o FILE.png` draws it, `report RESULT... -o "
         "FILE.html` makes a page of it, `compare A B` puts two side by side; each has its --help.",
+    )
+    parser.add_argument(
+        "target",
+        nargs="?",
+        metavar="TARGET",
+        help="the server: HOST, HOST:PORT, [::1]:PORT, :PORT, unix:PATH or udp://HOST:PORT; the "
+        "same as --host, --port, --uds and --udp",
     )
     command.add_options(parser, _WORKLOAD_OPTIONS, _DEFAULTS)
     command.add_options(parser, _RUN_OPTIONS, _RUN_DEFAULTS)
@@ -159,6 +174,20 @@ def _parser() -> command.Parser:
     )
     parser.add_argument("--version", action="version", version=f"kecho {__version__}")
     return parser
+
+
+def _place_of(flags: dict[str, Any]) -> dict[str, str]:
+    """What the positional TARGET says, which it takes out of the flags. ValueError if that is no
+    place, or flags say otherwise."""
+    target = flags.pop("target", None)
+    if target is None:
+        return {}
+    place = {name: "1" if value is True else value for name, value in parse_place(target).items()}
+    contrary = {"host", "uds", *place} if "uds" in place or "host" in place else {*place}
+    for name in sorted(contrary & flags.keys()):
+        if flags[name] != place.get(name):
+            raise ValueError(f"{flag(name)} says another place than {target!r}")
+    return place
 
 
 def _parse(name: str, text: str) -> Any:

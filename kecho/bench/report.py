@@ -32,7 +32,7 @@ _RESPONSE_NAMES = {
 def text(result: Result, percentiles: Sequence[float] = PERCENTILES) -> str:
     """The table. A percentile that fewer than ten samples lie beyond is marked with ~."""
     workload = result.workload
-    lines = [_headline(workload)]
+    lines = [_headline(workload, result.observed.get("address"))]
     lines.append(_outcome(result))
     if workload.get("udp"):
         lines.append(_loss(result))
@@ -46,12 +46,14 @@ def text(result: Result, percentiles: Sequence[float] = PERCENTILES) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _headline(workload: Any) -> str:
-    where = (
-        f"unix {workload['uds']}"
-        if workload["uds"]
-        else f"{'udp' if workload.get('udp') else 'tcp'} {workload['host']}:{workload['port']}"
-    )
+def _headline(workload: Any, address: object) -> str:
+    if workload["uds"]:
+        where = f"unix {workload['uds']}"
+    else:
+        host = f"[{workload['host']}]" if ":" in workload["host"] else workload["host"]
+        where = f"{'udp' if workload.get('udp') else 'tcp'} {host}:{workload['port']}"
+        if isinstance(address, str) and address != where:  # a name stands for several
+            where += f" at {address.partition(' ')[2]}"
     parts = [
         plural(workload["connections"], "connection"),
         f"{workload['length']:,} B",

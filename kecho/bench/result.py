@@ -314,6 +314,8 @@ def _merge_observed(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         values = [one[name] for one in each if one.get(name) is not None]
         if not values:
             merged[name] = None
+        elif isinstance(values[0], str):
+            merged[name] = ", ".join(dict.fromkeys(map(str, values)))
         elif isinstance(values[0], dict):
             events: Counter[str] = Counter()
             for one in values:

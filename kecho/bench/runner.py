@@ -359,6 +359,7 @@ class _Conductor:
             series=self._series.intervals(),
             rounds=tuple(self._rounds),
             observed={
+                "address": self._target.name,
                 "client_cpu_s": round(observation.client_cpu_s, 3),
                 "server_cpu_s": observation.server_cpu_s and round(observation.server_cpu_s, 3),
                 "others_cpu_share": observation.others_share and round(observation.others_share, 4),

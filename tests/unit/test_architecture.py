@@ -122,6 +122,7 @@ BENCH = {
     "bench.target": {"background", "workload"},
     "bench.procfs": set(),
     "bench.background": set(),
+    "bench.place": set(),
     "bench.series": {"result"},
     "bench.signals": set(),
     "bench.files": set(),
@@ -152,7 +153,7 @@ BENCH = {
     "bench.subcommands": {"compare", "condition", "files", "page", "plot", "result"},
     "bench.delivery": {"files", "report", "result", "search", "subcommands"},
     "bench.cli": {
-        *{"amounts", "condition", "delivery", "preflight", "progress", "report", "result"},
+        *{"amounts", "condition", "delivery", "place", "preflight", "progress", "report", "result"},
         *{"runner", "search", "signals", "spawn", "subcommands", "target", "workload"},
     },
 }

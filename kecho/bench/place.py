@@ -1,0 +1,63 @@
+"""Where a server is, in a word: ``HOST:PORT``, ``[::1]:7``, ``unix:PATH``, ``udp://HOST``."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Any
+
+__all__ = ["parse"]
+
+_SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>.*)", re.ASCII | re.DOTALL)
+_BRACKETED = re.compile(r"\[(?P<host>[^\[\]]*)\](?::(?P<port>.*))?", re.DOTALL)
+
+
+def parse(text: str) -> dict[str, Any]:
+    """Options of a workload, of those host, port (as text), uds and udp that the text names.
+
+    ValueError, with a reason of one line, if it names no place.
+    """
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        return {"uds": path.removeprefix("//") if path.startswith("///") else path}
+    found = _SCHEME.fullmatch(text)
+    if found is None:
+        return _host_and_port(text)
+    if found["scheme"] not in ("tcp", "udp"):
+        raise ValueError(f"{text!r}: there are tcp://, udp:// and unix:PATH")
+    place = _host_and_port(found["rest"].removesuffix("/"))
+    return {**place, "udp": True} if found["scheme"] == "udp" else place
+
+
+def _host_and_port(text: str) -> dict[str, Any]:
+    if "/" in text:
+        raise ValueError(f"{text!r} is neither a host nor an address; a path is unix:PATH")
+    if text.startswith("["):
+        found = _BRACKETED.fullmatch(text)
+        if found is None or not _is_ipv6(found["host"]):
+            raise ValueError(f"{text!r} is no [IPv6 address]:PORT")
+        return _place(found["host"], found["port"])
+    if text.count(":") > 1:
+        if not _is_ipv6(text):
+            raise ValueError(f"{text!r} is no IPv6 address; one with a port is [ADDRESS]:PORT")
+        return _place(text, None)
+    host, colon, port = text.partition(":")
+    return _place(host, port if colon else None)
+
+
+def _place(host: str, port: str | None) -> dict[str, Any]:
+    """Without a host the default one, without a port as well; but one of them there has to be."""
+    if not host and not port:
+        raise ValueError("there is neither a host nor a port")
+    if port == "":
+        raise ValueError(f"the port behind {host!r} is missing")
+    place = {"host": host, "port": port}
+    return {name: value for name, value in place.items() if value}
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True

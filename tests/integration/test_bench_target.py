@@ -1,0 +1,93 @@
+"""The positional TARGET of the command, and the address that was measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import kecho
+from support.server_process import run_python
+
+SHORT = ["-c", "3", "--rounds", "1", "--json", "-"]
+
+
+def bench(*arguments: str) -> tuple[dict[str, object], str]:
+    finished = run_python("-m", "kecho.bench", *arguments)
+    assert finished.returncode == 0, finished.stderr
+    return json.loads(finished.stdout), finished.stderr
+
+
+@pytest.mark.e2e
+@pytest.mark.slow_under_sanitizers
+@pytest.mark.parametrize("form", ["{host}:{port}", "tcp://{host}:{port}", ":{port}"])
+def test_a_target_is_measured(start_server: Callable[..., kecho.Server], form: str) -> None:
+    port = start_server().port
+    result, said = bench(form.format(host="127.0.0.1", port=port), *SHORT)
+    assert result["echoes"] == 3
+    assert result["observed"]["address"] == f"tcp 127.0.0.1:{port}"  # type: ignore[index]
+    assert said.startswith(f"burst: tcp 127.0.0.1:{port}, ")
+
+
+@pytest.mark.e2e
+@pytest.mark.slow_under_sanitizers
+def test_an_ipv6_target_is_measured_and_a_port_may_be_an_option(
+    start_server: Callable[..., kecho.Server],
+) -> None:
+    port = start_server(host="::1").port
+    for words in ([f"[::1]:{port}"], ["::1", "--port", str(port)]):
+        result, said = bench(*words, *SHORT)
+        assert result["echoes"] == 3
+        assert said.startswith(f"burst: tcp [::1]:{port}, ")
+
+
+@pytest.mark.e2e
+@pytest.mark.slow_under_sanitizers
+def test_the_address_behind_a_name_stands_in_the_result(
+    start_server: Callable[..., kecho.Server],
+) -> None:
+    port = start_server().port
+    result, said = bench(f"localhost:{port}", *SHORT)
+    assert result["observed"]["address"] == f"tcp 127.0.0.1:{port}"  # type: ignore[index]
+    assert said.startswith(f"burst: tcp localhost:{port} at 127.0.0.1:{port}, ")
+
+
+@pytest.mark.e2e
+@pytest.mark.slow_under_sanitizers
+def test_a_unix_target_is_measured(
+    start_server: Callable[..., kecho.Server], tmp_path: Path
+) -> None:
+    path = str(tmp_path / "socket")
+    start_server(uds=path)
+    assert bench(f"unix:{path}", *SHORT)[0]["echoes"] == 3
+
+
+@pytest.mark.e2e
+@pytest.mark.slow_under_sanitizers
+def test_a_udp_target_is_measured(start_server: Callable[..., kecho.Server]) -> None:
+    port = start_server(udp=True, udp_rate=0).port
+    result, _ = bench(f"udp://127.0.0.1:{port}", "-c", "2", "-d", "0.2", "--json", "-")
+    assert result["workload"]["udp"] is True  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["10.0.0.1:7", "--host", "10.0.0.2"], "--host says another place than '10.0.0.1:7'"),
+        (["10.0.0.1:7", "--port", "8"], "--port says another place"),
+        (["10.0.0.1", "--uds", "/run/x"], "--uds says another place"),
+        (["unix:/run/x", "--host", "10.0.0.1"], "--host says another place"),
+        (["udp://10.0.0.1", "--no-udp"], "--udp says another place"),
+        (["10.0.0.1:70000"], "--port: 70000 is not between 1 and 65535"),
+        (["/run/x"], "'/run/x' is neither a host nor an address; a path is unix:PATH"),
+        (["10.0.0.1", "--spawn"], "--spawn: starts a server of its own: no TARGET"),
+        (["10.0.0.1", "10.0.0.2"], "unrecognized arguments: 10.0.0.2"),
+    ],
+)
+def test_what_is_no_target_is_one_line_and_status_2(arguments: list[str], said: str) -> None:
+    finished = run_python("-m", "kecho.bench", *arguments)
+    assert finished.returncode == 2
+    assert said in finished.stderr
+    assert finished.stderr.count("\n") == 1
