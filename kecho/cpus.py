@@ -6,9 +6,10 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["cpu_groups", "usable_cpu_count", "usable_cpus", "whole_cpu_count"]
+__all__ = ["cpu_groups", "throttled_periods", "usable_cpu_count", "usable_cpus", "whole_cpu_count"]
 
 
 def usable_cpus() -> list[int]:
@@ -67,6 +68,21 @@ def cpu_groups(proc_self: Path) -> Iterator[tuple[str, Path]]:
             root, mount_point = mounts[name]
             # In a container the mount shows a subtree: the group's path starts at its root.
             yield group.removeprefix(root if root != "/" else ""), mount_point
+
+
+def throttled_periods(proc: Path) -> dict[Path, tuple[int, int]]:
+    """Of a process's cgroups that have a CPU quota, by directory: the periods in which it was used
+    up, and all of them, since the group was made. proc: /proc/PID.
+
+    Reads cpu.stat, cgroup v1 and v2: sched-bwc.rst. What cannot be read is left out.
+    """
+    found = {}
+    for group, mount_point in cpu_groups(proc):
+        for directory in _from_group_to_root(mount_point, group):
+            counts = dict(line.split() for line in _lines(directory / "cpu.stat"))
+            with suppress(KeyError, ValueError):
+                found[directory] = int(counts["nr_throttled"]), int(counts["nr_periods"])
+    return found
 
 
 def _unescape(word: str) -> str:

@@ -29,7 +29,7 @@ _CLIENTS_OWN = (
     "throughput x mean service time",
 )
 _IS_ITS_OWN = re.compile(r"half of p([0-9.]+), or more, is its own")
-_TOO_FEW = re.compile(r"samples are too few for p([0-9.]+)")
+_TOO_FEW = re.compile(r"samples? (?:are|is) too few for p([0-9.]+)")
 _OTHERS = re.compile(r"other processes took (\d+)% of the CPU time")
 _NO_CPU = re.compile(r"a client thread had something to do and no CPU (\d+)% of the time")
 _FULL_QUEUE = "connects met a full queue"

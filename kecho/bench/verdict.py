@@ -74,6 +74,7 @@ def judge(
     _judge_client(workload, threads, reasons, notes)
     _judge_lateness(workload, latency, reasons, notes)
     _judge_absence(workload, duration_s, threads, latency, reasons, notes)
+    _judge_quotas(workload, observation, reasons, notes)
     _judge_server(workload, observation, reasons, notes)
     _note_what_is_unknown(observation, server_is_local, notes)
     _judge_machine(observation, reasons)
@@ -240,6 +241,24 @@ def _judge_absence(
             return
     if away_ns > times.max / 2:
         notes.append(f"{text}: the longest time is its own")
+
+
+def _judge_quotas(
+    workload: Workload, observation: Observation, reasons: list[str], notes: list[str]
+) -> None:
+    """Whoever has used up the CPU quota of his cgroup stands still until the period's end."""
+    # As for a saturated server: without a schedule, it sets the pace.
+    servers = reasons if workload.mode == "open" else notes
+    clients = notes if workload.mode == "stream" else reasons
+    for name, throttled, said in (
+        ("server", observation.server_throttled, servers),
+        ("client", observation.client_throttled, clients),
+    ):
+        if throttled is not None and throttled[0] > 0:
+            said.append(
+                f"the {name} was throttled: in {throttled[0]:,} of "
+                f"{plural(throttled[1], 'period')} its cgroup had used up its CPU quota"
+            )
 
 
 def _judge_server(

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..cpus import throttled_periods
 from ..netstat import tcp_counters
 from .procfs import Usage, parent_of, usage_of
 from .target import Target
@@ -37,6 +38,12 @@ class Observation:
     stolen_share: float
     syn_events: dict[str, int]  # those that were not 0
     server_busiest_s: float = 0.0  # of its threads, the one that took most
+    # Periods of the cgroup's CPU quota in which it was used up, of all; None: no quota, or unknown.
+    client_throttled: tuple[int, int] | None = None
+    server_throttled: tuple[int, int] | None = None
+
+
+Groups = dict[Path, tuple[int, int]]  # throttled_periods()
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,8 @@ class _Look:
     client_s: float
     server: Usage | None
     syn: dict[str, int]
+    client_groups: Groups
+    server_groups: Groups
 
 
 class Witness:
@@ -70,7 +79,11 @@ class Witness:
             server = usage_of(self._server_pid, without=self._client_pids)
         client_s = sum(_process_cpu_s(pid) or 0.0 for pid in self._client_pids)
         syn = tcp_counters(SYN_COUNTERS)
-        return _Look(time.monotonic(), busy_s, stolen_s, client_s, server, syn)
+        return _Look(
+            *(time.monotonic(), busy_s, stolen_s, client_s, server, syn),
+            throttled_periods(Path("/proc/self")),
+            throttled_periods(Path(f"/proc/{self._server_pid}")) if self._server_pid else {},
+        )
 
     def observe(self) -> Observation:
         first, last = self._first, self._look()
@@ -102,7 +115,19 @@ class Witness:
                 name: more for name in last.syn if (more := last.syn[name] - first.syn.get(name, 0))
             },
             server_busiest_s=busiest_s,
+            client_throttled=_throttled(first.client_groups, last.client_groups),
+            server_throttled=_throttled(first.server_groups, last.server_groups),
         )
+
+
+def _throttled(before: Groups, after: Groups) -> tuple[int, int] | None:
+    """Of the groups that a process is in, the one that was throttled most meanwhile."""
+    more = [
+        (throttled - before[group][0], periods - before[group][1])
+        for group, (throttled, periods) in after.items()
+        if group in before
+    ]
+    return max(more, default=None)
 
 
 def _machine_cpu_s() -> tuple[float, float]:

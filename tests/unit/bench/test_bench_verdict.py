@@ -133,6 +133,23 @@ def test_what_was_asked_for_is_compared_with_what_was_due_and_answered(
     assert is_right != any("were asked for" in reason for reason in judged.reasons)
 
 
+@pytest.mark.parametrize(
+    ("mode", "server_spoils", "client_spoils"),
+    [("open", True, True), ("closed", False, True), ("stream", False, False)],
+)
+def test_a_cgroup_that_has_used_up_its_quota_is_named(
+    mode: str, server_spoils: bool, client_spoils: bool
+) -> None:
+    throttled = replace(QUIET, server_throttled=(37, 100), client_throttled=(1, 1))
+    workload = Workload(mode=mode, connections=1, rate=1e6 if mode == "open" else None)
+    judged = verdict(workload, observation=throttled)
+    server = "the server was throttled: in 37 of 100 periods its cgroup had used up its CPU quota"
+    client = "the client was throttled: in 1 of 1 period its cgroup had used up its CPU quota"
+    assert server in (judged.reasons if server_spoils else judged.notes)
+    assert client in (judged.reasons if client_spoils else judged.notes)
+    assert "throttled" not in str(verdict(observation=replace(QUIET, server_throttled=(0, 9))))
+
+
 def test_a_client_that_waits_for_a_cpu_is_no_reason_against_a_burst_or_a_stream() -> None:
     queued = [{**THREAD, "queued_ns": 10**9}]
     for mode in ("burst", "stream"):
