@@ -41,8 +41,8 @@ class Client:
         keep_ends: bool,
     ) -> None:
         """mode: index into MODES. address: packed, or a path for AF_UNIX. sources: packed
-        addresses one after the other; empty: the kernel's choice. datagrams: UDP, in the modes
-        closed and open."""
+        addresses one after the other; empty: the kernel's choice. scope: of link-local addresses
+        among all of them. datagrams: UDP, in the modes closed and open."""
     def adopt(self, fd: int, connect_ns: int) -> None:
         """Take over an established, non-blocking socket as connection 0, on which the first message
         has been echoed; before open(). connect_ns: how long its connect took."""

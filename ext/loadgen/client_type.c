@@ -45,7 +45,8 @@ static int read_address(union address *out, socklen_t *out_size, int family, con
     return 0;
 }
 
-static int read_sources(struct settings *settings, int family, const char *bytes, Py_ssize_t size) {
+static int read_sources(struct settings *settings, int family, const char *bytes, Py_ssize_t size,
+                        unsigned scope) {
     Py_ssize_t width = family == AF_INET ? 4 : 16;
     if (size == 0)
         return 0;
@@ -61,7 +62,7 @@ static int read_sources(struct settings *settings, int family, const char *bytes
     }
     for (size_t i = 0; i < settings->source_count; i++)
         if (read_address(&settings->sources[i], &settings->source_size, family,
-                         bytes + (Py_ssize_t)i * width, width, 0, 0) < 0)
+                         bytes + (Py_ssize_t)i * width, width, 0, scope) < 0)
             return -1;
     return 0;
 }
@@ -147,7 +148,7 @@ static int client_object_init(PyObject *self, PyObject *arguments, PyObject *key
         read_address(&settings.server, &settings.server_size, family, address, address_size, port,
                      scope) < 0)
         return -1;
-    if (read_sources(&settings, family, sources, sources_size) < 0) {
+    if (read_sources(&settings, family, sources, sources_size, scope) < 0) {
         free(settings.sources);
         return -1;
     }

@@ -14,7 +14,7 @@ from typing import Any
 from .. import _loadgen
 from . import background
 from .target import Target
-from .workload import Workload
+from .workload import Workload, link_of
 
 __all__ = ["SAMPLE_BYTES", "Crew", "Report", "Share", "Snapshot", "first_message", "shares_of"]
 
@@ -83,12 +83,15 @@ def _client(workload: Workload, target: Target, share: Share, seed: int) -> _loa
     sources = [one.packed for one in workload.source_addresses()]
     if any(len(one) != family_bytes for one in sources):
         raise ValueError(f"the source addresses are of another family than {target.name}")
+    links = {link_of(one) for one in workload.source_addresses()} | {target.scope}
+    if len(links - {0}) > 1:
+        raise ValueError(f"the source addresses and {target.name} are of several links")
     return _loadgen.Client(
         mode=_loadgen.MODES.index(workload.mode),
         family=target.family,
         address=target.address,
         port=target.port,
-        scope=target.scope,
+        scope=max(links),  # only link-local addresses take notice of it: ipv6(7)
         sources=b"".join(sources),
         first_number=share.first_number,
         connections=share.connections,

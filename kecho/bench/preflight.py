@@ -9,7 +9,7 @@ from ..cpus import usable_cpus
 from ..errors import OptionError
 from ..limits import Limits, Needs, Problem, advice
 from ..tuned import Tuning
-from .workload import Workload
+from .workload import Workload, bindable
 
 __all__ = [
     *("check_cpus", "check_sources", "needs_of", "port_budget", "port_hold_s", "problems"),
@@ -60,7 +60,7 @@ def check_sources(workload: Workload) -> None:
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
         try:
             with socket.socket(family, socket.SOCK_STREAM) as probe:
-                probe.bind((str(address), 0))
+                probe.bind(bindable(address))
         except OSError as error:
             raise OptionError("source", f"{address}: {error.strerror}") from None
 

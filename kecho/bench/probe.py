@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from .crew import first_message
 from .target import Target, TargetError, addresses_of
-from .workload import Workload
+from .workload import Workload, bindable
 
 __all__ = ["FirstConnection", "find"]
 
@@ -80,7 +80,7 @@ def _bind_first_source(workload: Workload, target: Target, probe: socket.socket)
     first = next(iter(workload.source_addresses()), None)
     if first is not None and len(first.packed) == len(target.address):  # else it is refused later
         probe.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
-        probe.bind((str(first), 0))
+        probe.bind(bindable(first))
 
 
 def _exchange(probe: socket.socket, message: bytes, timeout_s: float, target: Target) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from itertools import islice
@@ -21,7 +23,7 @@ from ..options import (
     switch,
 )
 
-__all__ = ["Mode", "Workload"]
+__all__ = ["Mode", "Workload", "bindable", "link_of"]
 
 Mode = Literal["burst", "closed", "open", "stream", "connect", "idle"]
 
@@ -72,9 +74,14 @@ def _check_sources(value: object) -> tuple[str, ...]:
         raise ValueError(f"{value!r} is neither an address nor several")
     for text in texts:
         try:
-            ipaddress.ip_network(text, strict=False)
+            address, zoned, _ = text.partition("%")
+            prefix = ipaddress.ip_network(address, strict=False)
+            if zoned:
+                ipaddress.IPv6Address(text)
         except ValueError:
             raise ValueError(f"{text!r} is neither an address nor a prefix") from None
+        if bool(zoned) != (prefix.version == 6 and prefix.is_link_local):
+            raise ValueError(f"{text}: an address of a link, and no other, names it: fe80::1%eth0")
     return texts
 
 
@@ -204,7 +211,7 @@ class Workload:
         (),
         Option(
             "addresses to connect from, in turn: a prefix such as 127.0.0.0/8, or several parted "
-            "by commas; each has the whole range of ports",
+            "by commas (fe80::1%eth0 of a link); each has the whole range of ports",
             str,
             _check_sources,
             "ADDRESS",
@@ -300,12 +307,36 @@ class Workload:
         return {**values, "source": list(self.source), "cpus": list(self.cpus)}
 
 
+def link_of(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> int:
+    """The index of a link-local address's link, by its name or number; 0 for others. OSError if
+    there is no such link."""
+    zone = getattr(address, "scope_id", None)
+    if not zone:
+        return 0
+    try:
+        return socket.if_nametoindex(zone)
+    except OSError:
+        if zone.isascii() and zone.isdigit():
+            return int(zone)
+        raise OSError(errno.ENODEV, f"there is no link {zone!r}") from None
+
+
+def bindable(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> tuple[Any, ...]:
+    """What bind(2) takes of it in Python, with any port. OSError if there is no such link."""
+    if address.version == 4:
+        return (str(address), 0)
+    return (str(address).partition("%")[0], 0, 0, link_of(address))
+
+
 def _hosts(
     specs: tuple[str, ...],
 ) -> Iterator[ipaddress.IPv4Address | ipaddress.IPv6Address]:
     """One of each prefix in turn."""
     turn: list[Iterator[ipaddress.IPv4Address | ipaddress.IPv6Address]] = [
-        iter(ipaddress.ip_network(spec, strict=False).hosts()) for spec in dict.fromkeys(specs)
+        iter([ipaddress.IPv6Address(spec)])
+        if "%" in spec
+        else iter(ipaddress.ip_network(spec, strict=False).hosts())
+        for spec in dict.fromkeys(specs)
     ]
     while turn:
         for hosts in list(turn):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import socket
 from dataclasses import fields
 from typing import Any
 
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from kecho import OptionError
 from kecho.bench import Result, Workload
 from kecho.bench.crew import shares_of
+from kecho.bench.workload import bindable
 from kecho.options import option_of
 from support.faultless_run import result
 
@@ -99,3 +102,17 @@ def test_sources_are_the_hosts_of_a_prefix_in_turn() -> None:
     hosts = [str(one) for one in two.source_addresses()]
     assert hosts == ["127.0.0.1", "10.0.0.1", "127.0.0.2", "10.0.0.2"]
     assert len(Workload(connections=10**6, source=("fd00::/8",)).source_addresses()) == 4096
+
+
+@pytest.mark.parametrize("text", ["fe80::1", "fe80::/64", "fe80::1%", "::1%lo", "fe80::/64%lo"])
+def test_a_link_local_source_names_its_link(text: str) -> None:
+    with pytest.raises(OptionError):
+        Workload(source=(text,))
+    (address,) = Workload(source=("fe80::1%lo",)).source_addresses()
+    assert bindable(address) == ("fe80::1", 0, 0, socket.if_nametoindex("lo"))
+
+
+def test_a_link_is_known_by_its_name_and_then_by_its_number() -> None:
+    assert bindable(ipaddress.ip_address("fe80::1%77")) == ("fe80::1", 0, 0, 77)
+    with pytest.raises(OSError, match="there is no link 'nowhere0'"):
+        bindable(ipaddress.ip_address("fe80::1%nowhere0"))
