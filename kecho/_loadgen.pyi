@@ -35,6 +35,7 @@ class Client:
         schedule_first: int,
         schedule_step: int,
         datagrams: bool,
+        line: bool,
         verify: bool,
         spin: bool,
         close_by_reset: bool,
@@ -70,5 +71,5 @@ class Client:
 def histogram_index(value_ns: int) -> int:
     """The counter that a value is recorded in."""
 
-def payload(seed: int, connection: int, sequence: int, length: int) -> bytes:
-    """The bytes of one message."""
+def payload(seed: int, connection: int, sequence: int, length: int, line: bool = False) -> bytes:
+    """The bytes of one message. line: printable, and ending in a newline."""

@@ -67,6 +67,7 @@ struct settings {
     uint64_t schedule_first;   /* open loop: this client's first message, and */
     uint64_t schedule_step;    /* how many clients share the schedule */
     bool datagrams;            /* UDP: closed and open loop */
+    bool line;                 /* messages are lines */
     bool verify;
     bool spin;
     bool close_by_reset;

@@ -85,6 +85,8 @@ static int check_settings(const struct settings *settings, int mode) {
         wrong = "interval_ns";
     else if (settings->datagrams && mode != MODE_CLOSED && mode != MODE_OPEN)
         wrong = "datagrams";
+    else if (settings->datagrams && settings->line)
+        wrong = "line";
     else if (settings->datagrams &&
              (settings->length < PAYLOAD_HEADER_BYTES || settings->length > BUFFER_BYTES))
         wrong = "length";
@@ -95,40 +97,23 @@ static int check_settings(const struct settings *settings, int mode) {
 }
 
 static int client_object_init(PyObject *self, PyObject *arguments, PyObject *keywords) {
-    static char *names[] = {"mode",
-                            "family",
-                            "address",
-                            "port",
-                            "scope",
-                            "sources",
-                            "first_number",
-                            "connections",
-                            "connects_at_once",
-                            "seed",
-                            "length",
-                            "depth",
-                            "timeout_ns",
-                            "interval_ns",
-                            "schedule_first",
-                            "schedule_step",
-                            "datagrams",
-                            "verify",
-                            "spin",
-                            "close_by_reset",
-                            "keep_ends",
-                            NULL};
+    static char *names[] = {
+        "mode",         "family",      "address",          "port",          "scope",     "sources",
+        "first_number", "connections", "connects_at_once", "seed",          "length",    "depth",
+        "timeout_ns",   "interval_ns", "schedule_first",   "schedule_step", "datagrams", "line",
+        "verify",       "spin",        "close_by_reset",   "keep_ends",     NULL};
     struct settings settings = {0};
-    int mode, family, port, datagrams, verify, spin, close_by_reset, keep_ends;
+    int mode, family, port, datagrams, line, verify, spin, close_by_reset, keep_ends;
     unsigned scope;
     const char *address, *sources;
     Py_ssize_t address_size, sources_size;
     unsigned long long timeout_ns, first, step;
     if (!PyArg_ParseTupleAndKeywords(
-            arguments, keywords, "$iiy#iIy#IIIIIIKdKKppppp:Client", names, &mode, &family, &address,
-            &address_size, &port, &scope, &sources, &sources_size, &settings.first_number,
+            arguments, keywords, "$iiy#iIy#IIIIIIKdKKpppppp:Client", names, &mode, &family,
+            &address, &address_size, &port, &scope, &sources, &sources_size, &settings.first_number,
             &settings.connection_count, &settings.connects_at_once, &settings.seed,
             &settings.length, &settings.depth, &timeout_ns, &settings.interval_ns, &first, &step,
-            &datagrams, &verify, &spin, &close_by_reset, &keep_ends))
+            &datagrams, &line, &verify, &spin, &close_by_reset, &keep_ends))
         return -1;
     struct client_object *object = (struct client_object *)self;
     if (object->is_initialised) {
@@ -140,6 +125,7 @@ static int client_object_init(PyObject *self, PyObject *arguments, PyObject *key
     settings.schedule_first = first;
     settings.schedule_step = step;
     settings.datagrams = datagrams != 0;
+    settings.line = line != 0;
     settings.verify = verify != 0;
     settings.spin = spin != 0;
     settings.close_by_reset = close_by_reset != 0;

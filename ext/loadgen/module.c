@@ -17,15 +17,17 @@ static PyObject *module_histogram_index(PyObject *Py_UNUSED(module), PyObject *v
         histogram_index(value_ns < HISTOGRAM_HIGHEST ? value_ns : HISTOGRAM_HIGHEST));
 }
 
-PyDoc_STRVAR(payload_doc, "payload(seed, connection, sequence, length)\n--\n\nThe bytes of one "
-                          "message.");
+PyDoc_STRVAR(payload_doc, "payload(seed, connection, sequence, length, line=False)\n--\n\nThe "
+                          "bytes of one message.");
 
 static PyObject *module_payload(PyObject *Py_UNUSED(module), PyObject *arguments) {
     struct message message;
     unsigned long long sequence;
-    if (!PyArg_ParseTuple(arguments, "IIKI:payload", &message.seed, &message.connection, &sequence,
-                          &message.length))
+    int line = 0;
+    if (!PyArg_ParseTuple(arguments, "IIKI|p:payload", &message.seed, &message.connection,
+                          &sequence, &message.length, &line))
         return NULL;
+    message.line = line != 0;
     message.sequence = sequence;
     PyObject *bytes = PyBytes_FromStringAndSize(NULL, message.length);
     if (bytes != NULL)

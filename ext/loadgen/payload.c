@@ -13,13 +13,24 @@ enum { WORD = 8 };
 /* What all words of a message have in common. */
 struct pattern {
     uint64_t first, second, base;
+    uint64_t kept, added; /* of each word: what makes a line's bytes printable */
 };
+
+static inline bool has_header(const struct message *message) {
+    return message->length >= PAYLOAD_HEADER_BYTES && !message->line;
+}
+
+static inline bool ends_in_newline(const struct message *message, uint32_t offset, uint32_t size) {
+    return message->line && size > 0 && offset + size == message->length;
+}
 
 static inline struct pattern pattern_of(const struct message *message) {
     struct pattern pattern;
     uint64_t origin = (uint64_t)message->seed << 32 | message->connection;
     pattern.base = message->sequence * SPREAD_SEQUENCE ^ origin * SPREAD_CONNECTION;
-    if (message->length >= PAYLOAD_HEADER_BYTES) {
+    pattern.kept = message->line ? UINT64_C(0x3F3F3F3F3F3F3F3F) : UINT64_MAX;
+    pattern.added = message->line ? UINT64_C(0x3030303030303030) : 0;
+    if (has_header(message)) {
         pattern.first = message->sequence;
         pattern.second = origin;
     } else {
@@ -33,7 +44,7 @@ static inline uint64_t word_at(const struct pattern *pattern, uint32_t index) {
     uint64_t word = index == 0   ? pattern->first
                     : index == 1 ? pattern->second
                                  : (pattern->base + index) * SPREAD_WORD;
-    return htole64(word);
+    return htole64((word & pattern->kept) + pattern->added);
 }
 
 static inline uint32_t smaller(uint32_t a, uint32_t b) {
@@ -43,6 +54,8 @@ static inline uint32_t smaller(uint32_t a, uint32_t b) {
 void payload_fill(uint8_t *out, const struct message *message, uint32_t offset, uint32_t size) {
     struct pattern pattern = pattern_of(message);
     uint32_t index = offset / WORD, skip = offset % WORD;
+    if (ends_in_newline(message, offset, size))
+        out[--size] = '\n';
     while (size > 0) {
         uint64_t word = word_at(&pattern, index++);
         uint32_t take = smaller(WORD - skip, size);
@@ -61,6 +74,8 @@ bool payload_matches(const uint8_t *bytes, const struct message *message, uint32
     struct pattern pattern = pattern_of(message);
     uint32_t index = offset / WORD, skip = offset % WORD;
     uint64_t difference = 0;
+    if (ends_in_newline(message, offset, size) && bytes[--size] != '\n')
+        return false;
     while (size > 0) {
         uint64_t word = word_at(&pattern, index++), found = 0;
         uint32_t take = smaller(WORD - skip, size);
@@ -91,7 +106,7 @@ enum payload_fault payload_classify(const uint8_t *bytes, const struct message *
     *wrong_at = at;
     if (at == size)
         return PAYLOAD_RIGHT;
-    if (offset != 0 || size < PAYLOAD_HEADER_BYTES)
+    if (offset != 0 || size < PAYLOAD_HEADER_BYTES || !has_header(message))
         return PAYLOAD_CORRUPT;
 
     /* The header may name another message; it is believed if all bytes are that message's. */

@@ -3,7 +3,8 @@
  *
  * From 16 bytes on a message begins with its sequence number (8 bytes), its connection (4) and
  * the run's seed (4), little-endian, as a packet capture shows; the rest is a mix of the three.
- * A shorter one is cut from a mix whose first byte differs between neighbours.
+ * A shorter one is cut from a mix whose first byte differs between neighbours. A line has no such
+ * header either: it is printable ASCII, 64 characters from '0' to 'o', and ends in a newline.
  */
 #ifndef KECHO_LOADGEN_PAYLOAD_H
 #define KECHO_LOADGEN_PAYLOAD_H
@@ -19,6 +20,7 @@ struct message {
     uint32_t connection;
     uint32_t seed;
     uint32_t length; /* bytes */
+    bool line;
 };
 
 enum payload_fault {

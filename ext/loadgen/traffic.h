@@ -71,7 +71,8 @@ static inline struct message message_of(const struct client *client,
     return (struct message){.sequence = sequence,
                             .connection = connection->number,
                             .seed = client->settings.seed,
-                            .length = client->settings.length};
+                            .length = client->settings.length,
+                            .line = client->settings.line};
 }
 
 /* Has the events of the connection's socket looked at. 0, or -1 and errno. */

@@ -104,6 +104,7 @@ def _client(workload: Workload, target: Target, share: Share, seed: int) -> _loa
         schedule_first=share.index,
         schedule_step=share.total,
         datagrams=workload.udp,
+        line=workload.line,
         verify=workload.verify,
         spin=workload.spin,
         close_by_reset=workload.close == "rst",
@@ -113,7 +114,7 @@ def _client(workload: Workload, target: Target, share: Share, seed: int) -> _loa
 
 def first_message(workload: Workload, seed: int) -> bytes:
     """Of connection 0."""
-    return _loadgen.payload(seed, 0, 0, workload.length)
+    return _loadgen.payload(seed, 0, 0, workload.length, workload.line)
 
 
 class Crew:

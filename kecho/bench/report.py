@@ -69,6 +69,8 @@ def _headline(workload: Any, address: object) -> str:
     parts.append(plural(workload["threads"], "thread"))
     if workload["processes"] > 1:
         parts.append(f"{workload['processes']} processes")
+    if workload.get("line"):
+        parts.append("lines")
     if workload["spin"]:
         parts.append("spinning")
     if not workload["verify"]:

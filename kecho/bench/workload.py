@@ -225,6 +225,10 @@ class Workload:
             "(burst), so that it is not limited by ports"
         ),
     )
+    line: bool = option(
+        False,
+        switch("messages are lines, printable and ending in a newline, for servers that read such"),
+    )
     verify: bool = option(True, switch("compare every byte of every reply"))
     probe: bool = option(
         True,
@@ -267,6 +271,8 @@ class Workload:
             raise OptionError("udp", f"is for mode closed or open, not {self.mode}")
         if self.uds is not None:
             raise OptionError("udp", "goes to a host and port, not to a Unix socket")
+        if self.line:
+            raise OptionError("line", "is for a stream, not for datagrams")
         if not least <= self.length <= most:
             raise OptionError("length", f"a datagram has {least} to {most} bytes here")
         if self.close != "fin":

@@ -100,6 +100,23 @@ def test_a_byte_that_is_repeated_is_found() -> None:
     assert result.errors == {"corrupt": 4}
 
 
+@pytest.mark.parametrize("mode", ["closed", "open", "stream", "connect", "burst", "idle"])
+@pytest.mark.parametrize("length", [1, 64, 70_001])
+def test_a_server_that_reads_lines_is_measured_by_lines(mode: str, length: int) -> None:
+    more = {"open": {"rate": 100.0}, **BURSTS}.get(mode, {})
+    with faulty_servers.echoes_lines() as peer:
+        result = measure(peer, mode=mode, line=True, length=length, timeout=10.0, **more)
+    assert not result.errors
+    assert result.echoes > 0
+
+
+def test_a_wrong_byte_of_a_line_is_found() -> None:
+    for at in (0, LENGTH - 1):  # the newline is one of them
+        with faulty_servers.corrupts(LENGTH * 10 + at) as peer:
+            result = measure(peer, line=True, connections=1)
+        assert result.errors == {"corrupt": 1}
+
+
 def test_replies_in_the_wrong_order_are_found() -> None:
     with faulty_servers.swaps(LENGTH, LENGTH * 4) as peer:
         result = measure(peer, depth=2)

@@ -225,6 +225,7 @@ def test_a_server_without_udp_is_silent_or_refuses(start_server: StartServer) ->
         ({"mode": "closed", "length": 15}, "length"),
         ({"mode": "closed", "length": 65508}, "length"),
         ({"mode": "closed", "close": "rst"}, "close"),
+        ({"mode": "closed", "line": True}, "line"),
     ],
 )
 def test_what_udp_cannot_do_is_refused(options: dict[str, object], named: str) -> None:

@@ -96,6 +96,21 @@ def echoes_records(size: int) -> Peer:
     return Peer(answer)
 
 
+def echoes_lines() -> Peer:
+    """Answers whole lines, and ends the connection over one that is no text."""
+    parts: dict[socket.socket, bytes] = {}
+
+    def answer(connection: socket.socket, data: bytes) -> None:
+        *lines, rest = (parts.pop(connection, b"") + data).split(b"\n")
+        parts[connection] = rest
+        for line in lines:
+            if not line.decode("ascii").isprintable():
+                raise EOFError
+            connection.sendall(line + b"\n")
+
+    return Peer(answer)
+
+
 def serves_one() -> Peer:
     """Takes one connection, and no other."""
     peer = Peer(lambda connection, data: connection.sendall(data))

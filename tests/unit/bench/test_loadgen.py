@@ -29,6 +29,7 @@ ARGUMENTS = {
     "schedule_first": 0,
     "schedule_step": 1,
     "datagrams": False,
+    "line": False,
     "verify": True,
     "spin": False,
     "close_by_reset": False,
@@ -143,3 +144,20 @@ def test_a_refused_connect_is_an_error_of_its_kind() -> None:
     first = client.first_error()
     assert first is not None
     assert first["kind"] == "refused"
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 1000), st.integers(0, 2**60), st.integers(1, 300))
+def test_a_line_is_printable_and_ends_in_the_only_newline(
+    seed: int, connection: int, sequence: int, length: int
+) -> None:
+    line = _loadgen.payload(seed, connection, sequence, length, True)
+    assert len(line) == length
+    assert line[-1:] == b"\n"
+    assert all(ord("0") <= byte <= ord("o") for byte in line[:-1])
+    if length > 1:
+        assert _loadgen.payload(seed, connection, sequence + 1, length, True)[0] != line[0]
+
+
+def test_datagrams_are_no_lines() -> None:
+    with pytest.raises(ValueError, match="line is out of range"):
+        _loadgen.Client(**{**ARGUMENTS, "datagrams": True, "line": True})
