@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import select
@@ -18,7 +19,9 @@ _NO_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 def check_writable(path: str) -> None:
     """Raises what write_whole() would, as far as that can be told before."""
-    if descriptor_of(path) is not None:
+    if (own_fd := descriptor_of(path)) is not None:
+        if fcntl.fcntl(own_fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return
     with _place_of(path) as place:
         if place.is_special:

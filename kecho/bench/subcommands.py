@@ -29,7 +29,7 @@ def _load_all(paths: Sequence[str]) -> list[Result]:
             with open(path, encoding="utf-8") as file:
                 results += [replace(one, name=name) for one in load(file.read())]
         except (OSError, ValueError) as error:
-            raise ValueError(f"{path}: {reason_of(error)}") from None
+            raise ValueError(f"{command.one_line(path)}: {reason_of(error)}") from None
     return results
 
 
@@ -60,7 +60,9 @@ def _draw(arguments: Sequence[str], name: str, suffixes: tuple[str, ...], help: 
         command.say_error(PROGRAM, "pictures need matplotlib: pip install 'kecho[plot]'")
         return command.EXIT_FAILED
     except OSError as error:
-        command.say_error(PROGRAM, f"--output {chosen.output}: {reason_of(error)}")
+        command.say_error(
+            PROGRAM, f"--output {command.one_line(chosen.output)}: {reason_of(error)}"
+        )
         return command.EXIT_FAILED
     except ValueError as error:
         command.say_error(PROGRAM, str(error))

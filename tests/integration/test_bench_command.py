@@ -472,6 +472,8 @@ def test_wrong_usage_is_one_line_and_status_2(arguments: list[str], said: str) -
         (["--spawn", "--source", "192.0.2.1", "-c", "5"], "--source: 192.0.2.1: Cannot assign"),
         (["--spawn", "--json", "/nonexistent/a.json"], "/nonexistent/a.json: No such file"),
         (["--spawn", "--csv", "/"], "--csv: /: Is a directory"),
+        (["--spawn", "--csv", "/a\nb/c"], r"--csv: /a\nb/c: No such file"),
+        (["plot", "/a\nb", "-o", "x.png"], r"/a\nb: No such file"),
         (
             ["--spawn", "--source", "::1", "-c", "5"],
             "--source: the source addresses are of another",

@@ -121,6 +121,19 @@ def test_stdout_is_written_to_behind_what_is_there(own: Path, name: str) -> None
     assert path.read_text() == "before\nx\n"
 
 
+def test_a_descriptor_that_cannot_be_written_is_refused_before_the_run() -> None:
+    reader, writer = os.pipe()
+    try:
+        check_writable(f"/dev/fd/{writer}")
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            check_writable(f"/dev/fd/{reader}")
+    finally:
+        os.close(reader)
+        os.close(writer)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        check_writable(f"/dev/fd/{writer}")
+
+
 @pytest.mark.parametrize("name", ["", ".", "sub", "sub/", "sub/.", "sub/.."])
 def test_a_directory_is_no_file(own: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (own / "sub").mkdir()
