@@ -322,7 +322,8 @@ int client_run(struct client *client, uint64_t start_ns, uint64_t measure_ns, ui
             if (give_up_ns > now + STOP_NS)
                 give_up_ns = now + STOP_NS;
         } else if (now >= client->end_ns && give_up_ns == UINT64_MAX) {
-            give_up_ns = now + client->settings.timeout_ns;
+            /* After the tick that sees the timeout of what is sent at the end. */
+            give_up_ns = now + client->settings.timeout_ns + 2 * TICK_NS;
         }
         if (now >= give_up_ns)
             break;

@@ -313,12 +313,15 @@ def dribbles(every_s: float, after: int) -> Peer:
 
 
 def adds_later(data: bytes, after_s: float) -> Peer:
-    """Echoes, and some time later says more."""
+    """Echoes, and some time later says more; but not on the first connection, the probe's."""
+    first: list[socket.socket] = []
 
     def answer(connection: socket.socket, received: bytes) -> None:
+        first.append(connection) if not first else None
         connection.sendall(received)
-        time.sleep(after_s)
-        connection.sendall(data)
+        if connection is not first[0]:
+            time.sleep(after_s)
+            connection.sendall(data)
 
     return Peer(answer)
 
