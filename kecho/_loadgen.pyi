@@ -39,6 +39,7 @@ class Client:
         verify: bool,
         spin: bool,
         close_by_reset: bool,
+        reconnect: bool,
         keep_ends: bool,
     ) -> None:
         """mode: index into MODES. address: packed, or a path for AF_UNIX. sources: packed

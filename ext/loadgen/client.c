@@ -187,6 +187,12 @@ static uint64_t next_due_ns(const struct client *client) {
            (uint64_t)((double)client->schedule_next * client->settings.interval_ns);
 }
 
+/* A connection that is opened anew sends what has become due meanwhile. */
+static bool is_on_its_way(const struct client *client, const struct connection *connection) {
+    return client->settings.reconnect &&
+           (connection->state == CONNECTION_CONNECTING || connection->state == CONNECTION_RETRY);
+}
+
 /* Open loop: sends what is due, each on the connection whose turn it is. */
 static void send_due(struct client *client) {
     uint32_t total = client->settings.connection_count;
@@ -202,7 +208,7 @@ static void send_due(struct client *client) {
         for (uint32_t tried = 0; tried < total; tried++) {
             struct connection *connection = &client->connections[client->schedule_turn];
             client->schedule_turn = (client->schedule_turn + 1) % total;
-            if (connection->state != CONNECTION_OPEN)
+            if (connection->state != CONNECTION_OPEN && !is_on_its_way(client, connection))
                 continue;
             traffic_allow(client, connection, due_ns);
             traffic_send_more(client, connection);

@@ -71,6 +71,7 @@ struct settings {
     bool verify;
     bool spin;
     bool close_by_reset;
+    bool reconnect; /* closed and open: after the peer has ended a connection between replies */
     bool keep_ends; /* remember the local end of each connection closed with FIN */
 };
 
@@ -99,7 +100,8 @@ struct client_counters {
     /* Closed: of the time that messages were outstanding, what lies within the measured time of
      * those that are not in the figures, and beyond it of those that are. */
     uint64_t carried_in_ns, carried_out_ns;
-    uint64_t unended; /* connections whose peer did not end them after our FIN */
+    uint64_t reconnects; /* connections that the peer ended, and that were opened anew */
+    uint64_t unended;    /* connections whose peer did not end them after our FIN */
     uint64_t errors[ERROR_KINDS];
 };
 

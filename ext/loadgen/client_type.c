@@ -87,6 +87,9 @@ static int check_settings(const struct settings *settings, int mode) {
         wrong = "datagrams";
     else if (settings->datagrams && settings->line)
         wrong = "line";
+    else if (settings->reconnect &&
+             (settings->datagrams || (mode != MODE_CLOSED && mode != MODE_OPEN)))
+        wrong = "reconnect";
     else if (settings->datagrams &&
              (settings->length < PAYLOAD_HEADER_BYTES || settings->length > BUFFER_BYTES))
         wrong = "length";
@@ -101,19 +104,19 @@ static int client_object_init(PyObject *self, PyObject *arguments, PyObject *key
         "mode",         "family",      "address",          "port",          "scope",     "sources",
         "first_number", "connections", "connects_at_once", "seed",          "length",    "depth",
         "timeout_ns",   "interval_ns", "schedule_first",   "schedule_step", "datagrams", "line",
-        "verify",       "spin",        "close_by_reset",   "keep_ends",     NULL};
+        "verify",       "spin",        "close_by_reset",   "reconnect",     "keep_ends", NULL};
     struct settings settings = {0};
-    int mode, family, port, datagrams, line, verify, spin, close_by_reset, keep_ends;
+    int mode, family, port, datagrams, line, verify, spin, close_by_reset, reconnect, keep_ends;
     unsigned scope;
     const char *address, *sources;
     Py_ssize_t address_size, sources_size;
     unsigned long long timeout_ns, first, step;
     if (!PyArg_ParseTupleAndKeywords(
-            arguments, keywords, "$iiy#iIy#IIIIIIKdKKpppppp:Client", names, &mode, &family,
+            arguments, keywords, "$iiy#iIy#IIIIIIKdKKppppppp:Client", names, &mode, &family,
             &address, &address_size, &port, &scope, &sources, &sources_size, &settings.first_number,
             &settings.connection_count, &settings.connects_at_once, &settings.seed,
             &settings.length, &settings.depth, &timeout_ns, &settings.interval_ns, &first, &step,
-            &datagrams, &line, &verify, &spin, &close_by_reset, &keep_ends))
+            &datagrams, &line, &verify, &spin, &close_by_reset, &reconnect, &keep_ends))
         return -1;
     struct client_object *object = (struct client_object *)self;
     if (object->is_initialised) {
@@ -129,6 +132,7 @@ static int client_object_init(PyObject *self, PyObject *arguments, PyObject *key
     settings.verify = verify != 0;
     settings.spin = spin != 0;
     settings.close_by_reset = close_by_reset != 0;
+    settings.reconnect = reconnect != 0;
     settings.keep_ends = keep_ends != 0 && family != AF_UNIX && !datagrams;
     if (check_settings(&settings, mode) < 0 ||
         read_address(&settings.server, &settings.server_size, family, address, address_size, port,
@@ -300,6 +304,7 @@ static PyObject *client_object_counters(PyObject *self, PyObject *Py_UNUSED(igno
         {"between_ns", &counters->between_ns},
         {"carried_in_ns", &counters->carried_in_ns},
         {"carried_out_ns", &counters->carried_out_ns},
+        {"reconnects", &counters->reconnects},
         {"unended", &counters->unended},
     };
     PyObject *result = PyDict_New(), *errors = PyDict_New();

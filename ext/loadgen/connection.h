@@ -35,6 +35,7 @@ struct connection {
     uint8_t state;
     bool is_ready;     /* is on the client's list of connections with more to do */
     bool wants_room;   /* send has said EAGAIN, and no EPOLLOUT has come since */
+    bool has_replied;  /* a reply has come since it was established */
     bool watches_room; /* EPOLLOUT is registered */
     uint32_t number;
     uint32_t sent_bytes;
@@ -42,6 +43,7 @@ struct connection {
     uint64_t allowed;
     uint64_t sent;
     uint64_t replied;
+    uint64_t resent;   /* messages before this one have been sent on an earlier connection, too */
     uint64_t began_ns; /* when connect was called */
     uint64_t moved_ns; /* when bytes came, or were sent with none outstanding */
     /* Stamps of the messages replied..allowed, at message & stamp_mask. `one` until there are

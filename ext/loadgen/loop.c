@@ -12,6 +12,23 @@
 
 #define RETRY_NS (10 * MS)
 
+/* After the peer has ended a connection that another one is to follow: at once if a reply had come
+ * on it. What was outstanding is sent again, and its time goes on. */
+static void reconnect(struct client *client, struct connection *connection) {
+    uint64_t now = now_ns();
+    if (connection->replied == connection->allowed && now >= client->end_ns)
+        return; /* nothing is waited for any more */
+    count(&client->counters.reconnects, 1);
+    if (connection->has_replied) {
+        traffic_connect(client, connection);
+        return;
+    }
+    connection->state = CONNECTION_RETRY;
+    connection->began_ns = 0; /* another connect, not the same one again */
+    connection->moved_ns = now + RETRY_NS;
+    client->connecting++;
+}
+
 /* ---- after a turn ---------------------------------------------------------------------------- */
 
 void loop_after_turn(struct client *client, struct connection *connection) {
@@ -25,6 +42,8 @@ void loop_after_turn(struct client *client, struct connection *connection) {
         else
             goodbye_say(client, connection);
     }
+    if (client->settings.reconnect && connection->state == CONNECTION_CLOSED)
+        reconnect(client, connection);
     if (!more)
         return;
     if (connection->state == CONNECTION_CLOSED)
@@ -87,7 +106,9 @@ static bool is_waiting_for_reply(const struct connection *connection) {
 static void tick_connecting(struct client *client, struct connection *connection, uint64_t now,
                             uint64_t timeout_ns) {
     bool is_retry = connection->state == CONNECTION_RETRY;
-    if (is_retry && connection->began_ns == 0 && (now >= client->end_ns || is_stopped(client))) {
+    bool is_waited_for = connection->replied < connection->allowed;
+    if (is_retry && connection->began_ns == 0 &&
+        ((now >= client->end_ns && !is_waited_for) || is_stopped(client))) {
         connection->state = CONNECTION_FAILED;
         client->connecting--;
         return;

@@ -30,8 +30,31 @@ void traffic_note_error(struct client *client, const struct connection *connecti
     first->at_ns = now_ns();
 }
 
+/* The peer has ended the connection between two replies, and another one is to follow. */
+static bool is_to_be_reconnected(const struct client *client, const struct connection *connection,
+                                 enum error_kind kind) {
+    return client->settings.reconnect && !is_stopped(client) &&
+           (kind == ERROR_CLOSED || kind == ERROR_RESET) && connection->replied_bytes == 0 &&
+           connection->state == CONNECTION_OPEN;
+}
+
+static void leave_for_another(struct client *client, struct connection *connection) {
+    count(&client->counters.open_now, (uint64_t)-1);
+    connection_close(connection, false);
+    uint64_t begun = connection->sent + (connection->sent_bytes > 0);
+    if (connection->resent < begun)
+        connection->resent = begun;
+    connection->sent = connection->replied;
+    connection->sent_bytes = 0;
+    connection->state = CONNECTION_CLOSED;
+}
+
 void traffic_fail(struct client *client, struct connection *connection, enum error_kind kind,
                   int error) {
+    if (is_to_be_reconnected(client, connection, kind)) {
+        leave_for_another(client, connection);
+        return;
+    }
     traffic_note_error(client, connection, kind, error);
     if (connection->state == CONNECTION_CONNECTING || connection->state == CONNECTION_RETRY)
         client->connecting--;
@@ -152,6 +175,8 @@ static uint32_t fill_buffer(struct client *client, const struct connection *conn
 static void stamp_begun(struct client *client, struct connection *connection, uint64_t now) {
     if (client->settings.mode == MODE_STREAM)
         return;
+    if (connection->sent < connection->resent)
+        return;
     struct stamp *stamp = connection_stamp(connection, connection->sent);
     stamp->sent_ns = now;
     if (client->settings.mode == MODE_CLOSED && stamp->due_ns >= client->measure_ns)
@@ -174,7 +199,7 @@ static void note_sent(struct client *client, struct connection *connection, uint
             return;
         }
         size -= rest;
-        if (!is_stream &&
+        if (!is_stream && connection->sent >= connection->resent &&
             is_in_the_figures(client, connection, connection_stamp(connection, connection->sent)))
             count(&client->counters.bytes_sent, client->settings.length);
         connection->sent_bytes = 0;
@@ -254,6 +279,7 @@ void traffic_send_more(struct client *client, struct connection *connection) {
 static void established(struct client *client, struct connection *connection, uint64_t now) {
     connection->state = CONNECTION_OPEN;
     connection->moved_ns = now;
+    connection->has_replied = false;
     client->connecting--;
     count(&client->counters.opened, 1);
     count(&client->counters.open_now, 1);
@@ -266,6 +292,8 @@ static void established(struct client *client, struct connection *connection, ui
     if (client->settings.mode == MODE_BURST || client->settings.mode == MODE_CONNECT) {
         traffic_allow(client, connection, connection->began_ns);
         traffic_send_more(client, connection);
+    } else if (client->settings.reconnect && connection->allowed > connection->sent) {
+        traffic_send_more(client, connection);
     }
 }
 
@@ -276,6 +304,7 @@ static void complete(struct client *client, struct connection *connection, uint6
     struct stamp stamp = *connection_stamp(connection, connection->replied);
     connection->replied_bytes = 0;
     connection->replied++;
+    connection->has_replied = true;
     count(&client->counters.replies, 1);
     if (client->settings.mode != MODE_STREAM)
         client->pending--;

@@ -108,6 +108,7 @@ def _client(workload: Workload, target: Target, share: Share, seed: int) -> _loa
         verify=workload.verify,
         spin=workload.spin,
         close_by_reset=workload.close == "rst",
+        reconnect=workload.reconnect,
         keep_ends=workload.clear_time_wait,
     )
 

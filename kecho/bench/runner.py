@@ -30,6 +30,7 @@ _SETTLE_S_PER_THREAD = 0.0002
 _LOOK_S = 0.1
 _INTERVAL_S = 1.0
 _STOP_S = 5.0
+_COUNTS_OBSERVED = ("late", "duplicates", "reordered", "reconnects")
 _LATENCY_OF_MODE = {"closed": "service", "open": "response", "connect": "response"}
 
 
@@ -369,7 +370,7 @@ class _Conductor:
                 "unanswered": totals["unanswered"],
                 "open_s": round(self._open_s, 6),
                 "lost": _lost(workload, totals),
-                **{name: totals[name] for name in ("late", "duplicates", "reordered")},
+                **{name: totals[name] for name in _COUNTS_OBSERVED},
                 "time_wait_cleared": cleared,
                 "interrupted": self._interrupted,
             },

@@ -90,6 +90,12 @@ def judge(
             f"{plural(unended, 'connection was', 'connections were')} not ended by the server "
             "after the client had: what it may have sent later than the reply was not seen"
         )
+    reconnects = sum(one["reconnects"] for one in threads)
+    if reconnects:
+        notes.append(
+            f"{plural(reconnects, 'connection was', 'connections were')} ended by the server and "
+            "opened anew: the time that took is in the times of the messages that waited for it"
+        )
     if not workload.verify:
         notes.append("the bytes of the replies were not compared (--no-verify)")
     return Verdict(tuple(reasons), tuple(notes))

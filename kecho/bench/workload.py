@@ -42,6 +42,7 @@ _ONLY_IN = {
     "depth": ("closed", "open"),
     "rounds": ("burst",),
     "clear_time_wait": ("burst", "connect"),
+    "reconnect": ("closed", "open"),
 }
 
 
@@ -218,6 +219,13 @@ class Workload:
         ),
     )
     close: str = option("fin", choice("how the client closes", "fin", "rst"))
+    reconnect: bool = option(
+        False,
+        switch(
+            "a connection that the server has ended is opened anew, and what it has not answered "
+            "sent again; counted, and no error unless it was in the middle of a reply"
+        ),
+    )
     clear_time_wait: bool = option(
         False,
         switch(
@@ -271,8 +279,9 @@ class Workload:
             raise OptionError("udp", f"is for mode closed or open, not {self.mode}")
         if self.uds is not None:
             raise OptionError("udp", "goes to a host and port, not to a Unix socket")
-        if self.line:
-            raise OptionError("line", "is for a stream, not for datagrams")
+        for name in ("line", "reconnect"):
+            if getattr(self, name):
+                raise OptionError(name, "is for a stream, not for datagrams")
         if not least <= self.length <= most:
             raise OptionError("length", f"a datagram has {least} to {most} bytes here")
         if self.close != "fin":

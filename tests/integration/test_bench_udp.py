@@ -226,6 +226,7 @@ def test_a_server_without_udp_is_silent_or_refuses(start_server: StartServer) ->
         ({"mode": "closed", "length": 65508}, "length"),
         ({"mode": "closed", "close": "rst"}, "close"),
         ({"mode": "closed", "line": True}, "line"),
+        ({"mode": "closed", "reconnect": True}, "reconnect"),
     ],
 )
 def test_what_udp_cannot_do_is_refused(options: dict[str, object], named: str) -> None:

@@ -23,7 +23,15 @@ THREAD = {
     "cpu_ns": 10**9,
     **dict.fromkeys(
         (
-            *("waited_ns", "queued_ns", "away_ns", "between_ns", "unanswered", "unended"),
+            *(
+                "waited_ns",
+                "queued_ns",
+                "away_ns",
+                "between_ns",
+                "unanswered",
+                "unended",
+                "reconnects",
+            ),
             *("carried_in_ns", "carried_out_ns"),
         ),
         0,

@@ -111,6 +111,32 @@ def echoes_lines() -> Peer:
     return Peer(answer)
 
 
+def ends_after(messages: int, size: int, *, by_reset: bool = False) -> Peer:
+    """Ends a connection when it has echoed so many messages of so many bytes: cleanly, or with what
+    came meanwhile unread, which is a reset."""
+    echoed: dict[socket.socket, int] = {}
+
+    def answer(connection: socket.socket, data: bytes) -> None:
+        echoed[connection] = echoed.get(connection, 0) + len(data)
+        connection.sendall(data)
+        if echoed[connection] >= messages * size:
+            if by_reset:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                time.sleep(0.02)  # the reply has been read, and the next message has come
+            raise EOFError
+
+    return Peer(answer, chunk=size)
+
+
+def closes_at_once() -> Peer:
+    """Reads a message, and ends the connection."""
+
+    def answer(connection: socket.socket, data: bytes) -> None:
+        raise EOFError
+
+    return Peer(answer)
+
+
 def serves_one() -> Peer:
     """Takes one connection, and no other."""
     peer = Peer(lambda connection, data: connection.sendall(data))

@@ -33,6 +33,7 @@ ARGUMENTS = {
     "verify": True,
     "spin": False,
     "close_by_reset": False,
+    "reconnect": False,
     "keep_ends": False,
 }
 
