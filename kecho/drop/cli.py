@@ -17,6 +17,7 @@ from .._version import __version__
 from ..errors import OptionError
 from ..options import flag, options_of
 from .config import DropConfig
+from .devices import as_name
 from .filters import Filter, make_filter
 from .pairs import Pair, PairError, make_pair, parse_endpoint, parse_pairs
 from .work import PROGRAM, work
@@ -147,8 +148,8 @@ def _pairs(words: Sequence[str], has_filter: bool) -> list[Pair] | None:
 
 
 def _pairs_of_words(words: Sequence[str]) -> list[Pair]:
-    # A pair may also be one quoted word.
-    ends = [end for word in words for end in word.split()]
+    # A pair may also be one quoted word. Names of devices are bytes, whatever the locale.
+    ends = [as_name(end) for word in words for end in os.fsencode(word).split()]
     if len(ends) % 2:
         raise PairError(0, f"an odd number of addresses, {len(ends)}: a pair is two")
     try:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from .devices import as_name, check_name
+
 __all__ = ["Endpoint", "Pair", "PairError", "as_pair", "parse_pair", "parse_pairs"]
 
 LONGEST_LINE = 1000  # two IPv6 addresses with scopes and ports need less than 200
-LONGEST_SCOPE = 15  # IFNAMSIZ less the closing NUL
 UNSPECIFIED = ("0.0.0.0", "::")
+COMMENT = re.compile(r"(?:^|[ \t])#")
 
 
 class PairError(ValueError):
@@ -27,7 +30,7 @@ class PairError(ValueError):
 
 class Endpoint(NamedTuple):
     """One end. address: canonical, IPv4 also where the kernel shows it as v4-mapped; port: 0 is
-    the peer of a listener; scope: an interface's name or index, or empty."""
+    the peer of a listener; scope: a device as Devices.index() takes it, or empty."""
 
     address: str
     port: int
@@ -75,14 +78,18 @@ def parse_port(text: str) -> int:
 
 def split_scope(address: str) -> tuple[str, str]:
     address, percent, scope = address.partition("%")
-    if percent and not (
-        0 < len(scope) <= LONGEST_SCOPE
-        and scope.isascii()
-        and scope.isprintable()
-        and not set(scope) & set(" %/:[]#")
-    ):
-        raise ValueError(f"{shortened(scope)} is not the name of an interface")
-    return address, scope
+    return address, check_name(scope) if percent else ""
+
+
+def _unbracketed(text: str) -> str:
+    """[ADDRESS], [ADDRESS]%SCOPE or [ADDRESS%SCOPE] without the brackets; a scope may hold some."""
+    inside, percent, scope = text[1:].partition("%")
+    address, bracket, rest = inside.partition("]")
+    if not bracket:
+        scope, bracket, rest = scope[:-1], scope[-1:], ""
+    if bracket != "]" or rest:
+        raise ValueError
+    return address + percent + scope
 
 
 def parse_endpoint(text: str, *, peer: bool = False) -> Endpoint:
@@ -93,15 +100,16 @@ def parse_endpoint(text: str, *, peer: bool = False) -> Endpoint:
     address, colon, port = text.rpartition(":")
     if not colon:
         raise ValueError(f"{shortened(text)} has no port")
-    outside = ""
-    if address.startswith("["):
-        address, bracket, outside = address[1:].partition("]")
-        if not bracket or (outside and not outside.startswith("%")):
-            raise ValueError(f"{shortened(text)} is not [ADDRESS]:PORT")
-        if ":" not in address:
-            raise ValueError(f"{shortened(address)} is not an IPv6 address")
-    address, scope = split_scope(address + outside)
-    is_bare_v6 = ":" in address and not text.startswith("[")
+    is_bracketed = address.startswith("[")
+    if is_bracketed:
+        try:
+            address = _unbracketed(address)
+        except ValueError:
+            raise ValueError(f"{shortened(text)} is not [ADDRESS]:PORT") from None
+    address, scope = split_scope(address)
+    if is_bracketed and ":" not in address:
+        raise ValueError(f"{shortened(address)} is not an IPv6 address")
+    is_bare_v6 = ":" in address and not is_bracketed
     try:
         address = "::" if address == "*" else canonical(address)
     except ValueError as error:
@@ -141,7 +149,7 @@ def _lines(text: str | bytes) -> Iterator[str]:
         end = text.find("\n", begin) if isinstance(text, str) else text.find(b"\n", begin)
         end = len(text) if end < 0 else end
         line = text[begin:end]
-        yield line if isinstance(line, str) else line.decode("utf-8", "surrogateescape")
+        yield line if isinstance(line, str) else as_name(line)
         begin = end + 1
 
 
@@ -155,7 +163,8 @@ def parse_pairs(text: str | bytes) -> list[Pair]:
         try:
             if "\0" in line:
                 raise ValueError("a NUL character")
-            line = line.removesuffix("\r").partition("#")[0].strip(" \t")
+            # Not within a word: a device may be called "a#b".
+            line = COMMENT.split(line.removesuffix("\r"), 1)[0].strip(" \t")
             if line:
                 found[parse_pair(line)] = None
         except ValueError as error:

@@ -7,15 +7,14 @@ port (Linux 6.18); so nothing is destroyed that was not seen, and a cookie is ne
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import socket as sockets_of_python
-import struct
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
 from .. import _sockdiag
+from .devices import Devices
 from .filters import Filter
 from .netns import open_namespace
 from .outcome import Outcome, Result, answer
@@ -25,7 +24,6 @@ from .states import NAMES
 __all__ = ["Diag", "Socket", "is_unavailable"]
 
 AF_INET, AF_INET6 = int(sockets_of_python.AF_INET), int(sockets_of_python.AF_INET6)
-SIOCGIFNAME = 0x8910  # netdevice(7)
 NUMBERS = {name: number for number, name in NAMES.items()}
 TIMERS = {0: "off", 1: "on", 2: "keepalive", 3: "timewait", 4: "persist"}  # inet_diag.c
 
@@ -41,9 +39,10 @@ class Socket(NamedTuple):
     """A TCP socket as a look found it; a tuple, since there may be a million.
 
     Addresses are canonical: IPv4 also where the socket is an IPv6 one (is_mapped). interface: the
-    name it is bound to, or empty. expires_ms: until `timer` fires. Queues are bytes, of a listener
-    the connections that wait and the most that may. uid and inode are 0 where nobody owns it.
-    identity, with the cookie in it, tells it from a later one with the same addresses.
+    name of the device it is bound to ("if3" if index 3 has none any more), or empty, with the
+    index 0. expires_ms: until `timer` fires. Queues are bytes, of a listener the connections that
+    wait and the most that may. uid and inode are 0 where nobody owns it. identity, with the cookie
+    in it, tells it from a later one with the same addresses.
     """
 
     state: str
@@ -52,6 +51,7 @@ class Socket(NamedTuple):
     peer_address: str
     peer_port: int
     interface: str
+    interface_index: int
     is_mapped: bool
     timer: str
     expires_ms: int
@@ -97,7 +97,6 @@ class Diag:
 
     def __init__(self, netns: str | None = None, *, handle: NativeHandle | None = None) -> None:
         """netns: the name of a network namespace, otherwise the thread's own. Raises OSError."""
-        self._names: dict[int, str] = {}
         self._is_stopped = False
         if handle is not None:
             self._handle = handle
@@ -109,6 +108,7 @@ class Diag:
                 self._handle = _sockdiag.Handle(namespace_fd=fd)
             finally:
                 os.close(fd)
+        self._devices = Devices(self._handle.fileno())
 
     def __enter__(self) -> Self:
         return self
@@ -138,6 +138,7 @@ class Diag:
         if not mask:
             return []
         local_port, peer_port = ports or wanted.ports()
+        self._devices.forget()
         found = []
         # An IPv4 connection of a dual-stack socket shows only among the IPv6 ones.
         for family in (AF_INET, AF_INET6):
@@ -160,7 +161,8 @@ class Diag:
             row[3],
             peer,
             row[5],
-            self._interface(row[6]) if row[6] else "",
+            self._devices.name(row[6]) if row[6] else "",
+            row[6],
             mapped,
             TIMERS.get(row[8], str(row[8])),
             row[9],
@@ -173,26 +175,13 @@ class Diag:
             row[15],
         )
 
-    def _interface(self, index: int) -> str:
-        """Its name in the handle's namespace, or the index if it has gone."""
-        if index not in self._names:
-            request = struct.pack("16si20x", b"", index)
-            try:
-                reply = fcntl.ioctl(self._handle.fileno(), SIOCGIFNAME, request)
-                self._names[index] = reply[:16].rstrip(b"\0").decode("ascii", "replace")
-            except OSError:
-                self._names[index] = str(index)
-        return self._names[index]
-
     def _of_pair(self, pair: Pair, by_ends: dict[Any, list[Socket]]) -> list[Socket]:
-        scope = pair.local.scope or pair.peer.scope
-        both = pair.local.scope and pair.peer.scope
-        if both and pair.local.scope != pair.peer.scope:
-            return []
         found = by_ends.get((*pair.local[:2], *pair.peer[:2]), [])
-        if scope.isdigit():
-            scope = self._interface(int(scope))
-        return [one for one in found if not scope or one.interface == scope]
+        scopes = {end.scope for end in pair if end.scope}
+        if not scopes or not found:
+            return found
+        indices = {self._devices.index(scope) for scope in scopes}
+        return [one for one in found if indices == {one.interface_index}]
 
     # ---- dropping -----------------------------------------------------------------------------
 
@@ -211,7 +200,7 @@ class Diag:
             elif not matching:
                 reason = "does not match the filter"
                 untouched.append(Outcome(pair, Result.PROTECTED, found[0], reason=reason))
-            elif len({one.interface for one in matching}) > 1:
+            elif len({one.interface_index for one in matching}) > 1:
                 reason = "on several interfaces: say which, such as ADDRESS%eth0"
                 untouched.append(Outcome(pair, Result.PROTECTED, matching[0], reason=reason))
             else:

@@ -142,7 +142,7 @@ def _list(config: DropConfig, diag: Diag, pairs: list[Pair] | None, wanted: Filt
                 timer += f" ({one.retransmissions})"
             process = f"{holder.pid}/{command.one_line(holder.name)}" if holder else "-"
             queues = str(one.receive_queue), str(one.send_queue)
-            ends = str(one.pair.local), str(one.pair.peer)
+            ends = command.one_line(str(one.pair.local)), command.one_line(str(one.pair.peer))
             lines.append((one.state, *ends, *queues, timer, process))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         for line in lines:
@@ -335,4 +335,4 @@ def _line(one: Outcome, dry: bool) -> str:
     word = "would drop" if dry and one.result is Result.DROPPED else str(one.result)
     state = f"  {one.socket.state}" if one.socket else ""
     reason = f"  ({one.reason})" if one.reason and one.result is not Result.DROPPED else ""
-    return f"{word:9}  {one.pair}{state}{reason}"
+    return f"{word:9}  {command.one_line(str(one.pair))}{state}{reason}"

@@ -69,6 +69,7 @@ def run_drop(
         **given,
         capture_output=True,
         text=True,
+        errors="surrogateescape",
         timeout=60,
     )
 

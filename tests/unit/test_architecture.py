@@ -60,7 +60,7 @@ ALLOWED = {
     **{
         f"drop.{name}": set()
         for name in (
-            *("__init__", "__main__", "api", "filters", "netns", "outcome", "pairs"),
+            *("__init__", "__main__", "api", "devices", "filters", "netns", "outcome", "pairs"),
             *("process", "progress", "states"),
         )
     },

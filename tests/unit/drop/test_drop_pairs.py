@@ -19,7 +19,13 @@ V4 = Pair(Endpoint("127.0.0.1", 36986), Endpoint("127.0.0.1", 12345))
 V6 = Pair(Endpoint("::1", 80), Endpoint("::1", 9))
 
 addresses = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).map(str)
-scopes = st.one_of(st.just(""), st.from_regex(r"[a-z][a-z0-9.@-]{0,14}", fullmatch=True))
+scopes = st.one_of(
+    st.just(""),
+    st.from_regex(r"[a-z][a-z0-9.@-]{0,14}", fullmatch=True),
+    st.binary(min_size=1, max_size=15)
+    .filter(lambda name: not set(name) & set(b"/:\0\t\n\v\f\r \xa0"))
+    .map(lambda name: name.decode("utf-8", "surrogateescape")),
+)
 ports = st.integers(1, 65535)
 
 
@@ -38,6 +44,14 @@ ports = st.integers(1, 65535)
 def test_what_netstat_and_ss_print_is_read(text: str, pair: Pair) -> None:
     assert parse_pairs(text) == [pair]
     assert parse_pairs(text.encode()) == [pair]
+
+
+@pytest.mark.parametrize("name", ["a#b", "#", "]", "[a]", "%", "\udcff", "5"])
+@pytest.mark.parametrize("form", ["[fe80::1%{}]:80", "[fe80::1]%{}:80", "fe80::1%{}:80"])
+def test_scope_may_hold_what_a_device_may_be_called(form: str, name: str) -> None:
+    line = f"{form.format(name)} [fe80::2]:9  # why"
+    assert parse_pairs(line)[0].local == Endpoint("fe80::1", 80, name)
+    assert parse_pairs(line.encode("utf-8", "surrogateescape")) == parse_pairs(line)
 
 
 @pytest.mark.parametrize("form", ["[fe80::1%eth0]:80", "[fe80::1]%eth0:80", "fe80::1%eth0:80"])

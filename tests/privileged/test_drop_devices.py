@@ -1,0 +1,137 @@
+"""The dropper and network devices: a name is bytes, may look like an index, and may be gone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import struct
+import subprocess
+from contextlib import ExitStack
+
+import pytest
+
+from kecho import drop
+from kecho.drop import Result
+from support.clients import DEADLINE_S
+from support.connections_to_drop import run_drop
+from support.namespaces import Namespace
+
+pytestmark = pytest.mark.privileged
+
+LOCAL, PEER = ("10.5.0.1", 40001), ("10.5.0.2", 7001)
+IPV6_LOCAL, IPV6_PEER = ("fe80::5:1", 40001), ("fe80::5:2", 7001)
+ODD_NAMES = ["5", "if5", "a#b", "#", "a]b", "[]", "höß€", "\udcff\udcfe", "a\x1b[7m"]
+
+
+def add_device(namespace: Namespace, name: str, index: int) -> None:
+    """One that nobody answers on: what connects over it stays half-open."""
+    other = ("type", "veth", "peer", "name", f"peer{index}")
+    namespace.run("ip", "link", "add", "name", name, "index", str(index), *other)
+    namespace.run("ip", "address", "add", "10.5.0.1/24", "dev", name)
+    namespace.run("ip", "link", "set", "dev", name, "arp", "off", "up")
+    namespace.run("ip", "address", "add", "fe80::5:1/64", "dev", name, "nodad")
+
+
+def connect_over(stack: ExitStack, name: str, *, is_v6: bool = False) -> socket.socket:
+    one = stack.enter_context(socket.socket(socket.AF_INET6 if is_v6 else socket.AF_INET))
+    one.setblocking(False)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, os.fsencode(name))
+    one.bind(IPV6_LOCAL if is_v6 else LOCAL)
+    one.connect_ex(IPV6_PEER if is_v6 else PEER)
+    return one
+
+
+def cookie(one: socket.socket) -> int:
+    so_cookie = 57  # <asm-generic/socket.h>
+    return struct.unpack("=Q", one.getsockopt(socket.SOL_SOCKET, so_cookie, 8))[0]
+
+
+def left() -> set[int]:
+    return {one.cookie for one in drop.find(states=["syn-sent"])}
+
+
+def text_over(name: str) -> str:
+    return f"10.5.0.1%{name}:40001 10.5.0.2:7001"
+
+
+def test_device_named_like_the_index_of_another_is_meant_by_its_name(
+    inside: Namespace, stack: ExitStack
+) -> None:
+    add_device(inside, "5", 3)
+    add_device(inside, "y0", 5)
+    named, other = connect_over(stack, "5"), connect_over(stack, "y0")
+    finished = run_drop(*text_over("5").split())
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout == f"dropped    {text_over('5')}  syn-sent\n"
+    assert left() == {cookie(other)}
+    assert cookie(named) not in left()
+
+
+@pytest.mark.parametrize("text", ["5", "if5"])
+def test_index_is_meant_where_no_device_has_that_name(
+    inside: Namespace, stack: ExitStack, text: str
+) -> None:
+    add_device(inside, "x0", 3)
+    add_device(inside, "y0", 5)
+    other = connect_over(stack, "x0")
+    connect_over(stack, "y0")
+    assert run_drop(*text_over(text).split()).returncode == 0
+    assert left() == {cookie(other)}
+
+
+def test_socket_whose_device_is_gone_is_dropped_by_what_is_printed_for_it(
+    inside: Namespace, stack: ExitStack
+) -> None:
+    for name, index in (("x0", 3), ("y0", 5)):
+        add_device(inside, name, index)
+    gone, other = connect_over(stack, "x0"), connect_over(stack, "y0")
+    inside.run("ip", "link", "delete", "x0")
+    assert left() == {cookie(gone), cookie(other)}
+    (found,) = drop.find([text_over("if3")])
+    assert (found.interface, found.interface_index) == ("if3", 3)
+    assert text_over("if3").split() in [
+        line.split()[1:3] for line in run_drop("--list", "--state", "syn-sent").stdout.split("\n")
+    ]
+    assert run_drop(text=str(found.pair)).returncode == 0
+    assert left() == {cookie(other)}
+
+
+@pytest.mark.parametrize("is_v6", [False, True], ids=["IPv4", "IPv6"])
+@pytest.mark.parametrize("name", ODD_NAMES, ids=ascii)
+def test_line_of_ss_is_dropped_whatever_the_device_is_called(
+    inside: Namespace, stack: ExitStack, name: str, is_v6: bool
+) -> None:
+    if shutil.which("ss") is None:
+        pytest.skip("needs ss, which iproute2 has")
+    add_device(inside, name, 4)
+    add_device(inside, "other", 5)
+    connect_over(stack, name, is_v6=is_v6)
+    other = connect_over(stack, "other", is_v6=is_v6)
+    for one in drop.find(states=["syn-sent"]):
+        assert drop.parse_pairs(str(one.pair)) == [one.pair]
+    raw = os.fsencode(name)
+    with inside:
+        asked = ("ss", "-tnH", "state", "syn-sent")
+        shown = subprocess.run(asked, capture_output=True, timeout=DEADLINE_S, check=True).stdout
+    (line,) = (one for one in shown.split(b"\n") if b"%" + raw + b":" in one)
+    pair = os.fsdecode(b" ".join(line.split()[2:4]))
+    assert run_drop("--dry-run", *pair.split(" ")).returncode == 0
+    finished = run_drop(text=pair)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.removesuffix("\n").isprintable()
+    assert left() == {cookie(other)}
+
+
+def test_device_made_anew_under_a_name_is_looked_up_anew(
+    inside: Namespace, stack: ExitStack
+) -> None:
+    with drop.Diag() as diag:
+        for index in (3, 4):
+            add_device(inside, "x0", index)
+            one = connect_over(stack, "x0")
+            (found,) = diag.find(drop.filters.Filter(), pairs=drop.parse_pairs(text_over("x0")))
+            assert (found.interface_index, found.cookie) == (index, cookie(one))
+            ((outcome,),) = diag.drop_pairs([found.pair], drop.filters.Filter())
+            assert outcome.result is Result.DROPPED
+            inside.run("ip", "link", "delete", "x0")
