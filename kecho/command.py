@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import signal
 import sys
@@ -38,6 +39,7 @@ def run(
 ) -> int:
     """Runs the body of a command on `arguments`, or sys.argv; returns its exit status."""
     devnull_fd = _occupy_standard_descriptors()
+    _escape_what_cannot_be_encoded()
     try:
         status = main(sys.argv[1:] if arguments is None else arguments)
         if sys.stdout is not None:
@@ -54,6 +56,13 @@ def run(
         os.close(devnull_fd)
 
 
+def _escape_what_cannot_be_encoded() -> None:
+    """Names that the kernel or a user chose are printed whatever the locale."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _flush_streams(devnull_fd: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -66,8 +75,10 @@ def _flush_streams(devnull_fd: int) -> None:
 def discard(stream: TextIO) -> None:
     """Has output that cannot be written thrown away; otherwise Python fails over it at exit."""
     devnull_fd = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull_fd, stream.fileno())
-    os.close(devnull_fd)
+    try:
+        os.dup2(devnull_fd, stream.fileno())
+    finally:
+        os.close(devnull_fd)
 
 
 def _occupy_standard_descriptors() -> int:

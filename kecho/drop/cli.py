@@ -18,6 +18,7 @@ from ..errors import OptionError
 from ..options import flag, options_of
 from .config import DropConfig
 from .devices import as_name
+from .ending import Ending
 from .filters import Filter, make_filter
 from .pairs import Pair, PairError, make_pair, parse_endpoint, parse_pairs
 from .work import PROGRAM, work
@@ -39,7 +40,8 @@ protected or not tried, or more came than --until-empty would drop), or the outp
 disk, a closed pipe); 4 no permission: dropping needs
 CAP_NET_ADMIN (sudo, setcap cap_net_admin+ep, or capsh --addamb=cap_net_admin), --netns
 CAP_SYS_ADMIN, too; 5 the kernel cannot: it needs CONFIG_INET_DIAG_DESTROY (Linux 4.9) and Linux
-6.0 for time-wait. --list needs no privilege."""
+6.0 for time-wait; 128 + N: signal N (SIGINT, SIGTERM, SIGHUP) came before the end; it ends --watch
+with one of the others. --list needs no privilege."""
 
 
 OPTIONS = options_of(DropConfig)
@@ -56,6 +58,17 @@ def _usage(text: str) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
+    ending = Ending()
+    with ending.heard():
+        try:
+            return _run(arguments, ending)
+        except KeyboardInterrupt:
+            if ending.number is None:
+                raise
+            return 128 + ending.number
+
+
+def _run(arguments: Sequence[str], ending: Ending) -> int:
     flags = vars(_parser().parse_args(arguments))
     words, families = flags.pop("pairs"), {flags.pop("v4"), flags.pop("v6")} - {0}
     try:
@@ -81,7 +94,7 @@ def _main(arguments: Sequence[str]) -> int:
         return command.EXIT_USAGE
     if pairs is None and not has_filter:
         return _usage("neither pairs nor a filter that narrows: what is to be dropped?")
-    return work(config, pairs, wanted)
+    return work(config, pairs, wanted, ending)
 
 
 def _parser() -> command.Parser:

@@ -82,7 +82,7 @@ class DropConfig:
         False, switch(f"repeat until a look finds nothing, {PASSES_MOST} times at most")
     )
     watch: float | None = option(
-        None, seconds("drop what matches so often, until SIGINT", optional=True)
+        None, seconds("drop what matches so often, until SIGINT or SIGTERM", optional=True)
     )
     json: bool = option(False, switch("print a JSON object (with --watch one for each look)"))
     quiet: bool = option(

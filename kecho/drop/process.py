@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from .devices import as_name
+
 __all__ = ["Holder", "holders", "inodes_of"]
 
 
@@ -38,8 +40,8 @@ def holders(inodes: Iterable[int]) -> dict[int, Holder]:
         try:
             held = inodes_of(pid) & wanted
             if held:
-                with open(f"/proc/{pid}/comm", errors="replace") as file:
-                    name = file.read().removesuffix("\n")
+                with open(f"/proc/{pid}/comm", "rb") as file:
+                    name = as_name(file.read().removesuffix(b"\n"))
                 for inode in held:
                     found.setdefault(inode, Holder(pid, name))
         except OSError:

@@ -33,7 +33,7 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with suppress(OSError):
+        with suppress(Exception):
             if self._bar is not None:
                 self._bar.update(self._task, completed=self._done)
                 self._bar.stop()
@@ -51,21 +51,22 @@ class Progress:
             from rich.progress import Progress as Bar
         except ImportError:
             return
-        # rich would take the lines for stdout, and a stdout that is no terminal would get none.
-        self._bar = Bar(
-            console=Console(file=sys.stderr),
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-        self._task = self._bar.add_task("dropping", total=total)
-        self._bar.start()
+        with suppress(Exception):
+            # rich would take the lines for stdout, and a stdout that is no terminal would get none.
+            self._bar = Bar(
+                console=Console(file=sys.stderr),
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._task = self._bar.add_task("dropping", total=total)
+            self._bar.start()
 
     def advance(self, count: int) -> None:
         self._done += count
         if not self._total:
             return
-        with suppress(OSError):
+        with suppress(Exception):
             if self._bar is not None:
                 self._bar.update(self._task, completed=self._done)
             elif time.monotonic() - self._drawn_at > 0.1:

@@ -98,6 +98,7 @@ class Diag:
     def __init__(self, netns: str | None = None, *, handle: NativeHandle | None = None) -> None:
         """netns: the name of a network namespace, otherwise the thread's own. Raises OSError."""
         self._is_stopped = False
+        self.unaccounted = 0  # given to the kernel to destroy, and not told yet what became of them
         if handle is not None:
             self._handle = handle
         elif netns is None:
@@ -271,7 +272,12 @@ class Diag:
     def _destroy(self, batch: list[Socket]) -> list[Outcome]:
         if not batch:
             return []
-        errors = self._handle.destroy([one.identity for one in batch])
+        self.unaccounted = len(batch)
+        try:
+            errors = self._handle.destroy([one.identity for one in batch])
+        except OSError:
+            self.unaccounted = 0  # nothing was sent
+            raise
         doubtful = [
             one
             for one, error in zip(batch, errors, strict=True)
@@ -279,16 +285,21 @@ class Diag:
             or (error == 0 and one.state in MAY_FAIL_SILENTLY)
             or (error == errno.ENOENT and one.is_listener)
         ]
-        left = self._still_there(doubtful)
+        there = "it is still there"
+        try:
+            left = self._still_there(doubtful)
+        except OSError as failed:  # which must not hide what became of the others
+            left = {one.identity for one in doubtful}
+            there = f"it may still be there ({failed.strerror or failed})"
         outcomes = []
         for one, error in zip(batch, errors, strict=True):
             if one.identity in left:
-                reason = "still there after the kernel's answer"
-                if error == _sockdiag.UNANSWERED:
-                    reason = "the kernel did not answer, and it is still there"
+                said = "did not answer" if error == _sockdiag.UNANSWERED else "answered"
+                reason = f"the kernel {said}, and {there}"
                 outcomes.append(Outcome(one.pair, Result.REFUSED, one, reason=reason))
             else:
                 outcomes.append(answer(one, 0 if error == _sockdiag.UNANSWERED else error))
+        self.unaccounted = 0
         return outcomes
 
     def _still_there(self, doubtful: list[Socket]) -> set[bytes]:

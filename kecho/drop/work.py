@@ -5,20 +5,19 @@ from __future__ import annotations
 import errno
 import json
 import math
-import signal
 import sys
-import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import fields, replace
-from types import FrameType
 from typing import Any
 
 from .. import command
 from . import outcome as outcomes
 from .config import PASSES_MOST, DropConfig
+from .ending import Ending
 from .filters import Filter
 from .outcome import Outcome, Result, exit_status
 from .pairs import Pair
@@ -31,7 +30,7 @@ __all__ = ["PROGRAM", "work"]
 PROGRAM = "kecho.drop"
 
 
-def work(config: DropConfig, pairs: list[Pair] | None, wanted: Filter) -> int:
+def work(config: DropConfig, pairs: list[Pair] | None, wanted: Filter, ending: Ending) -> int:
     """pairs: None if the filter says it all; none at all match nothing, and end it."""
     if pairs == []:
         config = replace(config, watch=None, until_empty=False)
@@ -43,7 +42,7 @@ def work(config: DropConfig, pairs: list[Pair] | None, wanted: Filter) -> int:
         try:
             if config.list:
                 return _list(config, diag, pairs, wanted)
-            return _Run(config, diag, pairs, wanted).run()
+            return _Run(config, diag, pairs, wanted, ending).run()
         except _KernelError as error:
             return _say_system(error.cause, None, error.hint)
         except OSError as error:
@@ -155,9 +154,15 @@ class _Run:
     """Dropping: once, until nothing is left, or again and again."""
 
     def __init__(
-        self, config: DropConfig, diag: Diag, pairs: list[Pair] | None, wanted: Filter
+        self,
+        config: DropConfig,
+        diag: Diag,
+        pairs: list[Pair] | None,
+        wanted: Filter,
+        ending: Ending,
     ) -> None:
         self.config, self.diag, self.pairs, self.wanted = config, diag, pairs, wanted
+        self.ending = ending
         self.counts: Counter[str] = Counter()
         self.kinds: dict[tuple[str, int | None], Outcome] = {}  # one of each
         self.survivors: set[object] = set()  # what is there still, and has been told
@@ -166,72 +171,75 @@ class _Run:
         self.total = self.untried = 0  # of this pass
         self.is_incomplete = False
         self.lost: OSError | None = None  # of stdout
-        self.interrupts = 0
-        self.interrupts_to_raise: float = 1
+        self.failure: Exception | None = None  # any other
 
     def run(self) -> int:
-        failure: _KernelError | None = None
-        with self._orderly_interrupt():
-            try:
-                self._passes()
-            except KeyboardInterrupt:
-                self.interrupts += 1
-            except _KernelError as error:
-                failure = error
-            except OSError as error:
-                self.lost = error
-        interrupted = self.interrupts and self.config.watch is None
-        self._report("interrupted: " if interrupted else "stopped: " if self.untried else "")
-        if failure is not None:
-            return max(_say_system(failure.cause, None, failure.hint), self._status())
-        if interrupted:
-            raise KeyboardInterrupt
-        status = self._status()
-        return max(status, _say_lost(self.lost)) if self.lost is not None else status
-
-    @contextmanager
-    def _orderly_interrupt(self) -> Iterator[None]:
-        """SIGINT ends a pass after its batch, so that the fate of each socket is told; a second
+        """A signal ends a pass after its batch, so that the fate of each socket is told; a second
         one, while that is not read, or one between two passes ends it at once."""
-        before = signal.getsignal(signal.SIGINT)
-        in_main = threading.current_thread() is threading.main_thread()
-        if not in_main or before is not signal.default_int_handler:
-            yield  # it is ignored, or another's
-            return
-        signal.signal(signal.SIGINT, self._on_signal)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
+        self.ending.stop = self.diag.stop
+        # Dropping is never cut off from its outcomes: a batch is short, and the kernel's patience
+        # bounded.
+        with self.ending.raises_from(math.inf):
+            return self._run()
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.interrupts += 1
-        self.diag.stop()
-        if self.interrupts >= self.interrupts_to_raise:
+    def _run(self) -> int:
+        is_cut = False
+        try:
+            self._passes()
+        except KeyboardInterrupt:
+            is_cut = self.ending.count > 1  # the first one only ends what waits
+            self.ending.count = max(1, self.ending.count)  # it may be somebody else's
+        except OSError as error:
+            self.lost = error
+        except Exception as error:  # whatever it is, what was dropped before it is told
+            self.failure = error
+        is_cut = is_cut or self._is_rest_cut()
+        is_interrupted = is_cut or (self.config.watch is None and self.ending.count > 0)
+        prefix = "interrupted: " if is_interrupted else "stopped: " if self.untried else ""
+        with self.ending.raises_from(self.ending.count + 2):
+            self._say_summary(prefix, is_cut)
+        status = self._status()
+        if isinstance(self.failure, _KernelError):
+            status = max(status, _say_system(self.failure.cause, None, self.failure.hint))
+        elif self.failure is not None:
+            status = max(status, outcomes.EXIT_NOT_DROPPED)
+            with suppress(Exception):
+                traceback.print_exception(self.failure)
+        elif is_interrupted:
+            if is_cut and sys.stdout is not None:
+                command.discard(sys.stdout)
             raise KeyboardInterrupt
+        return status if self.lost is None else max(status, _say_lost(self.lost))
 
-    @contextmanager
-    def _interrupted_by(self, count: float) -> Iterator[None]:
-        """How many SIGINT it takes within `with`. Dropping is never cut off from its outcomes: a
-        batch is short, and the kernel's patience bounded."""
-        before, self.interrupts_to_raise = self.interrupts_to_raise, count
+    def _is_rest_cut(self) -> bool:
+        """Prints what is left to print; whether a signal has cut it off, as nobody reads it."""
         try:
-            yield
-        finally:
-            self.interrupts_to_raise = before
+            with self.ending.raises_from(max(2, self.ending.count + 1)):
+                if self.config.json and (self.config.watch is None or self.rows):
+                    self._print_json()
+                _flush()
+        except KeyboardInterrupt:
+            return True
+        except OSError as error:
+            self.lost = error
+        except Exception as error:
+            self.failure = self.failure or error
+        return False
 
     def _passes(self) -> None:
         for number in range(sys.maxsize if self.config.watch is not None else PASSES_MOST):
             if number and self.config.watch is not None:
-                time.sleep(self.config.watch)
-            with self._interrupted_by(math.inf):
-                dropped = self._pass(number)
-            if self.interrupts:
+                with self.ending.raises_from(1):
+                    if self.ending.count:
+                        return
+                    time.sleep(self.config.watch)
+            dropped = self._pass(number)
+            if self.ending.count:
                 return
             if self.config.watch is not None:
                 if {outcomes.EXIT_NO_PERMISSION, outcomes.EXIT_UNSUPPORTED} & {self._status()}:
                     return
-                with self._interrupted_by(2):
+                with self.ending.raises_from(2):
                     if self.config.json:
                         self._print_json()
                     _flush()
@@ -253,7 +261,7 @@ class _Run:
                     self.kinds.setdefault((one.result, one.errno), one)
                 dropped += sum(one.result is Result.DROPPED for one in batch)
                 progress.advance(len(batch))
-                with self._interrupted_by(2):
+                with self.ending.raises_from(2):
                     self._tell(news)
         return dropped
 
@@ -300,14 +308,20 @@ class _Run:
         return outcomes.EXIT_NOT_DROPPED if self.is_incomplete and status < 3 else status
 
     def _print_json(self) -> None:
-        counts = {**self.row_counts, **({"not tried": self.untried} if self.untried else {})}
+        counts = {**self.row_counts, **self._open_counts()}
         text = json.dumps({"outcomes": self.rows, "counts": counts})
         self.rows = []
         self.row_counts.clear()
         print(text)
 
-    def _report(self, prefix: str) -> None:
-        """The summary, and each kind of failure once."""
+    def _open_counts(self) -> dict[str, int]:
+        """Of this pass, those without an outcome."""
+        unknown = self.diag.unaccounted
+        counts = {"of unknown fate": unknown, "not tried": self.untried - unknown}
+        return {name: count for name, count in counts.items() if count > 0}
+
+    def _say_summary(self, prefix: str, is_cut: bool) -> None:
+        """What became of all, and each kind of failure once."""
         errors = {one.errno for one in self.kinds.values()}
         if errno.EPERM in errors or errno.EACCES in errors:
             command.say_error(PROGRAM, outcomes.NO_PERMISSION)
@@ -315,17 +329,11 @@ class _Run:
             command.say_error(PROGRAM, outcomes.CANNOT)
         if self.is_incomplete:
             command.say_error(PROGRAM, f"more came in each of {PASSES_MOST} passes")
-        try:
-            if self.config.json and (self.config.watch is None or self.rows):
-                self._print_json()
-            _flush()
-        except OSError as error:
-            self.lost = error
-        if not self.config.quiet and (not self.config.json or self.lost is not None):
+        is_printed = self.config.json and self.lost is None and not is_cut
+        if not self.config.quiet and not is_printed:
             words = {"dropped": "would be dropped"} if self.config.dry_run else {}
             parts = [f"{count:,} {words.get(name, name)}" for name, count in self.counts.items()]
-            if self.untried:
-                parts.append(f"{self.untried:,} not tried")
+            parts += [f"{count:,} {name}" for name, count in self._open_counts().items()]
             if self.pairs == []:
                 parts.append("standard input has no pairs: nothing matches")
             command.say(f"{PROGRAM}: {prefix}{', '.join(parts) or 'nothing matches'}")

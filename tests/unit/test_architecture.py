@@ -60,8 +60,8 @@ ALLOWED = {
     **{
         f"drop.{name}": set()
         for name in (
-            *("__init__", "__main__", "api", "devices", "filters", "netns", "outcome", "pairs"),
-            *("process", "progress", "states"),
+            *("__init__", "__main__", "api", "devices", "ending", "filters", "netns", "outcome"),
+            *("pairs", "process", "progress", "states"),
         )
     },
     "drop.sockets": {"_sockdiag"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 from collections.abc import Callable
 from typing import Any
@@ -171,6 +172,65 @@ def test_error_of_the_kernel_does_not_hide_what_was_dropped(run_with: Run, error
         else:
             assert "stopped: 128 dropped, 256 not tried" in said
             assert out.count("\n") == 128
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("no"), ValueError("no"), RuntimeError("no")], ids=repr
+)
+def test_failure_of_any_class_does_not_hide_what_was_dropped(
+    run_with: Run, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    class Broken(io.StringIO):
+        def write(self, text: str) -> int:
+            raise error
+
+    for form in ([], ["--json"]):
+        monkeypatch.setattr("sys.stdout", Broken())
+        kernel = Kernel(row("established", *A))
+        status, _, said = run_with(kernel, *form, "--peer", ":80")
+        assert (status, kernel.rows) == (3, [])
+        assert form or "kecho.drop: 1 dropped" in said
+        assert f"{type(error).__name__}: " in said
+
+
+def test_those_whose_fate_is_unknown_are_not_told_as_not_tried(run_with: Run) -> None:
+    rows = [row("time-wait", "127.0.0.1", 1 + i, "127.0.0.1", 80, cookie=i) for i in range(300)]
+    for form in ([], ["--json"]):
+        kernel = Kernel(*rows)
+        destroy = kernel.destroy
+
+        def fails(
+            identities: list[bytes], kernel: Kernel = kernel, destroy: Any = destroy
+        ) -> list[int]:
+            answers: list[int] = destroy(identities)
+            if len(kernel.rows) < 128:
+                raise MemoryError
+            return answers
+
+        kernel.destroy = fails  # type: ignore[method-assign]
+        status, out, said = run_with(kernel, *form, "--state", "time-wait")
+        assert status == 3
+        if form:
+            counts = {"dropped": 128, "of unknown fate": 128, "not tried": 44}
+            assert json.loads(out)["counts"] == counts
+        else:
+            assert "stopped: 128 dropped, 128 of unknown fate, 44 not tried" in said
+
+
+def test_second_look_that_fails_does_not_hide_what_was_dropped(run_with: Run) -> None:
+    one = ("127.0.0.1", 1001, "127.0.0.1", 80)
+    kernel = Kernel(row("established", *A), row("fin-wait-1", *one, cookie=8))
+    look = kernel.dump
+
+    def fails(*asked: int) -> list[_sockdiag.Row]:
+        if kernel.asked:
+            raise OSError(errno.ENOBUFS, "SOCK_DIAG_BY_FAMILY: no")
+        return look(*asked)
+
+    kernel.dump = fails  # type: ignore[method-assign,assignment]
+    status, out, said = run_with(kernel, "--peer", ":80")
+    assert (status, said) == (3, "kecho.drop: 1 dropped, 1 refused\n")
+    assert "it may still be there (SOCK_DIAG_BY_FAMILY: no)" in out
 
 
 @pytest.mark.parametrize("error", [errno.ENOENT, errno.EPROTONOSUPPORT])
