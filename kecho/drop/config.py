@@ -8,7 +8,8 @@ from typing import Any
 
 from ..options import Option, check_fields, option, seconds, switch
 from .filters import parse_range
-from .netns import check_name
+from .netns import check_namespace
+from .process import PID_MOST
 from .states import parse_state
 
 __all__ = ["PASSES_MOST", "DropConfig"]
@@ -34,8 +35,14 @@ def _number(text: str) -> int:
     return int(text)
 
 
+def _pid(text: str) -> int:
+    if not 0 < _number(text) <= PID_MOST:
+        raise ValueError(f"{text} is not the number of a process, 1 to {PID_MOST}")
+    return int(text)
+
+
 def _optional_name(value: object) -> object:
-    return value if value is None else check_name(str(value))
+    return value if value is None else check_namespace(str(value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +71,7 @@ class DropConfig:
         (), _repeatable("the peer's end, the same way; may be given again", parse_range, "END")
     )
     pid: tuple[str, ...] = option(
-        (), _repeatable("held by this process; may be given again", _number, "PID")
+        (), _repeatable("held by this process; may be given again", _pid, "PID")
     )
     uid: tuple[str, ...] = option(
         (),
@@ -97,7 +104,14 @@ class DropConfig:
         ),
     )
     netns: str | None = option(
-        None, Option("work in this network namespace of ip-netns(8)", str, _optional_name, "NAME")
+        None,
+        Option(
+            "work in this network namespace: a name of ip-netns(8), a path such as"
+            " /proc/PID/ns/net, or the PID of a process in it (pid:N where a name is a number)",
+            str,
+            _optional_name,
+            "NAME",
+        ),
     )
 
     def __post_init__(self) -> None:

@@ -1,14 +1,17 @@
-"""Which process holds a socket: proc_pid_fd(5)."""
+"""Which process holds a socket, proc_pid_fd(5), and whether it can be seen at all."""
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, NoReturn
 
 from .devices import as_name
 
-__all__ = ["Holder", "holders", "inodes_of"]
+__all__ = ["PID_MOST", "Holder", "Unseen", "holders", "inodes_of", "namespace_of", "raise_unseen"]
+
+PID_MOST = 1 << 22  # PID_MAX_LIMIT of <linux/threads.h>
 
 
 class Holder(NamedTuple):
@@ -16,14 +19,78 @@ class Holder(NamedTuple):
     name: str
 
 
+class Unseen(PermissionError):
+    """It may be there, but cannot be seen by this process. strerror says why."""
+
+
+def raise_unseen(pid: int) -> NoReturn:
+    """Why /proc has no such process.
+
+    Raises ProcessLookupError: there is none; Unseen: there is one, which is hidden (hidepid=,
+    proc(5)), or /proc is not mounted.
+    """
+    if not os.path.exists("/proc/self"):
+        raise Unseen(errno.ENOENT, "/proc is not mounted, so that processes cannot be seen")
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError as error:
+        raise ProcessLookupError(error.errno, f"there is no process {pid}") from None
+    except PermissionError:
+        pass
+    raise Unseen(
+        errno.EACCES, f"process {pid} cannot be seen, as /proc is mounted with hidepid: use sudo"
+    )
+
+
 def inodes_of(pid: int) -> set[int]:
-    """The sockets that a process holds. Raises OSError: no such process, or no permission."""
-    found = set()
-    directory = f"/proc/{pid}/fd"
-    for entry in os.listdir(directory):
+    """The sockets that a process holds. Raises ProcessLookupError if there is none, and Unseen."""
+    is_readable = False
+    for directory in _descriptors(pid):
         try:
-            target = os.readlink(f"{directory}/{entry}")
-        except FileNotFoundError:
+            names = os.listdir(directory)
+        except PermissionError:
+            continue
+        except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            is_readable = True
+            continue
+        if names:
+            return _sockets_in(directory, names)
+        is_readable = True
+    if not is_readable:
+        raise Unseen(
+            errno.EACCES,
+            f"the descriptors of process {pid} may not be read: those of another user's process"
+            " need CAP_SYS_PTRACE, use sudo",
+        )
+    return set()
+
+
+def namespace_of(pid: int | str) -> tuple[int, int] | None:
+    """Device and inode of the network namespace of a process; None if that cannot be seen."""
+    try:
+        found = os.stat(f"/proc/{pid}/ns/net")
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _descriptors(pid: int) -> Iterator[str]:
+    """Of a process, and of its threads: when its first one has ended, only the others have any."""
+    yield f"/proc/{pid}/fd"
+    try:
+        tasks = os.listdir(f"/proc/{pid}/task")
+    except (FileNotFoundError, ProcessLookupError):
+        raise_unseen(pid)
+    for task in tasks:
+        yield f"/proc/{pid}/task/{task}/fd"
+
+
+def _sockets_in(directory: str, names: list[str]) -> set[int]:
+    found = set()
+    for name in names:
+        try:
+            target = os.readlink(f"{directory}/{name}")
+        except (FileNotFoundError, ProcessLookupError):
             continue  # closed meanwhile
         if target.startswith("socket:["):
             found.add(int(target[8:-1]))
@@ -34,7 +101,11 @@ def holders(inodes: Iterable[int]) -> dict[int, Holder]:
     """inode -> the first process that holds it, of those whose descriptors we may read."""
     wanted = set(inodes) - {0}
     found: dict[int, Holder] = {}
-    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
+    try:
+        pids = sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
+    except OSError:
+        return found
+    for pid in pids:
         if len(found) == len(wanted):
             break
         try:

@@ -19,6 +19,7 @@ from .filters import Filter
 from .netns import open_namespace
 from .outcome import Outcome, Result, answer
 from .pairs import Endpoint, Pair
+from .process import Unseen, namespace_of
 from .states import NAMES
 
 __all__ = ["Diag", "Socket", "is_unavailable"]
@@ -33,6 +34,8 @@ MAY_FAIL_SILENTLY = frozenset({"fin-wait-1", "closing", "last-ack"})
 # cookie: half-open to established, established to time-wait (tried on Linux 6.18).
 LAST_STATE = "time-wait"
 V4_MAPPED = "::ffff:"
+# Of socket(AF_NETLINK): every kernel with a network has it, so it is a filter that says so.
+REFUSED = (errno.EAFNOSUPPORT, errno.EPERM, errno.EACCES)
 
 
 class Socket(NamedTuple):
@@ -96,17 +99,22 @@ class Diag:
     """A handle to a network namespace's sockets, for many looks and drops; close it in the end."""
 
     def __init__(self, netns: str | None = None, *, handle: NativeHandle | None = None) -> None:
-        """netns: the name of a network namespace, otherwise the thread's own. Raises OSError."""
+        """netns: a network namespace as open_namespace() takes it, otherwise the thread's own.
+        Raises OSError: Unseen if this process may not, and what open_namespace() raises."""
         self._is_stopped = False
         self.unaccounted = 0  # given to the kernel to destroy, and not told yet what became of them
+        # Device and inode of the network namespace, where that is known.
+        self.namespace: tuple[int, int] | None = None
         if handle is not None:
             self._handle = handle
         elif netns is None:
-            self._handle = _sockdiag.Handle()
+            self._handle = _open(-1)
+            self.namespace = namespace_of("thread-self")
         else:
             fd = open_namespace(netns)
             try:
-                self._handle = _sockdiag.Handle(namespace_fd=fd)
+                self._handle = _open(fd)
+                self.namespace = os.fstat(fd).st_dev, os.fstat(fd).st_ino
             finally:
                 os.close(fd)
         self._devices = Devices(self._handle.fileno())
@@ -310,6 +318,23 @@ class Diag:
         return {one.identity for one in looked} & {one.identity for one in doubtful}
 
 
+def _open(namespace_fd: int) -> _sockdiag.Handle:
+    """Raises OSError, and Unseen where it is not the kernel that lacks something."""
+    try:
+        return _sockdiag.Handle(namespace_fd=namespace_fd)
+    except FileNotFoundError as error:  # /proc/thread-self
+        text = "/proc is not mounted, which a change of the network namespace needs"
+        raise Unseen(error.errno, text) from None
+    except OSError as error:
+        said = error.strerror or str(error)
+        if said.startswith("socket(") and error.errno in REFUSED:
+            text = f"{said}: a sandbox keeps AF_NETLINK from this process, such as systemd's"
+            raise Unseen(error.errno, f"{text} RestrictAddressFamilies= or seccomp") from None
+        if said.startswith("setns") and error.errno == errno.EPERM:
+            raise Unseen(error.errno, f"{said}: it needs CAP_SYS_ADMIN, use sudo") from None
+        raise
+
+
 def _as_asked(
     one: Socket, state: str, states: Collection[str] | None, listeners: bool
 ) -> Outcome | Socket:
@@ -347,6 +372,5 @@ def is_unavailable(error: OSError) -> bool:
     return error.errno in (
         errno.ENOENT,
         errno.EPROTONOSUPPORT,
-        errno.EAFNOSUPPORT,
         errno.EOPNOTSUPP,
     )

@@ -9,145 +9,40 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from .. import command
 from . import outcome as outcomes
 from .config import PASSES_MOST, DropConfig
 from .ending import Ending
+from .failure import Failure, of_kernel, open_diag
 from .filters import Filter
+from .listing import flush, list_sockets, say_lost
 from .outcome import Outcome, Result, exit_status
 from .pairs import Pair
-from .process import holders, inodes_of
 from .progress import Progress
-from .sockets import Diag, Socket, is_unavailable
+from .search import PROGRAM, Search
+from .sockets import Diag
 
 __all__ = ["PROGRAM", "work"]
-
-PROGRAM = "kecho.drop"
 
 
 def work(config: DropConfig, pairs: list[Pair] | None, wanted: Filter, ending: Ending) -> int:
     """pairs: None if the filter says it all; none at all match nothing, and end it."""
     if pairs == []:
         config = replace(config, watch=None, until_empty=False)
+    search = Search(config, pairs, wanted)
     try:
-        diag = Diag(config.netns)
-    except OSError as error:
-        return _say_system(error, config.netns)
-    with diag:
-        try:
+        with open_diag(config.netns) as diag:
             if config.list:
-                return _list(config, diag, pairs, wanted)
-            return _Run(config, diag, pairs, wanted, ending).run()
-        except _KernelError as error:
-            return _say_system(error.cause, None, error.hint)
-        except OSError as error:
-            return _say_lost(error)
-
-
-class _KernelError(Exception):
-    """An OSError of the netlink socket, as opposed to one of stdout."""
-
-    def __init__(self, cause: OSError, hint: str = "") -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-        self.hint = hint  # how to get the permission, if not by CAP_NET_ADMIN
-
-
-def _say_lost(error: OSError) -> int:
-    """stdout: its reader has enough, or its disk is full."""
-    if sys.stdout is not None:
-        command.discard(sys.stdout)
-    if error.errno != errno.EPIPE:
-        command.say_error(PROGRAM, f"standard output: {error.strerror or error}")
-    return outcomes.EXIT_NOT_DROPPED
-
-
-def _flush() -> None:
-    if sys.stdout is not None:
-        sys.stdout.flush()
-
-
-def _say_system(error: OSError, netns: str | None, hint: str = "") -> int:
-    text = error.strerror or str(error)
-    if error.errno in (errno.EPERM, errno.EACCES):
-        if netns:
-            hint = f"--netns {netns} needs CAP_SYS_ADMIN: use sudo"
-        hint = hint or outcomes.NO_PERMISSION
-        command.say_error(PROGRAM, f"{text}: {hint}")
-        return outcomes.EXIT_NO_PERMISSION
-    if netns and error.errno in (errno.ENOENT, errno.EINVAL):
-        command.say_error(PROGRAM, f"--netns: {command.one_line(text)}")
-        return command.EXIT_USAGE
-    if is_unavailable(error):
-        command.say_error(PROGRAM, f"{text}: {outcomes.NO_SOCK_DIAG}")
-        return outcomes.EXIT_UNSUPPORTED
-    command.say_error(PROGRAM, text)
-    return outcomes.EXIT_NOT_DROPPED
-
-
-def _with_pids(wanted: Filter, pids: Sequence[str]) -> Filter:
-    """The filter, with the sockets that these processes hold now."""
-    if not pids:
-        return wanted
-    inodes: set[int] = set()
-    for pid in pids:
-        try:
-            inodes |= inodes_of(int(pid))
-        except (FileNotFoundError, ProcessLookupError):
-            pass  # it has ended, and holds nothing
-        except OSError as error:
-            raise _KernelError(
-                OSError(error.errno, f"--pid {pid}: its descriptors cannot be read"),
-                "another user's processes need CAP_SYS_PTRACE: use sudo",
-            ) from None
-    values = {described.name: getattr(wanted, described.name) for described in fields(wanted)}
-    return Filter(**{**values, "inodes": frozenset(inodes)})
-
-
-def _find(config: DropConfig, diag: Diag, pairs: list[Pair] | None, wanted: Filter) -> list[Socket]:
-    try:
-        return diag.find(
-            _with_pids(wanted, config.pid),
-            pairs=pairs,
-            listeners=config.listeners or (config.list and "listen" in wanted.states),
-        )
-    except OSError as error:
-        raise _KernelError(error) from None
-
-
-def _list(config: DropConfig, diag: Diag, pairs: list[Pair] | None, wanted: Filter) -> int:
-    found = _find(config, diag, pairs, wanted)
-    held = holders(one.inode for one in found if one.inode)
-    if config.json:
-        rows = []
-        for one in found:
-            row = {name: value for name, value in one._asdict().items() if name != "identity"}
-            row["uid"] = one.owner
-            holder = held.get(one.inode)
-            row["process"] = holder._asdict() if holder else None
-            rows.append(row)
-        print(json.dumps({"sockets": rows}))
-    elif not config.quiet and found:
-        lines = [("STATE", "LOCAL", "PEER", "RECV-Q", "SEND-Q", "TIMER", "PROCESS")]
-        for one in found:
-            holder = held.get(one.inode)
-            timer = "-" if one.timer == "off" else f"{one.timer} {one.expires_ms / 1000:.1f}s"
-            if one.retransmissions:
-                timer += f" ({one.retransmissions})"
-            process = f"{holder.pid}/{command.one_line(holder.name)}" if holder else "-"
-            queues = str(one.receive_queue), str(one.send_queue)
-            ends = command.one_line(str(one.pair.local)), command.one_line(str(one.pair.peer))
-            lines.append((one.state, *ends, *queues, timer, process))
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        for line in lines:
-            print("  ".join(map(str.ljust, line, widths)).rstrip())
-    _flush()
-    return 0 if found else outcomes.EXIT_NOTHING
+                return list_sockets(config, search.find(diag))
+            return _Run(config, diag, search, ending).run()
+    except Failure as failure:
+        command.say_error(PROGRAM, failure.text)
+        return failure.status
 
 
 class _Run:
@@ -157,12 +52,10 @@ class _Run:
         self,
         config: DropConfig,
         diag: Diag,
-        pairs: list[Pair] | None,
-        wanted: Filter,
+        search: Search,
         ending: Ending,
     ) -> None:
-        self.config, self.diag, self.pairs, self.wanted = config, diag, pairs, wanted
-        self.ending = ending
+        self.config, self.diag, self.search, self.ending = config, diag, search, ending
         self.counts: Counter[str] = Counter()
         self.kinds: dict[tuple[str, int | None], Outcome] = {}  # one of each
         self.survivors: set[object] = set()  # what is there still, and has been told
@@ -199,8 +92,9 @@ class _Run:
         with self.ending.raises_from(self.ending.count + 2):
             self._say_summary(prefix, is_cut)
         status = self._status()
-        if isinstance(self.failure, _KernelError):
-            status = max(status, _say_system(self.failure.cause, None, self.failure.hint))
+        if isinstance(self.failure, Failure):
+            command.say_error(PROGRAM, self.failure.text)
+            status = max(status, self.failure.status)
         elif self.failure is not None:
             status = max(status, outcomes.EXIT_NOT_DROPPED)
             with suppress(Exception):
@@ -209,7 +103,7 @@ class _Run:
             if is_cut and sys.stdout is not None:
                 command.discard(sys.stdout)
             raise KeyboardInterrupt
-        return status if self.lost is None else max(status, _say_lost(self.lost))
+        return status if self.lost is None else max(status, say_lost(self.lost))
 
     def _is_rest_cut(self) -> bool:
         """Prints what is left to print; whether a signal has cut it off, as nobody reads it."""
@@ -217,7 +111,7 @@ class _Run:
             with self.ending.raises_from(max(2, self.ending.count + 1)):
                 if self.config.json and (self.config.watch is None or self.rows):
                     self._print_json()
-                _flush()
+                flush()
         except KeyboardInterrupt:
             return True
         except OSError as error:
@@ -242,7 +136,7 @@ class _Run:
                 with self.ending.raises_from(2):
                     if self.config.json:
                         self._print_json()
-                    _flush()
+                    flush()
             elif not self.config.until_empty or not dropped:
                 return
         self.is_incomplete = True
@@ -270,7 +164,7 @@ class _Run:
         if one.result is Result.GONE:
             # A pass over pairs that an earlier one has dropped is not to say "gone"; nor did
             # anybody ask by a filter for what ended between the look and the drop.
-            return number == 0 and (self.pairs is not None or self.total == 1)
+            return number == 0 and (self.search.pairs is not None or self.total == 1)
         if one.result is Result.DROPPED and not self.config.dry_run:
             return True
         key = (one.socket.identity if one.socket else one.pair, one.result, one.errno)
@@ -286,18 +180,18 @@ class _Run:
 
     def _batches(self, progress: Progress) -> Iterator[list[Outcome]]:
         options: Any = {"listeners": self.config.listeners, "dry": self.config.dry_run}
+        if self.search.pairs is not None:
+            self._start(progress, len(self.search.pairs))
+            wanted = self.search.filter_now()
+            drops = self.diag.drop_pairs(self.search.pairs, wanted, **options)
+        else:
+            found = self.search.find(self.diag)
+            self._start(progress, len(found))
+            drops = self.diag.drop_sockets(found, self.search.wanted.states, **options)
         try:
-            if self.pairs is not None:
-                self._start(progress, len(self.pairs))
-                wanted = _with_pids(self.wanted, self.config.pid)
-                drops = self.diag.drop_pairs(self.pairs, wanted, **options)
-            else:
-                found = _find(self.config, self.diag, None, self.wanted)
-                self._start(progress, len(found))
-                drops = self.diag.drop_sockets(found, self.wanted.states, **options)
             yield from drops
         except OSError as error:
-            raise _KernelError(error) from None
+            raise of_kernel(error) from None
 
     def _start(self, progress: Progress, total: int) -> None:
         self.total = self.untried = total
@@ -334,9 +228,12 @@ class _Run:
             words = {"dropped": "would be dropped"} if self.config.dry_run else {}
             parts = [f"{count:,} {words.get(name, name)}" for name, count in self.counts.items()]
             parts += [f"{count:,} {name}" for name, count in self._open_counts().items()]
-            if self.pairs == []:
+            if self.search.pairs == []:
                 parts.append("standard input has no pairs: nothing matches")
-            command.say(f"{PROGRAM}: {prefix}{', '.join(parts) or 'nothing matches'}")
+            if not parts and self.failure is None:
+                parts.append("nothing matches")
+            if parts:
+                command.say(f"{PROGRAM}: {prefix}{', '.join(parts)}")
 
 
 def _line(one: Outcome, dry: bool) -> str:

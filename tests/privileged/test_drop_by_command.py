@@ -6,15 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from contextlib import ExitStack
 
 import pytest
 
 from kecho import drop
-from kecho.drop import Pair, cli
+from kecho.drop import Pair
 from support.clients import DEADLINE_S, wait_for
-from support.connections_to_drop import Ends, make_time_wait, run_drop
+from support.connections_to_drop import Ends, as_ordinary_user, make_time_wait, run_drop
 from support.namespaces import Namespace
 
 pytestmark = pytest.mark.privileged
@@ -63,31 +62,6 @@ def test_pairs_on_standard_input_are_narrowed_by_the_filter(
 
 
 # ---- 5: no privilege ----------------------------------------------------------------------------
-
-
-def as_ordinary_user(*arguments: str) -> tuple[int, str]:
-    """The command in a child that gives its privileges up: an ordinary user may be able to read
-    neither this checkout nor the interpreter. (status, what it says)."""
-    with tempfile.TemporaryFile("w+") as said:
-        child = os.fork()
-        if child == 0:
-            status = 99
-            try:
-                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-                os.dup2(said.fileno(), 1)
-                os.dup2(said.fileno(), 2)
-                sys.stdin = os.fdopen(0)
-                sys.stdout, sys.stderr = os.fdopen(1, "a"), os.fdopen(2, "a")
-                os.setgroups([])
-                os.setresgid(65534, 65534, 65534)
-                os.setresuid(65534, 65534, 65534)
-                status = cli.main(arguments)
-                sys.stdout.flush()
-            finally:
-                os._exit(status)
-        _, waited = os.waitpid(child, 0)
-        said.seek(0)
-        return os.waitstatus_to_exitcode(waited), said.read()
 
 
 def test_ordinary_user_lists_but_drops_nothing(inside: Namespace, stack: ExitStack) -> None:

@@ -28,6 +28,7 @@ from support.connections_to_drop import (
     make_time_wait,
     pair_of,
     run_drop,
+    run_injected,
     started,
 )
 from support.namespaces import Namespace
@@ -55,24 +56,6 @@ def run_with_handle(body: str, *arguments: str) -> subprocess.CompletedProcess[s
     """
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
-def run_injected(fault: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command under strace -e inject=FAULT."""
-    if shutil.which("strace") is None:
-        pytest.skip("needs strace")
-    strace = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject={fault}")
-    clean = {name: text for name, text in os.environ.items() if name != "LD_PRELOAD"}
-    preload = os.environ.get("LD_PRELOAD")
-    passed = ("-E", f"LD_PRELOAD={preload}") if preload else ()
-    return subprocess.run(
-        [*strace, *passed, *COMMAND, *arguments],
-        env=clean,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kecho.drop import cli
 from support.clients import DEADLINE_S
 
 COMMAND = [sys.executable, "-m", "kecho.drop"]
@@ -72,6 +76,59 @@ def run_drop(
         errors="surrogateescape",
         timeout=60,
     )
+
+
+def run_injected(fault: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command under strace -e inject=FAULT."""
+    if shutil.which("strace") is None:
+        pytest.skip("needs strace")
+    strace = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject={fault}")
+    clean = {name: text for name, text in os.environ.items() if name != "LD_PRELOAD"}
+    preload = os.environ.get("LD_PRELOAD")
+    passed = ("-E", f"LD_PRELOAD={preload}") if preload else ()
+    return subprocess.run(
+        [*strace, *passed, *COMMAND, *arguments],
+        env=clean,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def in_a_child(*arguments: str, before: Callable[[], object]) -> tuple[int, str]:
+    """The command in a child that has called `before`: (status, what it says)."""
+    with tempfile.TemporaryFile("w+") as said:
+        child = os.fork()
+        if child == 0:
+            status = 99
+            try:
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+                os.dup2(said.fileno(), 1)
+                os.dup2(said.fileno(), 2)
+                os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # it is to hold no socket itself
+                sys.stdin = os.fdopen(0)
+                sys.stdout, sys.stderr = os.fdopen(1, "a"), os.fdopen(2, "a")
+                before()
+                status = cli.main(arguments)
+                sys.stdout.flush()
+            finally:
+                os._exit(status)
+        _, waited = os.waitpid(child, 0)
+        said.seek(0)
+        return os.waitstatus_to_exitcode(waited), said.read()
+
+
+def become_nobody() -> None:
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+
+
+def as_ordinary_user(*arguments: str) -> tuple[int, str]:
+    """The command in a child that gives its privileges up: an ordinary user may be able to read
+    neither this checkout nor the interpreter."""
+    return in_a_child(*arguments, before=become_nobody)
 
 
 def assert_alive(*connections: tuple[socket.socket, socket.socket]) -> None:

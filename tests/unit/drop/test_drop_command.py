@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kecho import _sockdiag
-from kecho.drop import Diag, cli, work
+from kecho.drop import Diag, cli, failure
 from kecho.drop.outcome import exit_status
 from support.chosen_kernel import PAIR_A, A, Kernel, row
 
@@ -21,7 +21,7 @@ def run_with(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
     def run(kernel: Kernel, *arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(work, "Diag", lambda netns: Diag(handle=kernel))
+        monkeypatch.setattr(failure, "Diag", lambda netns: Diag(handle=kernel))
         try:
             status = cli.main(arguments)
         except SystemExit as ended:
@@ -72,8 +72,9 @@ def test_nothing_that_matches_is_status_1(run_with: Run) -> None:
     [
         [], ["-4"], ["-6", "-q"], ["-4", "-6"], ["-4", "-6", "--list"],
         ["--list"], ["--state", "x"], ["--peer", ":0"], ["--local", "["],
-        ["--pid", "x"], ["--uid", "-1"], ["--watch", "0"], ["127.0.0.1:1"], ["--nonsense"],
-        ["127.0.0.1:1", "[::1]:2"], ["--netns", "../x", "--peer", ":1"], ["--listeners"], ["-q"],
+        ["--pid", "x"], ["--pid", "0"], ["--uid", "-1"], ["--watch", "0"], ["127.0.0.1:1"],
+        ["--nonsense"],
+        ["127.0.0.1:1", "[::1]:2"], ["--netns", "pid:x", "--peer", ":1"], ["--listeners"], ["-q"],
         ["--peer", "*"], ["--peer", "0.0.0.0/0"], ["--peer", "::/0", "--local", ":1-65535"],
         ["--peer", ":80", "--peer", "0.0.0.0/0"], ["-"],
         ["--list", "--dry-run", "--peer", ":1"], ["--peer"], ["--until-empty"], ["--json"],

@@ -1,0 +1,65 @@
+"""--list: the sockets that match, as a table or JSON on standard output."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from collections.abc import Sequence
+
+from .. import command
+from . import outcome as outcomes
+from .config import DropConfig
+from .process import Holder, holders
+from .search import PROGRAM
+from .sockets import Socket
+
+__all__ = ["flush", "list_sockets", "say_lost"]
+
+HEADER = ("STATE", "LOCAL", "PEER", "RECV-Q", "SEND-Q", "TIMER", "PROCESS")
+
+
+def list_sockets(config: DropConfig, found: Sequence[Socket]) -> int:
+    """Prints them; the exit status."""
+    held = holders(one.inode for one in found if one.inode)
+    try:
+        if config.json:
+            print(json.dumps({"sockets": [_row(one, held.get(one.inode)) for one in found]}))
+        elif not config.quiet and found:
+            lines = [HEADER, *(_line(one, held.get(one.inode)) for one in found)]
+            widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+            for line in lines:
+                print("  ".join(map(str.ljust, line, widths)).rstrip())
+        flush()
+    except OSError as error:
+        return say_lost(error)
+    return 0 if found else outcomes.EXIT_NOTHING
+
+
+def _row(one: Socket, holder: Holder | None) -> dict[str, object]:
+    row = {name: value for name, value in one._asdict().items() if name != "identity"}
+    return {**row, "uid": one.owner, "process": holder._asdict() if holder else None}
+
+
+def _line(one: Socket, holder: Holder | None) -> tuple[str, ...]:
+    timer = "-" if one.timer == "off" else f"{one.timer} {one.expires_ms / 1000:.1f}s"
+    if one.retransmissions:
+        timer += f" ({one.retransmissions})"
+    process = f"{holder.pid}/{command.one_line(holder.name)}" if holder else "?"
+    ends = command.one_line(str(one.pair.local)), command.one_line(str(one.pair.peer))
+    queues = str(one.receive_queue), str(one.send_queue)
+    return (one.state, *ends, *queues, timer, process if one.inode else "-")
+
+
+def flush() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def say_lost(error: OSError) -> int:
+    """What was to be printed is lost: its reader has enough, or its disk is full. The status."""
+    if sys.stdout is not None:
+        command.discard(sys.stdout)
+    if error.errno != errno.EPIPE:
+        command.say_error(PROGRAM, f"standard output: {error.strerror or error}")
+    return outcomes.EXIT_NOT_DROPPED

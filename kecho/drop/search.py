@@ -1,0 +1,74 @@
+"""The sockets that the command is about: by pairs, filter and processes, looked up each time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .. import command
+from . import outcome as outcomes
+from .config import DropConfig
+from .failure import Failure, of_kernel
+from .filters import Filter
+from .pairs import Pair
+from .process import inodes_of, namespace_of
+from .sockets import Diag, Socket
+
+__all__ = ["PROGRAM", "Search"]
+
+PROGRAM = "kecho.drop"
+
+
+class Search:
+    """pairs: None if the filter says it all. wanted: the filter but for --pid."""
+
+    def __init__(self, config: DropConfig, pairs: list[Pair] | None, wanted: Filter) -> None:
+        self._config, self.pairs, self.wanted = config, pairs, wanted
+        self._told: set[str] = set()  # processes of which it was said that they are not there
+
+    def find(self, diag: Diag) -> list[Socket]:
+        """Raises Failure."""
+        wanted = self.filter_now()
+        try:
+            found = diag.find(
+                wanted,
+                pairs=self.pairs,
+                listeners=self._config.listeners
+                or (self._config.list and "listen" in self.wanted.states),
+            )
+        except OSError as error:
+            raise of_kernel(error) from None
+        self.check_namespaces(diag, bool(found))
+        return found
+
+    def filter_now(self) -> Filter:
+        """With the sockets that the processes hold now. Raises Failure if one may not be seen;
+        one that is not there holds nothing, which is said once."""
+        if not self._config.pid:
+            return self.wanted
+        inodes: set[int] = set()
+        for pid in self._config.pid:
+            try:
+                inodes |= inodes_of(int(pid))
+            except ProcessLookupError as error:
+                if pid not in self._told:
+                    self._told.add(pid)
+                    command.say_error(PROGRAM, f"--pid {pid}: {error.strerror}")
+            except PermissionError as error:
+                text = f"--pid {pid}: {error.strerror}"
+                raise Failure(text, outcomes.EXIT_NO_PERMISSION) from None
+            except OSError as error:
+                raise of_kernel(error) from None
+        return replace(self.wanted, inodes=frozenset(inodes))
+
+    def check_namespaces(self, diag: Diag, is_anything_found: bool) -> None:
+        """Raises Failure if nothing was found as a process is in another network namespace: its
+        sockets there are not seen from here."""
+        if is_anything_found or diag.namespace is None:
+            return
+        for pid in self._config.pid:
+            if namespace_of(int(pid)) not in (None, diag.namespace):
+                raise Failure(
+                    f"--pid {pid}: the process is in another network namespace, whose sockets are"
+                    f" seen with --netns pid:{pid}",
+                    outcomes.EXIT_NO_PERMISSION,
+                )
