@@ -141,6 +141,8 @@ def _write(text: str, stream: TextIO | None) -> None:
 
 def one_line(text: str) -> str:
     """With what would break or garble the line written as an escape."""
+    if text.isprintable():
+        return text
     return "".join(
         one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
     )

@@ -40,9 +40,10 @@ protected or not tried, or more came than --until-empty would drop), or the outp
 disk, a closed pipe); 4 no permission: dropping needs
 CAP_NET_ADMIN (sudo, setcap cap_net_admin+ep, or capsh --addamb=cap_net_admin), --netns
 CAP_SYS_ADMIN, too; or what was asked for cannot be seen: a process of another user, hidden by
-hidepid, in another network namespace, or without /proc; 5 the kernel cannot: it needs CONFIG_INET_DIAG_DESTROY (Linux 4.9) and Linux
-6.0 for time-wait; 128 + N: signal N (SIGINT, SIGTERM, SIGHUP) came before the end; it ends --watch
-with one of the others. --list needs no privilege."""
+hidepid, in another network namespace, or without /proc; 5 the kernel cannot: it needs
+CONFIG_INET_DIAG_DESTROY (Linux 4.9) and Linux 6.0 for time-wait; 128 + N: signal N (SIGINT,
+SIGTERM, SIGHUP) came before the end; it ends --watch with one of the others. --list needs no
+privilege."""
 
 
 OPTIONS = options_of(DropConfig)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..options import Option, check_fields, option, seconds, switch
-from .filters import parse_range
 from .netns import check_namespace
 from .process import PID_MOST
+from .ranges import parse_range
 from .states import parse_state
 
 __all__ = ["PASSES_MOST", "DropConfig"]

@@ -2,89 +2,18 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from .pairs import canonical, parse_port, shortened
+from .ranges import Range, Ranges, parse_range
 from .states import NAMES, parse_state
 
 if TYPE_CHECKING:
     from .sockets import Socket
 
-__all__ = ["Filter", "Range", "parse_range"]
-
-
-@dataclass(frozen=True)
-class Range:
-    """Addresses and ports of one end. network: None is any address."""
-
-    network: ipaddress.IPv4Network | ipaddress.IPv6Network | None
-    low_port: int = 0
-    high_port: int = 65535
-
-    @property
-    def narrows(self) -> bool:
-        """It leaves out more than the other family of addresses, as a prefix of length 0 does."""
-        every_port = self.low_port <= 1 and self.high_port == 65535
-        return not every_port or (self.network is not None and self.network.prefixlen > 0)
-
-    def holds(self, address: str, port: int) -> bool:
-        if not self.low_port <= port <= self.high_port:
-            return False
-        return self.network is None or ipaddress.ip_address(address) in self.network
-
-
-def _parse_network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
-    if text in ("", "*"):  # before a port
-        return None
-    address, slash, length = text.partition("/")
-    address = canonical(address)
-    if not slash:
-        return ipaddress.ip_network(address)
-    most = 128 if ":" in address else 32
-    digits = length.isascii() and length.isdigit() and len(length) <= 3
-    if not digits or int(length) > most or ("." in address and ":" in text):
-        raise ValueError(f"{shortened(length)} is not the length of a prefix of {text[:60]}")
-    try:
-        return ipaddress.ip_network(f"{address}/{int(length)}")
-    except ValueError:
-        raise ValueError(f"{shortened(text)} has bits set behind its prefix") from None
-
-
-def parse_range(text: str) -> Range:
-    """ADDRESS, PREFIX/LENGTH, PORT, :PORT, :LOW-HIGH, ADDRESS:PORT, [IPV6]:PORT. ValueError."""
-    if not text:
-        raise ValueError("an address or a port is needed")
-    if text.startswith("["):
-        inside, bracket, rest = text[1:].partition("]")
-        if rest.startswith("/"):
-            length, colon, port = rest.partition(":")
-            inside, rest = inside + length, colon + port
-        if not bracket or ":" not in inside or (rest and not rest.startswith(":")):
-            raise ValueError(f"{shortened(text)} is not [IPV6]:PORT")
-        address, ports = inside, rest[1:] if rest else None
-    elif text.count(":") > 1:
-        # Where the address ends and the port begins would be a guess.
-        address, ports = text, None
-    elif ":" in text:
-        address, _, ports = text.partition(":")
-    elif text.replace("-", "").isdigit():
-        address, ports = "", text
-    else:
-        address, ports = text, None
-    if ports is None and address == "*":
-        raise ValueError("'*' is everything: an address or a port is needed")
-    network = _parse_network(address)
-    if ports is None:
-        return Range(network)
-    low, dash, high = ports.partition("-")
-    first = parse_port(low)
-    last = parse_port(high) if dash else first
-    if last < first:
-        raise ValueError(f"{ports} is not a range of ports")
-    return Range(network, first, last)
+__all__ = ["Filter", "make_filter"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +43,14 @@ class Filter:
             or (bool(self.peer) and all(one.narrows for one in self.peer))
         )
 
+    @cached_property
+    def _local(self) -> Ranges:
+        return Ranges(self.local)
+
+    @cached_property
+    def _peer(self) -> Ranges:
+        return Ranges(self.peer)
+
     def matches(self, socket: Socket) -> bool:
         if self.states and socket.state not in self.states:
             return False
@@ -123,13 +60,9 @@ class Filter:
             return False
         if self.inodes is not None and (not socket.inode or socket.inode not in self.inodes):
             return False
-        if self.local and not any(
-            one.holds(socket.local_address, socket.local_port) for one in self.local
-        ):
+        if self.local and not self._local.holds(socket.local_address, socket.local_port):
             return False
-        return not self.peer or any(
-            one.holds(socket.peer_address, socket.peer_port) for one in self.peer
-        )
+        return not self.peer or self._peer.holds(socket.peer_address, socket.peer_port)
 
     def mask(self, listeners: bool) -> int:
         """For the kernel: 1 << state for each that may match."""

@@ -28,8 +28,7 @@ def list_sockets(config: DropConfig, found: Sequence[Socket]) -> int:
         elif not config.quiet and found:
             lines = [HEADER, *(_line(one, held.get(one.inode)) for one in found)]
             widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-            for line in lines:
-                print("  ".join(map(str.ljust, line, widths)).rstrip())
+            print("\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines))
         flush()
     except OSError as error:
         return say_lost(error)
@@ -46,7 +45,7 @@ def _line(one: Socket, holder: Holder | None) -> tuple[str, ...]:
     if one.retransmissions:
         timer += f" ({one.retransmissions})"
     process = f"{holder.pid}/{command.one_line(holder.name)}" if holder else "?"
-    ends = command.one_line(str(one.pair.local)), command.one_line(str(one.pair.peer))
+    ends = tuple(command.one_line(str(end)) for end in one.pair)
     queues = str(one.receive_queue), str(one.send_queue)
     return (one.state, *ends, *queues, timer, process if one.inode else "-")
 

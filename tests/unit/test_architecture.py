@@ -61,7 +61,7 @@ ALLOWED = {
         f"drop.{name}": set()
         for name in (
             *("__init__", "__main__", "api", "devices", "ending", "filters", "netns", "outcome"),
-            *("pairs", "process", "progress", "states"),
+            *("pairs", "process", "progress", "ranges", "states"),
         )
     },
     "drop.sockets": {"_sockdiag"},

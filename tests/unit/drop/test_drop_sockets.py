@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 from itertools import chain
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from kecho import _sockdiag
 from kecho.drop import Diag, Result, parse_pairs
-from kecho.drop.filters import Filter, make_filter, parse_range
+from kecho.drop.filters import Filter, make_filter
 from kecho.drop.states import parse_state
 from support.chosen_kernel import NUMBERS, PAIR_A, A, Kernel, row
 
@@ -176,47 +173,6 @@ def test_nothing_is_dropped_after_stop() -> None:
 
 
 # ---- filters ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "inside", "outside"),
-    [
-        (":80", ("1.2.3.4", 80), ("1.2.3.4", 81)),
-        ("80", ("::1", 80), ("::1", 8)),
-        ("80-90", ("::1", 90), ("::1", 91)),
-        (":80-90", ("::1", 80), ("::1", 79)),
-        ("10.0.0.0/8", ("10.255.0.1", 1), ("11.0.0.1", 1)),
-        ("10.0.0.0/8:80", ("10.255.0.1", 80), ("10.255.0.1", 81)),
-        ("127.0.0.1", ("127.0.0.1", 9), ("127.0.0.2", 9)),
-        ("::ffff:127.0.0.1", ("127.0.0.1", 9), ("::1", 9)),
-        ("::1", ("::1", 9), ("127.0.0.1", 9)),
-        ("[::1]:80", ("::1", 80), ("::1", 81)),
-        ("[fe80::]/10:80-81", ("fe80::5", 81), ("2001::5", 81)),
-        ("fe80::/10", ("fe80::5", 81), ("2001::5", 81)),
-        ("*:80", ("::1", 80), ("::1", 81)),
-    ],
-)
-def test_range_holds_what_it_says(
-    text: str, inside: tuple[str, int], outside: tuple[str, int]
-) -> None:
-    assert parse_range(text).holds(*inside)
-    assert not parse_range(text).holds(*outside)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "*", ":", ":0", ":65536", ":9-8", ":1-", "10.0.0.1/8", "10.0.0.0/33", "::ffff:1.2.3.0/24",
-     "[::1", "[1.2.3.4]:5", "[::1]5", "x", "1.2.3.4:", "-", "--", "1.2.3.4/", "[::1]/129"],
-)  # fmt: skip
-def test_wrong_range_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"."):
-        parse_range(text)
-
-
-@given(st.one_of(st.text(), st.text("0123456789abcdef:.[]/*-%\0")))
-def test_any_text_is_a_range_or_an_error(text: str) -> None:
-    with contextlib.suppress(ValueError):
-        parse_range(text).holds("127.0.0.1", 80)
 
 
 def test_states_go_by_the_names_of_ss_and_netstat() -> None:
