@@ -61,13 +61,13 @@ def _usage(text: str) -> int:
 
 def _main(arguments: Sequence[str]) -> int:
     ending = Ending()
-    with ending.heard():
-        try:
+    try:
+        with ending.heard():
             return _run(arguments, ending)
-        except KeyboardInterrupt:
-            if ending.number is None:
-                raise
-            return 128 + ending.number
+    except KeyboardInterrupt:
+        if ending.number is None:
+            raise
+        return 128 + ending.number
 
 
 def _run(arguments: Sequence[str], ending: Ending) -> int:

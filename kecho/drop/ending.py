@@ -37,9 +37,9 @@ class Ending:
         in_main = threading.current_thread() is threading.main_thread()
         endings = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         before = {one: signal.getsignal(one) for one in endings if in_main and _is_ours(one)}
-        for number in before:
-            signal.signal(number, self._handle)
         try:
+            for number in before:
+                signal.signal(number, self._handle)
             yield
         finally:
             for number, handler in before.items():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .process import PID_MOST, Unseen, raise_unseen
 
-__all__ = ["check_namespace", "open_namespace"]
+__all__ = ["as_found", "check_namespace", "open_namespace"]
 
 DIRECTORY = Path("/run/netns")
 NS_GET_NSTYPE, CLONE_NEWNET = 0xB703, 0x40000000  # ioctl_ns(2), Linux 4.11
@@ -35,6 +35,15 @@ def check_namespace(text: str) -> str:
 def _pid(text: str) -> int | None:
     is_number = text.isascii() and text.isdigit() and len(text) <= 7
     return int(text) if is_number and 0 < int(text) <= PID_MOST else None
+
+
+def as_found(text: str) -> str:
+    """The same namespace by a path or as pid:N, so that a number is not a name today and a process
+    tomorrow."""
+    if text.startswith("pid:") or "/" in text:
+        return text
+    path = DIRECTORY / text
+    return f"pid:{text}" if _pid(text) is not None and not path.exists() else str(path)
 
 
 def open_namespace(text: str) -> int:

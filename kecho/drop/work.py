@@ -18,14 +18,14 @@ from .. import command
 from . import outcome as outcomes
 from .config import PASSES_MOST, DropConfig
 from .ending import Ending
-from .failure import Failure, of_kernel, open_diag
+from .failure import Failure, of_kernel
 from .filters import Filter
 from .listing import flush, list_sockets, say_lost
 from .outcome import Outcome, Result, exit_status
 from .pairs import Pair
+from .place import Absent, Place
 from .progress import Progress
 from .search import PROGRAM, Search
-from .sockets import Diag
 
 __all__ = ["PROGRAM", "work"]
 
@@ -34,12 +34,12 @@ def work(config: DropConfig, pairs: list[Pair] | None, wanted: Filter, ending: E
     """pairs: None if the filter says it all; none at all match nothing, and end it."""
     if pairs == []:
         config = replace(config, watch=None, until_empty=False)
-    search = Search(config, pairs, wanted)
+    search, place = Search(config, pairs, wanted), Place(config.netns)
     try:
-        with open_diag(config.netns) as diag:
-            if config.list:
-                return list_sockets(config, search.find(diag))
-            return _Run(config, diag, search, ending).run()
+        if not config.list:
+            return _Run(config, place, search, ending).run()
+        with place.open() as diag:
+            return list_sockets(config, search.find(diag))
     except Failure as failure:
         command.say_error(PROGRAM, failure.text)
         return failure.status
@@ -51,11 +51,13 @@ class _Run:
     def __init__(
         self,
         config: DropConfig,
-        diag: Diag,
+        place: Place,
         search: Search,
         ending: Ending,
     ) -> None:
-        self.config, self.diag, self.search, self.ending = config, diag, search, ending
+        self.config, self.place, self.search, self.ending = config, place, search, ending
+        self.diag = place.open()
+        self.is_absent = False  # the network namespace, for now
         self.counts: Counter[str] = Counter()
         self.kinds: dict[tuple[str, int | None], Outcome] = {}  # one of each
         self.survivors: set[object] = set()  # what is there still, and has been told
@@ -69,11 +71,14 @@ class _Run:
     def run(self) -> int:
         """A signal ends a pass after its batch, so that the fate of each socket is told; a second
         one, while that is not read, or one between two passes ends it at once."""
-        self.ending.stop = self.diag.stop
+        self.ending.stop = lambda: self.diag.stop()
         # Dropping is never cut off from its outcomes: a batch is short, and the kernel's patience
         # bounded.
-        with self.ending.raises_from(math.inf):
-            return self._run()
+        try:
+            with self.ending.raises_from(math.inf):
+                return self._run()
+        finally:
+            self.diag.close()
 
     def _run(self) -> int:
         is_cut = False
@@ -122,11 +127,12 @@ class _Run:
 
     def _passes(self) -> None:
         for number in range(sys.maxsize if self.config.watch is not None else PASSES_MOST):
-            if number and self.config.watch is not None:
-                with self.ending.raises_from(1):
-                    if self.ending.count:
-                        return
-                    time.sleep(self.config.watch)
+            if (
+                number
+                and self.config.watch is not None
+                and not self._is_there_after(self.config.watch)
+            ):
+                continue
             dropped = self._pass(number)
             if self.ending.count:
                 return
@@ -140,6 +146,28 @@ class _Run:
             elif not self.config.until_empty or not dropped:
                 return
         self.is_incomplete = True
+
+    def _is_there_after(self, wait_s: float) -> bool:
+        """Waits; whether the namespace is there then. Nothing keeps it alive meanwhile."""
+        if not self.place.is_own:
+            self.diag.close()
+        with self.ending.raises_from(1):
+            if self.ending.count:
+                raise KeyboardInterrupt
+            time.sleep(wait_s)
+        if self.place.is_own:
+            return True
+        try:
+            self.diag = self.place.open()
+        except Absent as failure:
+            if not self.is_absent:
+                command.say_error(PROGRAM, f"{failure.text}; it is looked for again each time")
+            self.is_absent = True
+            return False
+        self.is_absent = False
+        if self.ending.count:  # while there was no handle to stop
+            self.diag.stop()
+        return True
 
     def _pass(self, number: int) -> int:
         """One look and what follows from it; how many were dropped."""

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from kecho import drop
-from support.clients import DEADLINE_S
+from support.clients import DEADLINE_S, wait_for
 from support.connections_to_drop import (
     Ends,
     as_ordinary_user,
     assert_alive,
     run_drop,
     run_injected,
+    started,
 )
 from support.namespaces import Namespace
 
@@ -164,3 +167,104 @@ def test_kernel_without_sock_diag_is_still_status_5(ends: Ends) -> None:
     finished = run_injected("socket:error=EPROTONOSUPPORT", "--list", "--peer", ":1")
     assert finished.returncode == 5
     assert "tcp_diag" in finished.stderr
+
+
+# ---- --watch ------------------------------------------------------------------------------------
+
+
+class Named:
+    """A network namespace with a name, which can be deleted and made again."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self.name = f"kecho-test-{os.getpid()}"
+        stack.callback(self._ip, "netns", "delete", self.name, check=False)
+
+    def _ip(self, *arguments: str, check: bool = True) -> None:
+        subprocess.run(["ip", *arguments], check=check, capture_output=True, timeout=DEADLINE_S)
+
+    def make(self, device: str) -> None:
+        """device: one end of it is here, and goes when the namespace does."""
+        try:
+            self._ip("netns", "add", self.name)
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"no named namespace can be made: {error.stderr!r}")
+        self._ip("-n", self.name, "link", "set", "lo", "up")
+        other = ("type", "veth", "peer", "name", "inside", "netns", self.name)
+        self._ip("link", "add", "name", device, *other)
+
+    def delete(self) -> None:
+        self._ip("netns", "delete", self.name)
+
+    def connect(self) -> None:
+        """A connection in it, which is dropped before this returns."""
+        namespace = Namespace.__new__(Namespace)
+        namespace._outside, namespace.fd = [], os.open(f"/run/netns/{self.name}", os.O_RDONLY)
+        try:
+            with namespace, ExitStack() as stack:
+                client, _ = Ends("127.0.0.1", stack).connect()
+                with pytest.raises(ConnectionError):
+                    client.recv(1)
+        finally:
+            namespace.close()
+
+
+def test_watch_follows_a_name_and_keeps_no_namespace_alive(ends: Ends, stack: ExitStack) -> None:
+    spared = ends.connect()
+    named = Named(stack)
+    named.make("kecho0")
+    asked = ("--netns", named.name, "--watch", "0.02", "--state", "established")
+    with started(*asked) as process:
+        assert process.stderr is not None
+        for count in range(3):
+            named.connect()
+            named.delete()
+            assert "it is looked for again" in process.stderr.readline()
+            wait_for(partial(is_gone, f"kecho{count}"), "the namespace is gone")
+            named.make(f"kecho{count + 1}")
+        named.connect()
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0, said
+    assert "Traceback" not in said
+    assert_alive(spared)
+
+
+def is_gone(device: str) -> bool:
+    return device not in (name for _, name in socket.if_nameindex())
+
+
+@pytest.mark.parametrize("form", ["{}", "pid:{}", "/proc/{}/ns/net"])
+def test_watch_of_a_process_that_has_ended_ends_with_a_line(
+    process: subprocess.Popen[bytes], namespace: Namespace, stack: ExitStack, form: str
+) -> None:
+    with namespace:
+        client, _ = Ends("127.0.0.1", stack).connect()
+    asked = ("--netns", form.format(process.pid), "--watch", "0.02", "--state", "established")
+    with started(*asked) as watch:
+        with pytest.raises(ConnectionError):
+            client.recv(1)
+        process.kill()
+        process.wait(DEADLINE_S)
+        _, said = watch.communicate(timeout=DEADLINE_S)
+    assert watch.returncode in (2, 3)
+    assert f" dropped\nkecho.drop: error: --netns {asked[1]}: " in said or "pid:" in said
+    assert str(process.pid) in said
+
+
+def test_watch_of_a_name_that_is_a_number_does_not_turn_to_a_process(
+    ends: Ends, stack: ExitStack
+) -> None:
+    connection = ends.connect()
+    named = Named(stack)
+    named.name = str(os.getpid())  # which is here, in the namespace of the connection
+    named.make("kecho0")
+    asked = ("--netns", named.name, "--watch", "0.02", "--state", "established")
+    with started(*asked) as process:
+        named.connect()
+        named.delete()
+        assert process.stderr is not None
+        assert "it is looked for again" in process.stderr.readline()
+        assert_alive(connection)
+        named.make("kecho1")
+        named.connect()
+    assert_alive(connection)

@@ -68,6 +68,7 @@ ALLOWED = {
     "drop.config": {"options"},
     "drop.failure": {"command"},
     "drop.listing": {"command"},
+    "drop.place": {"command"},
     "drop.search": {"command"},
     "drop.work": {"command"},
     "drop.cli": {"errors", "options", "command", "_version"},

@@ -1,0 +1,55 @@
+"""The network namespace that the command works in, looked up anew for each look of --watch."""
+
+from __future__ import annotations
+
+import os
+
+from .. import command
+from . import outcome as outcomes
+from .failure import Failure, open_diag
+from .netns import as_found
+from .sockets import Diag
+
+__all__ = ["Absent", "Place"]
+
+
+class Absent(Failure):
+    """The namespace is not there any more, and may be made again."""
+
+
+class Place:
+    """netns: as of open_namespace(), or None for the thread's own."""
+
+    def __init__(self, netns: str | None) -> None:
+        self._netns = netns
+        self.is_own = netns is None
+        self._where: str | None = None
+        self._first: tuple[int, int] | None = None
+
+    def open(self) -> Diag:
+        """A handle, which the caller closes: while it is open, it keeps the namespace alive.
+
+        From the second time on, a name or a path may lead to another namespace, and a process may
+        not: its number may be that of another one by now. Raises Failure.
+        """
+        if self._netns is None or self._where is None:
+            self._where = as_found(self._netns) if self._netns is not None else ""
+            diag = open_diag(self._netns)
+            self._first = diag.namespace
+            return diag
+        try:
+            diag = open_diag(self._where)
+        except Failure as failure:
+            if failure.status == command.EXIT_USAGE and not self._is_process:
+                raise Absent(failure.text, failure.status) from None
+            raise
+        if self._is_process and diag.namespace != self._first:
+            diag.close()
+            text = f"--netns {self._netns}: the process has ended, or left the namespace"
+            raise Failure(text, outcomes.EXIT_NOT_DROPPED)
+        return diag
+
+    @property
+    def _is_process(self) -> bool:
+        where = self._where or ""
+        return where.startswith("pid:") or os.path.realpath(where).startswith("/proc/")
