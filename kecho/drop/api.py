@@ -22,6 +22,8 @@ def find(
     states: Iterable[str] = (),
     local: Iterable[str] = (),
     peer: Iterable[str] = (),
+    not_local: Iterable[str] = (),
+    not_peer: Iterable[str] = (),
     family: int | None = None,
     pid: Iterable[int] | int | None = None,
     uid: Iterable[int] | int = (),
@@ -31,8 +33,10 @@ def find(
     """TCP sockets that match all that is given; without anything, every one but listeners.
 
     pairs: Pair, (local address, local port, peer address, peer port) or "LOCAL PEER" each.
-    states: names of ss, such as "time-wait"; local, peer: "10.0.0.0/8", ":80", ":80-90";
-    family: 4 or 6. Needs no privilege. Raises ValueError (a wrong value) and OSError.
+    states: names of ss, such as "time-wait"; local, peer: "10.0.0.0/8", ":80", ":80-90",
+    "fe80::1%eth0"; not_local, not_peer: what is left out, the same way; family: 4 or 6. Needs no
+    privilege. Raises ValueError (a wrong value) and OSError: PermissionError for what cannot be
+    seen, ProcessLookupError for a process that is not there.
     """
     inodes = None
     if pid is not None:
@@ -44,6 +48,8 @@ def find(
         states=states,
         local=local,
         peer=peer,
+        not_local=not_local,
+        not_peer=not_peer,
         family=family,
         uids=[uid] if isinstance(uid, int) else uid,
         inodes=inodes,

@@ -81,6 +81,7 @@ def _run(arguments: Sequence[str], ending: Ending) -> int:
         if config.dry_run and config.until_empty:
             raise OptionError("--dry-run", "does not go with --until-empty")
         has_filter = bool(config.pid) or wanted.narrows or (config.list and not wanted.is_empty)
+        lists_all = config.list and not words and not has_filter and not _may_be_fed_pairs()
         pairs = _pairs(words, has_filter)
         if pairs is None and has_filter and not config.list and _may_be_fed_pairs():
             raise OptionError(
@@ -94,7 +95,7 @@ def _run(arguments: Sequence[str], ending: Ending) -> int:
         what = f"standard input, {error}" if error.line else str(error)
         command.say_error(PROGRAM, f"{command.one_line(what)}; nothing was dropped")
         return command.EXIT_USAGE
-    if pairs is None and not has_filter:
+    if pairs is None and not has_filter and not lists_all:
         return _usage("neither pairs nor a filter that narrows: what is to be dropped?")
     return work(config, pairs, wanted, ending)
 
@@ -134,7 +135,9 @@ def _config(flags: Mapping[str, Any]) -> DropConfig:
     for name, text in flags.items():
         spec = OPTIONS[name]
         try:
-            values[name] = spec.check(tuple(text) if isinstance(text, list) else spec.parse(text))
+            values[name] = spec.check(
+                tuple(map(_as_given, text)) if isinstance(text, list) else spec.parse(text)
+            )
         except ValueError as error:
             raise OptionError(flag(name), str(error)) from None
     return DropConfig(**values)
@@ -146,6 +149,8 @@ def _filter(config: DropConfig, families: set[int]) -> Filter:
         states=config.state,
         local=config.local,
         peer=config.peer,
+        not_local=config.not_local,
+        not_peer=config.not_peer,
         family=families.pop() if len(families) == 1 else None,
         uids=[int(one) for one in config.uid],
     )
@@ -164,10 +169,10 @@ def _pairs(words: Sequence[str], has_filter: bool) -> list[Pair] | None:
 
 def _pairs_of_words(words: Sequence[str]) -> list[Pair]:
     # A pair may also be one quoted word. Names of devices are bytes, whatever the locale.
-    ends = [as_name(end) for word in words for end in os.fsencode(word).split()]
-    if len(ends) % 2:
-        raise PairError(0, f"an odd number of addresses, {len(ends)}: a pair is two")
     try:
+        ends = [end for word in words for end in _as_given(word).split(" ") if end]
+        if len(ends) % 2:
+            raise ValueError(f"an odd number of addresses, {len(ends)}: a pair is two")
         return list(
             dict.fromkeys(
                 make_pair(parse_endpoint(local), parse_endpoint(peer, peer=True))
@@ -176,6 +181,11 @@ def _pairs_of_words(words: Sequence[str]) -> list[Pair]:
         )
     except ValueError as error:
         raise PairError(0, str(error)) from None
+
+
+def _as_given(word: str) -> str:
+    """With names of devices as they are known elsewhere: they are bytes, whatever the locale."""
+    return as_name(b" ".join(os.fsencode(word).split()))
 
 
 def _may_be_fed_pairs() -> bool:

@@ -52,8 +52,8 @@ class DropConfig:
     state: tuple[str, ...] = option(
         (),
         _repeatable(
-            "a state by its name in ss, such as time-wait, or all, connected, synchronized,"
-            " bucket, big; may be given again",
+            "states by their names in ss, such as time-wait or fin-wait-1,fin-wait-2, or all,"
+            " connected, synchronized, bucket, big; may be given again",
             parse_state,
             "STATE",
         ),
@@ -62,13 +62,19 @@ class DropConfig:
         (),
         _repeatable(
             "the local end: address, prefix/length, port, :port, :low-high, address:port or"
-            " [ipv6]:port; may be given again",
+            " [ipv6]:port, with a device as address%eth0 or %eth0; may be given again",
             parse_range,
             "END",
         ),
     )
     peer: tuple[str, ...] = option(
         (), _repeatable("the peer's end, the same way; may be given again", parse_range, "END")
+    )
+    not_local: tuple[str, ...] = option(
+        (), _repeatable("not with this local end; may be given again", parse_range, "END")
+    )
+    not_peer: tuple[str, ...] = option(
+        (), _repeatable("not with this end of the peer's; may be given again", parse_range, "END")
     )
     pid: tuple[str, ...] = option(
         (), _repeatable("held by this process; may be given again", _pid, "PID")

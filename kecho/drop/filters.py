@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from .ranges import Range, Ranges, parse_range
+from .ranges import IndexOf, Range, Ranges, parse_range
 from .states import NAMES, parse_state
 
 if TYPE_CHECKING:
@@ -20,12 +20,14 @@ __all__ = ["Filter", "make_filter"]
 class Filter:
     """All that is given must hold; of several values for one thing, any.
 
-    inodes: of the processes that were asked for.
+    not_local, not_peer: those that are left out. inodes: of the processes that were asked for.
     """
 
     states: frozenset[str] = frozenset()
     local: tuple[Range, ...] = ()
     peer: tuple[Range, ...] = ()
+    not_local: tuple[Range, ...] = ()
+    not_peer: tuple[Range, ...] = ()
     family: int | None = None  # 4 or 6; v4-mapped counts as 4
     uids: frozenset[int] = frozenset()
     inodes: frozenset[int] | None = None
@@ -36,7 +38,8 @@ class Filter:
 
     @property
     def narrows(self) -> bool:
-        """Enough to drop by. Half of all connections, a family, is nearly "everything"."""
+        """Enough to drop by. Half of all connections, a family, is nearly "everything", and so is
+        all but a few."""
         return (
             bool(self.states or self.uids or self.inodes is not None)
             or (bool(self.local) and all(one.narrows for one in self.local))
@@ -44,14 +47,11 @@ class Filter:
         )
 
     @cached_property
-    def _local(self) -> Ranges:
-        return Ranges(self.local)
+    def _tables(self) -> list[Ranges]:
+        return [Ranges(one) for one in (self.local, self.peer, self.not_local, self.not_peer)]
 
-    @cached_property
-    def _peer(self) -> Ranges:
-        return Ranges(self.peer)
-
-    def matches(self, socket: Socket) -> bool:
+    def matches(self, socket: Socket, index_of: IndexOf) -> bool:
+        """index_of: of devices, for ranges with a scope."""
         if self.states and socket.state not in self.states:
             return False
         if self.family and (6 if ":" in socket.local_address else 4) != self.family:
@@ -60,9 +60,15 @@ class Filter:
             return False
         if self.inodes is not None and (not socket.inode or socket.inode not in self.inodes):
             return False
-        if self.local and not self._local.holds(socket.local_address, socket.local_port):
-            return False
-        return not self.peer or self._peer.holds(socket.peer_address, socket.peer_port)
+        local = (socket.local_address, socket.local_port, socket.interface_index, index_of)
+        peer = (socket.peer_address, socket.peer_port, socket.interface_index, index_of)
+        of_local, of_peer, of_not_local, of_not_peer = self._tables
+        return (
+            (not self.local or of_local.hold(*local))
+            and (not self.peer or of_peer.hold(*peer))
+            and not (self.not_local and of_not_local.hold(*local))
+            and not (self.not_peer and of_not_peer.hold(*peer))
+        )
 
     def mask(self, listeners: bool) -> int:
         """For the kernel: 1 << state for each that may match."""
@@ -91,6 +97,8 @@ def make_filter(
     states: Iterable[str] = (),
     local: Iterable[str | Range] = (),
     peer: Iterable[str | Range] = (),
+    not_local: Iterable[str | Range] = (),
+    not_peer: Iterable[str | Range] = (),
     family: int | None = None,
     uids: Iterable[int] = (),
     inodes: Iterable[int] | None = None,
@@ -98,12 +106,18 @@ def make_filter(
     """A Filter of texts. Raises ValueError."""
     return Filter(
         states=frozenset(name for text in _several(states) for name in parse_state(text)),
-        local=tuple(one if isinstance(one, Range) else parse_range(one) for one in _several(local)),
-        peer=tuple(one if isinstance(one, Range) else parse_range(one) for one in _several(peer)),
+        local=_ranges(local),
+        peer=_ranges(peer),
+        not_local=_ranges(not_local),
+        not_peer=_ranges(not_peer),
         family=family,
         uids=frozenset([uids] if isinstance(uids, int) else uids),
         inodes=None if inodes is None else frozenset(inodes),
     )
+
+
+def _ranges(values: Iterable[str | Range]) -> tuple[Range, ...]:
+    return tuple(one if isinstance(one, Range) else parse_range(one) for one in _several(values))
 
 
 def _several(values: Any) -> Iterable[Any]:

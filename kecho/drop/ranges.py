@@ -6,28 +6,34 @@ import ipaddress
 import socket
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from .devices import check_name
 from .pairs import canonical, parse_port, shortened
 
-__all__ = ["Range", "Ranges", "parse_range"]
+__all__ = ["IndexOf", "Range", "Ranges", "parse_range"]
+
+IndexOf = Callable[[str], int | None]  # Devices.index()
 
 
 @dataclass(frozen=True)
 class Range:
-    """Addresses and ports of one end. network: None is any address."""
+    """Addresses and ports of one end. network: None is any address; scope: the device that the
+    socket is bound to, as Devices.index() takes it, or empty for any and none."""
 
     network: ipaddress.IPv4Network | ipaddress.IPv6Network | None
     low_port: int = 0
     high_port: int = 65535
+    scope: str = ""
 
     @property
     def narrows(self) -> bool:
         """It leaves out more than the other family of addresses, as a prefix of length 0 does."""
         every_port = self.low_port <= 1 and self.high_port == 65535
-        return not every_port or (self.network is not None and self.network.prefixlen > 0)
+        some_addresses = self.network is not None and self.network.prefixlen > 0
+        return bool(self.scope) or not every_port or some_addresses
 
 
 class _Ports:
@@ -49,15 +55,19 @@ class _Ports:
 
 
 class Ranges:
-    """Whether any of the ranges holds an end; it takes a look for each length of a prefix in use,
-    however many ranges there are."""
+    """Whether any of the ranges holds an end of a socket; it takes a look for each length of a
+    prefix in use, however many ranges there are."""
 
     def __init__(self, ranges: Iterable[Range]) -> None:
         anywhere: list[tuple[int, int]] = []
         # By family, by the bits behind the prefix, by the prefix.
         at: dict[bool, dict[int, dict[int, list[tuple[int, int]]]]]
         at = {is_v6: defaultdict(lambda: defaultdict(list)) for is_v6 in (False, True)}
+        scoped: dict[str, list[Range]] = defaultdict(list)
         for one in ranges:
+            if one.scope:
+                scoped[one.scope].append(replace(one, scope=""))
+                continue
             ports = (one.low_port, one.high_port)
             if one.network is None:
                 anywhere.append(ports)
@@ -73,9 +83,18 @@ class Ranges:
             ]
             for is_v6, by_rest in at.items()
         }
+        self._scoped = {scope: Ranges(several) for scope, several in scoped.items()}
 
-    def holds(self, address: str, port: int) -> bool:
-        """address: canonical."""
+    def hold(self, address: str, port: int, device: int, index_of: IndexOf) -> bool:
+        """address: canonical; device: the index of the one that the socket is bound to, or 0."""
+        if self._hold_anywhere(address, port):
+            return True
+        return device != 0 and any(
+            index_of(scope) == device and ranges._hold_anywhere(address, port)
+            for scope, ranges in self._scoped.items()
+        )
+
+    def _hold_anywhere(self, address: str, port: int) -> bool:
         if port in self._anywhere:
             return True
         is_v6 = ":" in address
@@ -108,9 +127,29 @@ def _parse_network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network |
         raise ValueError(f"{shortened(text)} has bits set behind its prefix") from None
 
 
+def _parse_scoped(text: str) -> Range:
+    address, _, rest = text.partition("%")
+    # A name holds neither of the two, but it may hold brackets.
+    end = min((at for at in (rest.find("/"), rest.find(":")) if at >= 0), default=len(rest))
+    scope, rest = rest[:end], rest[end:]
+    if address.startswith("[") and "]" not in address:
+        if not scope.endswith("]"):
+            raise ValueError(f"{shortened(text)} is not [IPV6%DEVICE]:PORT")
+        address, scope = address + "]", scope[:-1]
+    check_name(scope)
+    if not rest.startswith("/") and ":" in address and not address.startswith("["):
+        address = f"[{address}]"
+    if address + rest in ("", "*"):
+        return Range(None, scope=scope)
+    return replace(parse_range(address + rest), scope=scope)
+
+
 @lru_cache(1 << 14)  # the command checks each of its options twice before it uses it
 def parse_range(text: str) -> Range:
-    """ADDRESS, PREFIX/LENGTH, PORT, :PORT, :LOW-HIGH, ADDRESS:PORT, [IPV6]:PORT. ValueError."""
+    """ADDRESS, PREFIX/LENGTH, PORT, :PORT, :LOW-HIGH, ADDRESS:PORT, [IPV6]:PORT; also over a
+    device, ADDRESS%DEVICE, or with that alone: %DEVICE, %DEVICE:PORT. Raises ValueError."""
+    if "%" in text:
+        return _parse_scoped(text)
     if not text:
         raise ValueError("an address or a port is needed")
     if text.startswith("["):

@@ -153,7 +153,7 @@ class Diag:
         for family in (AF_INET, AF_INET6):
             for row in self._handle.dump(family, mask, local_port, peer_port):
                 one = self._socket(row)
-                if wanted.matches(one) and (listeners or not one.is_listener):
+                if wanted.matches(one, self._devices.index) and (listeners or not one.is_listener):
                     found.append(one)
         return found
 
@@ -203,7 +203,7 @@ class Diag:
         targets: list[Socket] = []
         for pair in pairs:
             found = self._of_pair(pair, by_ends)
-            matching = [one for one in found if wanted.matches(one)]
+            matching = [one for one in found if wanted.matches(one, self._devices.index)]
             if not found:
                 untouched.append(Outcome(pair, Result.GONE, reason="no such socket"))
             elif not matching:

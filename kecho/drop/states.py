@@ -31,7 +31,11 @@ ALIASES = {
 
 
 def parse_state(text: str) -> frozenset[str]:
-    """The states that a name or an alias of ss stands for. Raises ValueError."""
+    """The states that names or aliases of ss, parted by commas, stand for. Raises ValueError."""
+    return frozenset().union(*map(_parse_one, text.split(",")))
+
+
+def _parse_one(text: str) -> frozenset[str]:
     name = text.lower().replace("_", "-")
     if name in ALIASES:
         return ALIASES[name]

@@ -135,3 +135,17 @@ def test_device_made_anew_under_a_name_is_looked_up_anew(
             ((outcome,),) = diag.drop_pairs([found.pair], drop.filters.Filter())
             assert outcome.result is Result.DROPPED
             inside.run("ip", "link", "delete", "x0")
+
+
+def test_filter_by_device_is_by_its_name_first(inside: Namespace, stack: ExitStack) -> None:
+    for name, index in (("5", 3), ("höß€", 5)):
+        add_device(inside, name, index)
+    first, second = connect_over(stack, "5"), connect_over(stack, "höß€")
+    narrowed = run_drop("--local", "10.5.0.0/24", "--not-local", "%5", "--dry-run")
+    assert narrowed.stdout.count("would drop") == 1
+    assert "höß€" in narrowed.stdout
+    for text, left_over in (("10.5.0.1%5:40001", {cookie(second)}), ("%höß€", set[int]())):
+        finished = run_drop("--local", text)
+        assert finished.returncode == 0, finished.stderr
+        assert left() == left_over
+    assert cookie(first) not in left()

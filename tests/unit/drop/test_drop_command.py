@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -70,8 +71,9 @@ def test_nothing_that_matches_is_status_1(run_with: Run) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        [], ["-4"], ["-6", "-q"], ["-4", "-6"], ["-4", "-6", "--list"],
-        ["--list"], ["--state", "x"], ["--peer", ":0"], ["--local", "["],
+        [], ["-4"], ["-6", "-q"], ["-4", "-6"], ["--not-peer", ":80"],
+        ["--not-local", ":1", "--not-peer", ":80", "-4"], ["--state", "x"], ["--state", "estab,"],
+        ["--peer", ":0"], ["--local", "["],
         ["--pid", "x"], ["--pid", "0"], ["--uid", "-1"], ["--watch", "0"], ["127.0.0.1:1"],
         ["--nonsense"],
         ["127.0.0.1:1", "[::1]:2"], ["--netns", "pid:x", "--peer", ":1"], ["--listeners"], ["-q"],
@@ -90,6 +92,32 @@ def test_wrong_usage_is_one_line_and_asks_for_nothing(
     assert (status, out, kernel.asked) == (2, "", [])
     assert said.startswith("kecho.drop: error: ")
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("more", [[], ["-4"], ["-4", "-6"], ["--json"]], ids=str)
+def test_list_alone_lists_all_but_listeners(
+    run_with: Run, monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    kernel = Kernel(row("established", *A), row("listen", "0.0.0.0", 80, "0.0.0.0", 0))
+    with open(os.devnull) as null:
+        for given in (null, None):
+            monkeypatch.setattr("sys.stdin", given)
+            status, out, said = run_with(kernel, "--list", *more)
+            assert (status, said) == (0, "")
+            assert "established" in out
+            assert "listen" not in out
+
+
+def test_what_is_left_out_is_not_dropped(run_with: Run) -> None:
+    rows = [row("established", "127.0.0.1", 1 + i, "10.0.0.9", 22, cookie=i) for i in range(3)]
+    kernel = Kernel(*rows)
+    mine = ("--not-local", ":2", "--not-peer", "10.0.0.8", "--not-peer", "10.0.1.0/24")
+    status, out, _ = run_with(kernel, "--state", "established", *mine)
+    assert (status, out.count("dropped")) == (0, 2)
+    assert [one[3] for one in kernel.rows] == [2]
+    pair = "127.0.0.1:2 10.0.0.9:22"
+    assert run_with(kernel, "--not-peer", "10.0.0.9", pair)[0] == 3
+    assert len(kernel.rows) == 1
 
 
 def test_listener_is_left_by_a_filter_that_matches_it(run_with: Run) -> None:

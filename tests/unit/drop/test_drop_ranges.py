@@ -25,6 +25,13 @@ networks = st.tuples(addresses, st.sampled_from([0, 1, 2, 3, 4, 6, 32])).map(
 ports = st.tuples(st.integers(1, 40), st.integers(0, 5)).map(lambda one: (one[0], sum(one)))
 
 
+INDICES = {"eth0": 2, "a]b": 3, "80": 4}
+
+
+def holds(ranges: list[Range], address: str, port: int, device: int = 0) -> bool:
+    return Ranges(ranges).hold(address, port, device, INDICES.get)
+
+
 def one_by_one(ranges: list[Range], address: str, port: int) -> bool:
     return any(
         one.low_port <= port <= one.high_port
@@ -41,7 +48,7 @@ def one_by_one(ranges: list[Range], address: str, port: int) -> bool:
 def test_many_ranges_hold_what_any_of_them_holds(
     ranges: list[Range], address: str, port: int
 ) -> None:
-    assert Ranges(ranges).holds(address, port) == one_by_one(ranges, address, port)
+    assert holds(ranges, address, port) == one_by_one(ranges, address, port)
 
 
 def calls_of_a_look(count: int) -> int:
@@ -57,7 +64,7 @@ def calls_of_a_look(count: int) -> int:
 
     sys.setprofile(see)
     try:
-        ranges.holds("10.200.1.1", 9)
+        ranges.hold("10.200.1.1", 9, 0, INDICES.get)
     finally:
         sys.setprofile(None)
     return seen
@@ -88,8 +95,48 @@ def test_look_among_a_thousand_ranges_takes_no_more_than_among_ten() -> None:
 def test_range_holds_what_it_says(
     text: str, inside: tuple[str, int], outside: tuple[str, int]
 ) -> None:
-    assert Ranges([parse_range(text)]).holds(*inside)
-    assert not Ranges([parse_range(text)]).holds(*outside)
+    assert holds([parse_range(text)], *inside)
+    assert not holds([parse_range(text)], *outside)
+
+
+@pytest.mark.parametrize(
+    ("text", "inside", "outside"),
+    [
+        ("fe80::1%eth0", ("fe80::1", 9, 2), ("fe80::1", 9, 3)),
+        ("fe80::1%eth0", ("fe80::1", 9, 2), ("fe80::1", 9, 0)),
+        ("fe80::1%eth0", ("fe80::1", 9, 2), ("fe80::2", 9, 2)),
+        ("fe80::1%eth0:80", ("fe80::1", 80, 2), ("fe80::1", 81, 2)),
+        ("[fe80::1%eth0]:80", ("fe80::1", 80, 2), ("fe80::1", 80, 3)),
+        ("[fe80::1]%eth0:80-81", ("fe80::1", 81, 2), ("fe80::1", 82, 2)),
+        ("[fe80::1%a]b]:80", ("fe80::1", 80, 3), ("fe80::1", 80, 2)),
+        ("[fe80::1]%a]b", ("fe80::1", 80, 3), ("fe80::1", 80, 2)),
+        ("fe80::/10%eth0", ("fe80::5", 80, 2), ("fe80::5", 80, 3)),
+        ("fe80::%eth0/10", ("fe80::5", 80, 2), ("2001::5", 80, 2)),
+        ("fe80::/10%eth0:80", ("fe80::5", 80, 2), ("fe80::5", 81, 2)),
+        ("10.0.0.0/8%eth0:80", ("10.0.0.1", 80, 2), ("10.0.0.1", 80, 4)),
+        ("10.0.0.1%80:90", ("10.0.0.1", 90, 4), ("10.0.0.1", 80, 4)),
+        ("%eth0", ("10.0.0.1", 80, 2), ("10.0.0.1", 80, 0)),
+        ("*%eth0:80", ("::1", 80, 2), ("::1", 81, 2)),
+        ("%eth0:80", ("::1", 80, 2), ("::1", 80, 3)),
+    ],
+)
+def test_range_over_a_device_holds_what_it_says(
+    text: str, inside: tuple[str, int, int], outside: tuple[str, int, int]
+) -> None:
+    for more in ([], [parse_range("%nodev:80"), parse_range("192.0.2.1")]):
+        assert holds([parse_range(text), *more], *inside)
+        assert not holds([parse_range(text), *more], *outside)
+    assert parse_range(text).narrows
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["fe80::1%", "%", "[fe80::1%eth0:80", "[fe80::1]80%eth0", "%eth0:", "%a b", "x%eth0",
+     "fe80::1%sixteen-letters-", "*%/8"],
+)  # fmt: skip
+def test_wrong_range_over_a_device_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_range(text)
 
 
 @pytest.mark.parametrize(
@@ -105,4 +152,4 @@ def test_wrong_range_is_refused(text: str) -> None:
 @given(st.one_of(st.text(), st.text("0123456789abcdef:.[]/*-%\0")))
 def test_any_text_is_a_range_or_an_error(text: str) -> None:
     with contextlib.suppress(ValueError):
-        Ranges([parse_range(text)]).holds("127.0.0.1", 80)
+        holds([parse_range(text)], "127.0.0.1", 80, 1)

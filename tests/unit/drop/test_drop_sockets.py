@@ -181,8 +181,10 @@ def test_states_go_by_the_names_of_ss_and_netstat() -> None:
     assert parse_state("ESTAB") == {"established"}
     assert parse_state("connected") - parse_state("synchronized") == {"syn-sent"}
     assert "listen" not in parse_state("connected")
-    with pytest.raises(ValueError, match="time-wait"):
-        parse_state("wait")
+    assert parse_state("TIME_WAIT,fin-wait-2") == {"time-wait", "fin-wait-2"}
+    for wrong in ("wait", "time-wait,", ",", "time-wait, estab"):
+        with pytest.raises(ValueError, match="time-wait"):
+            parse_state(wrong)
 
 
 def test_socket_without_owner_is_not_roots() -> None:
