@@ -20,6 +20,7 @@ from .config import DropConfig
 from .devices import as_name
 from .ending import Ending
 from .filters import Filter, make_filter
+from .lines import ends_of
 from .pairs import Pair, PairError, make_pair, parse_endpoint, parse_pairs
 from .work import PROGRAM, work
 
@@ -29,10 +30,11 @@ INPUT_BYTES_MOST = 64 << 20
 
 DESCRIPTION = """\
 Drops TCP sockets (TCP only): the pairs that are given, as netstat and ss print them (the local
-address first, then the peer's), or lines of such pairs on standard input, or what the filters
-match. With both, the pairs that match the filters; standard input is then read only for -, and
-without - it has to be a terminal, closed or </dev/null, so that pairs in it are never passed over.
-The whole input is read first: if a line is wrong, nothing is dropped."""
+address first, then the peer's), or lines of such pairs on standard input, also whole lines of ss,
+netstat -np, lsof -nPi and /proc/net/tcp, or what the filters match. With both, the pairs that match
+the filters; standard input is then read only for -, and without - it has to be a terminal, closed
+or </dev/null, so that pairs in it are never passed over. The whole input is read first: if a line
+is wrong, nothing is dropped."""
 EPILOG = """\
 Exit status: 0 all were dropped (or, with --list and --dry-run, something matches); 1 nothing
 matched, or some were gone already; 2 wrong usage or a wrong line; 3 some were not dropped (refused,
@@ -168,9 +170,12 @@ def _pairs(words: Sequence[str], has_filter: bool) -> list[Pair] | None:
 
 
 def _pairs_of_words(words: Sequence[str]) -> list[Pair]:
-    # A pair may also be one quoted word. Names of devices are bytes, whatever the locale.
+    """A word is an end, a pair, or a line of another tool, which may also be all the words."""
+    ends: list[str] = []
     try:
-        ends = [end for word in words for end in _as_given(word).split(" ") if end]
+        given = [_as_given(word) for word in words]
+        for word in given if ends_of(" ".join(given)) is None else [" ".join(given)]:
+            ends += ends_of(word) or [end for end in word.split(" ") if end]
         if len(ends) % 2:
             raise ValueError(f"an odd number of addresses, {len(ends)}: a pair is two")
         return list(

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from .devices import as_name, check_name
+from .lines import ends_of, is_header
 
 __all__ = ["Endpoint", "Pair", "PairError", "as_pair", "parse_pair", "parse_pairs"]
 
-LONGEST_LINE = 1000  # two IPv6 addresses with scopes and ports need less than 200
+LONGEST_LINE = 65536  # ss names all processes that hold a socket
 UNSPECIFIED = ("0.0.0.0", "::")
 COMMENT = re.compile(r"(?:^|[ \t])#")
 
@@ -127,19 +128,21 @@ def make_pair(local: Endpoint, peer: Endpoint) -> Pair:
 
 
 def parse_pair(text: str) -> Pair:
-    """``LOCAL PEER``. Raises ValueError."""
+    """``LOCAL PEER``, or a line that holds them as ss, netstat -n, lsof -nP or /proc/net/tcp print
+    it. Raises ValueError."""
     if len(text) > LONGEST_LINE:
         raise ValueError(f"{len(text):,} characters, {LONGEST_LINE:,} at most: {shortened(text)}")
     if "\0" in text:
         raise ValueError("a NUL character")
     words = text.replace("\t", " ").split(" ")
     words = [word for word in words if word]
-    if len(words) != 2:
+    ends = ends_of(text.strip(" \t")) or (tuple(words) if len(words) == 2 else None)
+    if ends is None:
         raise ValueError(
-            f"two addresses are needed, the local one and the peer's, not {len(words)}:"
-            f" {shortened(text)}"
+            f"two addresses are needed, the local one and the peer's, not {len(words)} words, or a"
+            f" line of ss, netstat, lsof or /proc/net/tcp: {shortened(text)}"
         )
-    return make_pair(parse_endpoint(words[0]), parse_endpoint(words[1], peer=True))
+    return make_pair(parse_endpoint(ends[0]), parse_endpoint(ends[1], peer=True))
 
 
 def _lines(text: str | bytes) -> Iterator[str]:
@@ -154,7 +157,8 @@ def _lines(text: str | bytes) -> Iterator[str]:
 
 
 def parse_pairs(text: str | bytes) -> list[Pair]:
-    """The pairs in lines of ``LOCAL PEER``; blank lines and # comments are skipped.
+    """The pairs in lines as parse_pair() takes them; headers, blank lines and # comments are
+    skipped.
 
     Each pair comes once. Raises PairError, which names the first wrong line: then there is none.
     """
@@ -165,11 +169,17 @@ def parse_pairs(text: str | bytes) -> list[Pair]:
                 raise ValueError("a NUL character")
             # Not within a word: a device may be called "a#b".
             line = COMMENT.split(line.removesuffix("\r"), 1)[0].strip(" \t")
-            if line:
+            if line and not is_header(line):
                 found[parse_pair(line)] = None
         except ValueError as error:
             raise PairError(number, str(error)) from None
     return list(found)
+
+
+def may_be_cut(pair: Pair) -> bool:
+    """An end fills the column of netstat, which cuts an address short that does not fit: 22
+    characters and a colon (net-tools 2.10, addr_do_one())."""
+    return any(":" in one.address and len(f"{one.address}:{one.port}") == 23 for one in pair)
 
 
 def as_pair(value: Pair | Sequence[object] | str) -> Pair:

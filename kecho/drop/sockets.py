@@ -18,7 +18,7 @@ from .devices import Devices
 from .filters import Filter
 from .netns import open_namespace
 from .outcome import Outcome, Result, answer
-from .pairs import Endpoint, Pair
+from .pairs import Endpoint, Pair, may_be_cut
 from .process import Unseen, namespace_of
 from .states import NAMES
 
@@ -205,7 +205,8 @@ class Diag:
             found = self._of_pair(pair, by_ends)
             matching = [one for one in found if wanted.matches(one, self._devices.index)]
             if not found:
-                untouched.append(Outcome(pair, Result.GONE, reason="no such socket"))
+                cut = "; if netstat cut the address short: netstat -W" if may_be_cut(pair) else ""
+                untouched.append(Outcome(pair, Result.GONE, reason=f"no such socket{cut}"))
             elif not matching:
                 reason = "does not match the filter"
                 untouched.append(Outcome(pair, Result.PROTECTED, found[0], reason=reason))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import shutil
 import socket
 import subprocess
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from kecho import drop
 from support.clients import DEADLINE_S
 from support.connections_to_drop import COMMAND, Ends, assert_alive, pair_of, run_drop, started
 from support.namespaces import Namespace
@@ -114,3 +116,39 @@ def test_more_input_than_is_read_is_refused_before_it_is_looked_at(tmp_path: Pat
         )
     assert finished.returncode == 2
     assert "more than 67,108,864 bytes" in finished.stderr
+
+
+TOOLS = {
+    "ss": ["ss", "-tnpeo"],
+    "ss of a state": ["ss", "-tn", "state", "established"],
+    "netstat": ["netstat", "-tnpo"],
+    "lsof": ["lsof", "-nP", "-i", "TCP"],
+    "proc": ["cat", "/proc/net/tcp", "/proc/net/tcp6"],
+    "list": [*COMMAND, "--list"],
+}
+
+
+@pytest.mark.parametrize("kind", ["127.0.0.1", "::1", "mapped"])
+@pytest.mark.parametrize("tool", TOOLS)
+def test_all_that_another_tool_prints_is_dropped(
+    inside: Namespace, stack: ExitStack, tool: str, kind: str
+) -> None:
+    if shutil.which(TOOLS[tool][0]) is None:
+        pytest.skip(f"needs {TOOLS[tool][0]}")
+    ends = Ends(kind, stack)
+    connections = [ends.connect() for _ in range(3)]
+    given = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+    asked: dict[str, Any] = {**given, "timeout": DEADLINE_S}
+    shown = subprocess.run(TOOLS[tool], **asked).stdout
+    mine = [line for line in shown.splitlines(keepends=True) if "LISTEN" not in line]
+    if tool == "proc":
+        mine = [line for line in mine if " 0A " not in line]
+    finished = run_drop(text="".join(mine))
+    # Both ends are here: one is often gone by the other's reset.
+    assert finished.returncode in (0, 1), finished.stderr
+    assert finished.stdout.count("\n") == 6
+    assert drop.find() == []
+    ends.assert_accepts()
+    for client, _ in connections:
+        with pytest.raises(ConnectionError):
+            client.recv(1)

@@ -60,8 +60,8 @@ ALLOWED = {
     **{
         f"drop.{name}": set()
         for name in (
-            *("__init__", "__main__", "api", "devices", "ending", "filters", "netns", "outcome"),
-            *("pairs", "process", "progress", "ranges", "states"),
+            *("__init__", "__main__", "api", "devices", "ending", "filters", "lines", "netns"),
+            *("outcome", "pairs", "process", "progress", "ranges", "states"),
         )
     },
     "drop.sockets": {"_sockdiag"},

@@ -120,6 +120,40 @@ def test_what_is_left_out_is_not_dropped(run_with: Run) -> None:
     assert len(kernel.rows) == 1
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["127.0.0.1:1000->127.0.0.1:80"],
+        ["127.0.0.1:1000->127.0.0.1:80", "(ESTABLISHED)"],
+        ["ESTAB 0 0 127.0.0.1:1000 127.0.0.1:80"],
+        ["ESTAB", "0", "0", "127.0.0.1:1000", "127.0.0.1:80"],
+        ["tcp", "0", "0", "127.0.0.1:1000", "127.0.0.1:80", "ESTABLISHED", "7/py"],
+        ["127.0.0.1:1000->127.0.0.1:80", "127.0.0.1:80->127.0.0.1:1000"],
+        ["127.0.0.1:1000->127.0.0.1:80", "127.0.0.1:80", "127.0.0.1:1000"],
+        ["127.0.0.1:1000 127.0.0.1:80 127.0.0.1:80 127.0.0.1:1000"],
+    ],
+    ids=" ".join,
+)
+def test_line_of_another_tool_may_be_given_as_words(run_with: Run, words: list[str]) -> None:
+    kernel = Kernel(row("established", *A))
+    _, _, said = run_with(kernel, *words)
+    assert "1 dropped" in said
+    assert kernel.rows == []
+
+
+@pytest.mark.parametrize(
+    ("peer", "is_hinted"),
+    [("[2001:db8::111:2222:3]:80", True), ("[2001:db8::11:2222:3]:80", False),
+     ("[2001:db8::1111:2222:3]:80", False)],
+)  # fmt: skip
+def test_pair_that_is_gone_and_fills_netstats_column_is_told_of_its_wide_option(
+    run_with: Run, peer: str, is_hinted: bool
+) -> None:
+    status, out, _ = run_with(Kernel(), "[::1]:1", peer)
+    assert status == 1
+    assert ("netstat -W" in out) == is_hinted
+
+
 def test_listener_is_left_by_a_filter_that_matches_it(run_with: Run) -> None:
     kernel = Kernel(row("listen", "0.0.0.0", 80, "0.0.0.0", 0))
     assert run_with(kernel, "--local", ":80")[0] == 1

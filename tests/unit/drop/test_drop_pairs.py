@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import pickle
+import sys
 import tracemalloc
 
 import pytest
@@ -17,6 +19,8 @@ pytestmark = pytest.mark.python_only
 
 V4 = Pair(Endpoint("127.0.0.1", 36986), Endpoint("127.0.0.1", 12345))
 V6 = Pair(Endpoint("::1", 80), Endpoint("::1", 9))
+V4_LISTENER = Pair(Endpoint("0.0.0.0", 80), Endpoint("0.0.0.0", 0))
+V6_LISTENER = Pair(Endpoint("::", 80), Endpoint("::", 0))
 
 addresses = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).map(str)
 scopes = st.one_of(
@@ -57,6 +61,93 @@ def test_scope_may_hold_what_a_device_may_be_called(form: str, name: str) -> Non
 @pytest.mark.parametrize("form", ["[fe80::1%eth0]:80", "[fe80::1]%eth0:80", "fe80::1%eth0:80"])
 def test_scope_is_kept(form: str) -> None:
     assert parse_pairs(f"{form} [fe80::2]:9")[0].local == Endpoint("fe80::1", 80, "eth0")
+
+
+@pytest.mark.parametrize(
+    ("line", "pair"),
+    [
+        ("ESTAB 0      0      127.0.0.1:36986          127.0.0.1:12345 ", V4),
+        ('ESTAB 0 0 127.0.0.1:36986 127.0.0.1:12345 users:(("a b",pid=1,fd=5))', V4),
+        ("tcp   TIME-WAIT 0 0  [::ffff:127.0.0.1]:36986 127.0.0.1:12345", V4),
+        ("0      0               127.0.0.1:36986          127.0.0.1:12345       ", V4),
+        ("FIN-WAIT-1 0 1 [::1]:80 [::1]:9 ino:0 sk:45da24 cgroup:/ <->", V6),
+        ("SYN-SENT 0 1 [fe80::1]%eth0:80 [fe80::2]:9",
+         Pair(Endpoint("fe80::1", 80, "eth0"), Endpoint("fe80::2", 9))),
+        ("LISTEN 0 128 *:80 *:*", V6_LISTENER),
+        ("tcp        0      0 127.0.0.1:36986      127.0.0.1:12345         ESTABLISHED 1/a b", V4),
+        ("tcp6       0      0 ::1:80                  ::1:9                   TIME_WAIT   -", V6),
+        ("tcp6 0 0 :::80 :::* LISTEN 1/x off (0.00/0/0)", V6_LISTENER),
+        ("py 1 root 4u IPv4 49 0t0 TCP 127.0.0.1:36986->127.0.0.1:12345 (ESTABLISHED)", V4),
+        ("py 1 root 4u IPv6 49 0t0  TCP [::1]:80->[::1]:9 (FIN_WAIT1)", V6),
+        ("127.0.0.1:36986->127.0.0.1:12345", V4),
+        ("127.0.0.1:36986->127.0.0.1:12345 (ESTABLISHED)", V4),
+        ("py 1 root 3u IPv4 49 0t0 TCP *:80 (LISTEN)",
+         V4_LISTENER),
+        ("py 1 root 3u IPv6 49 0t0 TCP [::1]:80 (LISTEN)",
+         Pair(Endpoint("::1", 80), Endpoint("::", 0))),
+        ("established  127.0.0.1:36986  127.0.0.1:12345  0  0  on 0.2s (1)  1/py", V4),
+        ("10.0.0.1%a->b:40001->10.0.0.2:9",
+         Pair(Endpoint("10.0.0.1", 40001, "a->b"), Endpoint("10.0.0.2", 9))),
+        ("10.0.0.1%a->b:40001 10.0.0.2:9",
+         Pair(Endpoint("10.0.0.1", 40001, "a->b"), Endpoint("10.0.0.2", 9))),
+    ],
+)  # fmt: skip
+def test_whole_line_of_another_tool_is_read(line: str, pair: Pair) -> None:
+    assert parse_pairs(f"  {line}\n") == parse_pairs(line.encode()) == [pair]
+    assert as_pair(line) == pair
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["a", "1 ", ":", ":1", "->", ":1->", " TCP ", " IPv4 TCP", "tcp 0 0 ", "x:1 x:1 ", "0: "],
+)
+def test_line_of_any_kind_is_read_in_time_that_grows_with_its_length(unit: str) -> None:
+    line = (unit * 65536)[:65535] + "\n"
+    with contextlib.suppress(PairError):
+        parse_pairs(line * 20)
+
+
+@pytest.mark.skipif(sys.byteorder != "little", reason="/proc/net/tcp is as the machine stores it")
+@pytest.mark.parametrize(
+    ("line", "pair"),
+    [
+        ("  2: 0100007F:907A 0100007F:3039 01 00000000:00000000 00:00000000 00000000 0 0 4 1", V4),
+        (
+            "10: 00000000000000000000000001000000:0050 00000000000000000000000001000000:0009 06 0",
+            V6,
+        ),
+        ("3: 0000000000000000FFFF00000100007F:907A 0000000000000000FFFF00000100007F:3039 01 0", V4),
+        (
+            "0: 00000000:0050 00000000:0000 0A 0",
+            Pair(Endpoint("0.0.0.0", 80), Endpoint("0.0.0.0", 0)),
+        ),
+    ],
+)
+def test_line_of_proc_is_read(line: str, pair: Pair) -> None:
+    assert parse_pairs(line) == [pair]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "State Recv-Q Send-Q      Local Address:Port        Peer Address:Port Process",
+        "Netid State  Recv-Q Send-Q      Local Address:Port        Peer Address:Port Process",
+        "Recv-Q Send-Q      Local Address:Port        Peer Address:Port Process",
+        "Active Internet connections (w/o servers)",
+        "Proto Recv-Q Send-Q Local Address           Foreign Address         State",
+        "COMMAND   PID USER   FD   TYPE   DEVICE SIZE/OFF NODE NAME",
+        "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when",
+        "STATE        LOCAL            PEER             RECV-Q  SEND-Q  TIMER  PROCESS",
+    ],
+)
+def test_header_of_another_tool_is_passed_over(header: str) -> None:
+    assert parse_pairs(f"{header}\n{V4}\n") == [V4]
+
+
+@pytest.mark.parametrize("protocol", ["udp", "udp6", "mptcp", "u_str", "raw"])
+def test_line_of_what_is_no_tcp_socket_is_refused(protocol: str) -> None:
+    with pytest.raises(PairError, match=f"line 1: {protocol}: only TCP"):
+        parse_pairs(f"{protocol}   UNCONN 0 0 127.0.0.1:36986 127.0.0.1:12345\n{V4}")
 
 
 def test_peer_of_a_listener_is_port_0() -> None:
