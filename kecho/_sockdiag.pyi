@@ -3,11 +3,14 @@
 MOST_AT_ONCE: int
 IDENTITY_BYTES: int
 UNANSWERED: int
+AWAKE: int
 
 # family, state, local address and port, peer address and port, interface index, cookie, timer,
-# expires (ms), retransmissions, receive queue, send queue, uid, inode, identity
+# expires (ms), retransmissions, receive queue, send queue, uid, inode, ms since it last sent or
+# received data, whether it is a subflow of MPTCP, identity
 Row = tuple[
-    int, int, str, int, str, int, int, int, int, int, int, int, int, int, int, bytes
+    int, int, str, int, str, int, int, int, int, int, int, int, int, int, int,
+    int | None, bool, bytes,
 ]  # fmt: skip
 
 class Handle:
@@ -23,10 +26,11 @@ class Handle:
     def fileno(self) -> int: ...
     def dump(self, family: int, states: int, local_port: int = 0, peer_port: int = 0) -> list[Row]:
         """Every TCP socket of a family whose state is in the mask 1 << state; port 0 is any."""
-    def states(self, identities: list[bytes]) -> list[int]:
-        """Of at most MOST_AT_ONCE sockets: the state, -errno or UNANSWERED for each."""
+    def states(self, identities: list[bytes], idle_ms: int = 0) -> list[int]:
+        """Of at most MOST_AT_ONCE sockets: the state, with AWAKE added if it has sent or received
+        data within idle_ms, -errno or UNANSWERED for each."""
     def destroy(self, identities: list[bytes]) -> list[int]:
         """Destroys at most MOST_AT_ONCE sockets; 0, the kernel's errno or UNANSWERED for each."""
 
 def parse_dump(datagram: bytes, sequence: int) -> tuple[bool, list[Row]]: ...
-def parse_answers(datagram: bytes, first: int, count: int) -> list[int]: ...
+def parse_answers(datagram: bytes, first: int, count: int, idle_ms: int = 0) -> list[int]: ...

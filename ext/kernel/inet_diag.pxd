@@ -7,7 +7,10 @@ cdef extern from *:
     #include <linux/sock_diag.h>
     """
     enum:
+        INET_DIAG_INFO
         INET_DIAG_NOCOOKIE
+        INET_DIAG_ULP_INFO
+        INET_ULP_INFO_NAME
         SOCK_DESTROY
         SOCK_DIAG_BY_FAMILY
 
@@ -23,6 +26,7 @@ cdef extern from *:
     struct inet_diag_req_v2:
         uint8_t sdiag_family
         uint8_t sdiag_protocol
+        uint8_t idiag_ext
         uint32_t idiag_states
         inet_diag_sockid id
 

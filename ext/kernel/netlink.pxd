@@ -10,6 +10,7 @@ cdef extern from *:
         AF_NETLINK
         NETLINK_CAP_ACK
         NETLINK_SOCK_DIAG
+        NLA_TYPE_MASK
         NLMSG_DONE
         NLMSG_ERROR
         NLMSG_OVERRUN
@@ -24,6 +25,10 @@ cdef extern from *:
         uint16_t nlmsg_flags
         uint32_t nlmsg_seq
         uint32_t nlmsg_pid
+
+    struct nlattr:
+        uint16_t nla_len
+        uint16_t nla_type
 
     struct nlmsgerr:
         int error

@@ -15,13 +15,14 @@ from kernel.socket cimport (
     AF_INET, AF_INET6, SOCK_CLOEXEC, SOCK_RAW, bind, setsockopt, sockaddr, socket,
 )
 from libc.errno cimport errno
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport UINT32_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 from posix.unistd cimport close
+from sockdiag.details cimport Seen
 from sockdiag.wire cimport (
-    ASK_MOST, BATCH_MOST, LOST, REPLY_BYTES, TRIES_MOST, Found, Request, exchange_batch,
-    exchange_dump, fill_request, read_answers, read_dump,
+    ASK_MOST, AWAKE_BIT, BATCH_MOST, LOST, REPLY_BYTES, TRIES_MOST, Found, Request,
+    ask_for_details, exchange_batch, exchange_dump, fill_request, read_answers, read_dump,
 )
 
 import os
@@ -32,6 +33,8 @@ MOST_AT_ONCE = BATCH_MOST
 IDENTITY_BYTES = 1 + sizeof(inet_diag_sockid)
 # What destroy() and states() give where no answer came: neither an errno nor a state.
 UNANSWERED = 1 << 16
+# What states() adds to the state of a socket that is not idle.
+AWAKE = AWAKE_BIT
 
 cdef enum:
     IDENTITY_SIZE = 49
@@ -76,7 +79,8 @@ cdef int _open_netlink_in(int namespace_fd) except -1:
     return fd
 
 
-cdef object _as_tuple(const inet_diag_msg* message):
+cdef object _as_tuple(const Seen* seen):
+    cdef const inet_diag_msg* message = &seen.message
     cdef bint is_v6 = message.idiag_family == AF_INET6
     cdef Py_ssize_t size = V6_BYTES if is_v6 else V4_BYTES
     cdef const inet_diag_sockid* key = &message.id
@@ -96,13 +100,15 @@ cdef object _as_tuple(const inet_diag_msg* message):
         message.idiag_wqueue,
         message.idiag_uid,
         message.idiag_inode,
+        None if seen.idle_ms == UINT32_MAX else seen.idle_ms,
+        bool(seen.is_mptcp),
         bytes((message.idiag_family,)) + (<const char*>key)[:sizeof(inet_diag_sockid)],
     )
 
 
 cdef list _as_tuples(const Found* found):
     cdef size_t i
-    return [_as_tuple(&found.messages[i]) for i in range(found.count)]
+    return [_as_tuple(&found.sockets[i]) for i in range(found.count)]
 
 
 cdef class Handle:
@@ -159,7 +165,9 @@ cdef class Handle:
 
         A tuple each: family, state, local address and port, peer address and port, interface
         index, cookie, timer, expires (ms), retransmissions, receive queue, send queue, uid, inode,
-        identity for destroy(). Raises OSError; the handle is to be closed then.
+        ms since it last sent or received data (None if unknown), whether it is a subflow of MPTCP
+        (an older kernel says so only with CAP_NET_ADMIN), identity for destroy(). Raises OSError;
+        the handle is to be closed then.
         """
         cdef Found found
         cdef Request request
@@ -181,6 +189,7 @@ cdef class Handle:
                     &request, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, self._sequence + 1, family, states,
                     &identity,
                 )
+                ask_for_details(&request)
                 self._sequence += TRIES_MOST
                 with nogil:
                     result = exchange_dump(
@@ -190,15 +199,16 @@ cdef class Handle:
                 raise system_error(-result, "SOCK_DIAG_BY_FAMILY")
             return _as_tuples(&found)
         finally:
-            free(found.messages)
+            free(found.sockets)
 
-    def states(self, list identities not None):
+    def states(self, list identities not None, uint32_t idle_ms=0):
         """Asks for the states of the sockets with these identities, MOST_AT_ONCE at most.
 
-        Returns for each: its state, -errno (ENOENT: it is gone, or the tuple is another socket's
-        by now), or UNANSWERED. Raises as destroy() does.
+        Returns for each: its state, with AWAKE added if it has sent or received data within
+        idle_ms, or the kernel does not say; -errno (ENOENT: it is gone, or the tuple is another
+        socket's by now), or UNANSWERED. Raises as destroy() does.
         """
-        return self._exchange(identities, False)
+        return self._exchange(identities, False, idle_ms)
 
     def destroy(self, list identities not None):
         """Destroys the sockets with these identities, MOST_AT_ONCE at most, in one message.
@@ -207,9 +217,9 @@ cdef class Handle:
         socket's by now), or UNANSWERED if the ack was lost. Raises ValueError for an identity
         without a cookie, which would match listeners, and OSError if nothing was sent.
         """
-        return [abs(answer) for answer in self._exchange(identities, True)]
+        return [abs(answer) for answer in self._exchange(identities, True, 0)]
 
-    cdef list _exchange(self, list identities, bint destroys):
+    cdef list _exchange(self, list identities, bint destroys, uint32_t idle_ms):
         cdef Request[BATCH_MOST] requests
         cdef int[BATCH_MOST] answers
         cdef inet_diag_sockid key
@@ -239,13 +249,16 @@ cdef class Handle:
                 ):
                     raise ValueError("an identity without a cookie")
                 fill_request(&requests[i], kind, flags, self._sequence + 1 + i, raw[0], 0, &key)
+                if idle_ms > 0:
+                    ask_for_details(&requests[i])
             self._sequence += count
             with nogil:
                 at = 0
                 while at < count and result == 0:
                     size = count if destroys else min(<uint32_t>ASK_MOST, count - at)
                     result = exchange_batch(
-                        fd, self._buffer, &requests[at], size, self._patience_ms, &answers[at]
+                        fd, self._buffer, &requests[at], size, self._patience_ms, idle_ms,
+                        &answers[at],
                     )
                     at += size
         if result < 0:
@@ -269,10 +282,12 @@ def parse_dump(bytes datagram not None, uint32_t sequence):
             raise system_error(-result, "SOCK_DIAG_BY_FAMILY")
         return result == 1, _as_tuples(&found)
     finally:
-        free(found.messages)
+        free(found.sockets)
 
 
-def parse_answers(bytes datagram not None, uint32_t first, uint32_t count):
+def parse_answers(
+    bytes datagram not None, uint32_t first, uint32_t count, uint32_t idle_ms=0
+):
     """What states() would return for `count` requests from number `first` on."""
     cdef int[BATCH_MOST] answers
     cdef uint32_t i
@@ -281,6 +296,7 @@ def parse_answers(bytes datagram not None, uint32_t first, uint32_t count):
     for i in range(count):
         answers[i] = LOST
     read_answers(
-        <const uint8_t*><const char*>datagram, <size_t>len(datagram), first, count, answers
+        <const uint8_t*><const char*>datagram, <size_t>len(datagram), first, count, idle_ms,
+        answers,
     )
     return [answers[i] for i in range(count)]

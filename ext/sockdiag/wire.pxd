@@ -5,7 +5,8 @@ left over from an exchange that was given up, are passed over.
 """
 from kernel.clock cimport clock_now_ms
 from kernel.inet_diag cimport (
-    SOCK_DESTROY, SOCK_DIAG_BY_FAMILY, inet_diag_msg, inet_diag_req_v2, inet_diag_sockid,
+    INET_DIAG_INFO, SOCK_DESTROY, SOCK_DIAG_BY_FAMILY, inet_diag_msg, inet_diag_req_v2,
+    inet_diag_sockid,
 )
 from kernel.netlink cimport (
     NLMSG_DONE, NLMSG_ERROR, NLMSG_OVERRUN, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, nlmsgerr,
@@ -14,9 +15,10 @@ from kernel.netlink cimport (
 from kernel.poll cimport POLLIN, poll, pollfd
 from kernel.socket cimport AF_INET, AF_INET6, MSG_DONTWAIT, MSG_TRUNC, recv, send
 from libc.errno cimport EAGAIN, EBADMSG, EINTR, EMSGSIZE, ENOBUFS, ENOMEM, ETIMEDOUT, errno
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport UINT32_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport realloc
 from libc.string cimport memcpy, memset
+from sockdiag.details cimport Seen, read_details
 
 cdef enum:
     # The acks of so many requests fit the default receive buffer twice over; one that does not
@@ -29,6 +31,8 @@ cdef enum:
     RETRY_MS = 10
     # What stands where no answer came: neither a state nor -errno.
     LOST = 1 << 16
+    # Added to the state of a socket that is not idle.
+    AWAKE_BIT = 1 << 8
     # netlink(7): the kernel fills at most 32 KiB a message of a dump.
     REPLY_BYTES = 65536
     IPPROTO_TCP_NUMBER = 6
@@ -38,7 +42,7 @@ cdef struct Request:
     inet_diag_req_v2 body
 
 cdef struct Found:
-    inet_diag_msg* messages
+    Seen* sockets
     size_t count
     size_t room
 
@@ -101,17 +105,27 @@ cdef inline void fill_request(
     memcpy(&request.body.id, identity, sizeof(inet_diag_sockid))
 
 
-cdef inline int keep(Found* found, const uint8_t* payload) noexcept nogil:
+cdef inline void ask_for_details(Request* request) noexcept nogil:
+    """It costs the kernel a lock of each socket."""
+    request.body.idiag_ext = 1 << (INET_DIAG_INFO - 1)
+
+
+cdef inline int keep(
+    Found* found, const uint8_t* payload, size_t payload_bytes
+) noexcept nogil:
     cdef size_t room
     cdef void* larger
     if found.count == found.room:
         room = max(<size_t>256, found.room * 2)
-        larger = realloc(found.messages, room * sizeof(inet_diag_msg))
+        larger = realloc(found.sockets, room * sizeof(Seen))
         if larger == NULL:
             return -ENOMEM
-        found.messages = <inet_diag_msg*>larger
+        found.sockets = <Seen*>larger
         found.room = room
-    memcpy(&found.messages[found.count], payload, sizeof(inet_diag_msg))
+    memcpy(&found.sockets[found.count].message, payload, sizeof(inet_diag_msg))
+    read_details(
+        &found.sockets[found.count], payload + sizeof(inet_diag_msg), payload + payload_bytes
+    )
     found.count += 1
     return 0
 
@@ -152,7 +166,7 @@ cdef inline int read_dump(
                     data + offset + sizeof(nlmsghdr)
                 ):
                     return -EBADMSG
-                result = keep(found, data + offset + sizeof(nlmsghdr))
+                result = keep(found, data + offset + sizeof(nlmsghdr), payload_bytes)
                 if result < 0:
                     return result
             elif header.nlmsg_type == NLMSG_DONE:
@@ -216,22 +230,27 @@ cdef inline int exchange_dump(
 
 
 cdef inline int read_answer(
-    uint16_t kind, const uint8_t* payload, size_t payload_bytes
+    uint16_t kind, const uint8_t* payload, size_t payload_bytes, uint32_t idle_ms
 ) noexcept nogil:
     """The state of a socket that was asked for, 0 (done) or -errno; LOST: it is no answer."""
-    cdef inet_diag_msg message
+    cdef Seen seen
     if kind == NLMSG_ERROR:
         return reply_error(payload, payload_bytes)
     if kind != SOCK_DIAG_BY_FAMILY:
         return LOST
     if payload_bytes < sizeof(inet_diag_msg):
         return -EBADMSG
-    memcpy(&message, payload, sizeof(message))
-    return message.idiag_state
+    memcpy(&seen.message, payload, sizeof(inet_diag_msg))
+    if idle_ms > 0:
+        read_details(&seen, payload + sizeof(inet_diag_msg), payload + payload_bytes)
+        if seen.idle_ms < idle_ms or seen.idle_ms == UINT32_MAX:
+            return seen.message.idiag_state | AWAKE_BIT
+    return seen.message.idiag_state
 
 
 cdef inline uint32_t read_answers(
-    const uint8_t* data, size_t size_bytes, uint32_t first, uint32_t count, int* answers
+    const uint8_t* data, size_t size_bytes, uint32_t first, uint32_t count, uint32_t idle_ms,
+    int* answers,
 ) noexcept nogil:
     """Puts each answer to requests first .. first + count - 1 in its place; how many were new."""
     cdef size_t offset = 0
@@ -245,7 +264,7 @@ cdef inline uint32_t read_answers(
         if index < count and answers[index] == LOST:
             answers[index] = read_answer(
                 header.nlmsg_type, data + offset + sizeof(nlmsghdr),
-                header.nlmsg_len - sizeof(nlmsghdr),
+                header.nlmsg_len - sizeof(nlmsghdr), idle_ms,
             )
             answered += answers[index] != LOST
         offset += (header.nlmsg_len + 3) & ~<size_t>3
@@ -256,7 +275,7 @@ cdef inline uint32_t read_answers(
 
 cdef inline int exchange_batch(
     int fd, uint8_t* buffer, const Request* requests, uint32_t count, uint64_t patience_ms,
-    int* answers,
+    uint32_t idle_ms, int* answers,
 ) noexcept nogil:
     """Sends a batch in one message and drains its answers, as read_answer() gives them.
 
@@ -284,5 +303,5 @@ cdef inline int exchange_batch(
         elif size < 0:
             break
         else:
-            answered += read_answers(buffer, <size_t>size, first, count, answers)
+            answered += read_answers(buffer, <size_t>size, first, count, idle_ms, answers)
     return 0

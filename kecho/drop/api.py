@@ -27,6 +27,7 @@ def find(
     family: int | None = None,
     pid: Iterable[int] | int | None = None,
     uid: Iterable[int] | int = (),
+    idle: float | None = None,
     listeners: bool = False,
     netns: str | None = None,
 ) -> list[Socket]:
@@ -34,9 +35,10 @@ def find(
 
     pairs: Pair, (local address, local port, peer address, peer port) or "LOCAL PEER" each.
     states: names of ss, such as "time-wait"; local, peer: "10.0.0.0/8", ":80", ":80-90",
-    "fe80::1%eth0"; not_local, not_peer: what is left out, the same way; family: 4 or 6. Needs no
-    privilege. Raises ValueError (a wrong value) and OSError: PermissionError for what cannot be
-    seen, ProcessLookupError for a process that is not there.
+    "fe80::1%eth0"; not_local, not_peer: what is left out, the same way; family: 4 or 6; idle:
+    seconds in which it has neither sent nor received data. Needs no privilege. Raises ValueError (a
+    wrong value) and OSError: PermissionError for what cannot be seen, ProcessLookupError for a
+    process that is not there.
     """
     inodes = None
     if pid is not None:
@@ -53,6 +55,7 @@ def find(
         family=family,
         uids=[uid] if isinstance(uid, int) else uid,
         inodes=inodes,
+        idle_s=idle,
     )
     listed = None if pairs is None else as_pairs(pairs)
     with Diag(netns) as diag:

@@ -155,6 +155,7 @@ def _filter(config: DropConfig, families: set[int]) -> Filter:
         not_peer=config.not_peer,
         family=families.pop() if len(families) == 1 else None,
         uids=[int(one) for one in config.uid],
+        idle_s=config.idle,
     )
 
 

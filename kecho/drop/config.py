@@ -88,6 +88,12 @@ class DropConfig:
             "UID",
         ),
     )
+    idle: float | None = option(
+        None,
+        seconds(
+            "has neither sent nor received data for so long; keepalive is no data", optional=True
+        ),
+    )
     listeners: bool = option(False, switch("listening sockets, too; otherwise never"))
     list: bool = option(False, switch("only show what matches"))
     dry_run: bool = option(False, switch("say what would be dropped, and drop nothing"))

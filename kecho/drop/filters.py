@@ -21,6 +21,7 @@ class Filter:
     """All that is given must hold; of several values for one thing, any.
 
     not_local, not_peer: those that are left out. inodes: of the processes that were asked for.
+    idle_ms: the least time without data, 0 for any; what the kernel tells nothing of has none.
     """
 
     states: frozenset[str] = frozenset()
@@ -31,6 +32,7 @@ class Filter:
     family: int | None = None  # 4 or 6; v4-mapped counts as 4
     uids: frozenset[int] = frozenset()
     inodes: frozenset[int] | None = None
+    idle_ms: int = 0
 
     @property
     def is_empty(self) -> bool:
@@ -41,7 +43,7 @@ class Filter:
         """Enough to drop by. Half of all connections, a family, is nearly "everything", and so is
         all but a few."""
         return (
-            bool(self.states or self.uids or self.inodes is not None)
+            bool(self.states or self.uids or self.inodes is not None or self.idle_ms)
             or (bool(self.local) and all(one.narrows for one in self.local))
             or (bool(self.peer) and all(one.narrows for one in self.peer))
         )
@@ -59,6 +61,8 @@ class Filter:
         if self.uids and socket.owner not in self.uids:
             return False
         if self.inodes is not None and (not socket.inode or socket.inode not in self.inodes):
+            return False
+        if self.idle_ms and (socket.idle_ms is None or socket.idle_ms < self.idle_ms):
             return False
         local = (socket.local_address, socket.local_port, socket.interface_index, index_of)
         peer = (socket.peer_address, socket.peer_port, socket.interface_index, index_of)
@@ -102,6 +106,7 @@ def make_filter(
     family: int | None = None,
     uids: Iterable[int] = (),
     inodes: Iterable[int] | None = None,
+    idle_s: float | None = None,
 ) -> Filter:
     """A Filter of texts. Raises ValueError."""
     return Filter(
@@ -113,6 +118,7 @@ def make_filter(
         family=family,
         uids=frozenset([uids] if isinstance(uids, int) else uids),
         inodes=None if inodes is None else frozenset(inodes),
+        idle_ms=0 if idle_s is None else max(1, round(idle_s * 1000)),
     )
 
 

@@ -45,9 +45,12 @@ def _line(one: Socket, holder: Holder | None) -> tuple[str, ...]:
     if one.retransmissions:
         timer += f" ({one.retransmissions})"
     process = f"{holder.pid}/{command.one_line(holder.name)}" if holder else "?"
+    process = process if one.inode else "-"
     ends = tuple(command.one_line(str(end)) for end in one.pair)
+    if one.is_mptcp:
+        process += "  mptcp"
     queues = str(one.receive_queue), str(one.send_queue)
-    return (one.state, *ends, *queues, timer, process if one.inode else "-")
+    return (one.state, *ends, *queues, timer, process)
 
 
 def flush() -> None:

@@ -39,6 +39,9 @@ NO_SOCK_DIAG = (
 )
 
 
+SUBFLOW = "a subflow of MPTCP: its data goes on over the others"
+
+
 class Result(StrEnum):
     """DROPPED: by us. GONE: no such socket, or it ended or its tuple was taken meanwhile. REFUSED:
     the kernel said no, or it is still there. UNSUPPORTED: the kernel cannot. PROTECTED: it is
@@ -54,7 +57,8 @@ class Result(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """The fate of one socket. socket is None if none was found for the pair; errno is the kernel's
-    answer, None if it was not asked or has not answered; reason is empty when dropped."""
+    answer, None if it was not asked or has not answered; reason is empty when dropped, but for a
+    subflow of MPTCP."""
 
     pair: Pair
     result: Result
@@ -76,7 +80,8 @@ class Outcome:
 def answer(socket: Socket, error: int) -> Outcome:
     """The outcome for what the kernel answered: 0 or an errno."""
     if error == 0:
-        return Outcome(socket.pair, Result.DROPPED, socket)
+        reason = SUBFLOW if socket.is_mptcp else ""
+        return Outcome(socket.pair, Result.DROPPED, socket, reason=reason)
     if error == errno.ENOENT:
         return Outcome(socket.pair, Result.GONE, socket, error, "ended, or reused, meanwhile")
     if error in (errno.EPERM, errno.EACCES):

@@ -44,8 +44,11 @@ class Socket(NamedTuple):
     Addresses are canonical: IPv4 also where the socket is an IPv6 one (is_mapped). interface: the
     name of the device it is bound to ("if3" if index 3 has none any more), or empty, with the
     index 0. expires_ms: until `timer` fires. Queues are bytes, of a listener the connections that
-    wait and the most that may. uid and inode are 0 where nobody owns it. identity, with the cookie
-    in it, tells it from a later one with the same addresses.
+    wait and the most that may. uid and inode are 0 where nobody owns it. idle_ms: since it last
+    sent or received data, or was connected; None where the kernel does not say, as in time-wait.
+    is_mptcp: a subflow of MPTCP, which is not the whole connection; an older kernel says so only
+    with CAP_NET_ADMIN. identity, with the cookie in it, tells it from a later one with the same
+    addresses.
     """
 
     state: str
@@ -64,6 +67,8 @@ class Socket(NamedTuple):
     uid: int
     inode: int
     cookie: int
+    idle_ms: int | None
+    is_mptcp: bool
     identity: bytes
 
     @property
@@ -89,7 +94,7 @@ class NativeHandle(Protocol):
     def dump(
         self, family: int, states: int, local_port: int = 0, peer_port: int = 0
     ) -> list[_sockdiag.Row]: ...
-    def states(self, identities: list[bytes]) -> list[int]: ...
+    def states(self, identities: list[bytes], idle_ms: int = 0) -> list[int]: ...
     def destroy(self, identities: list[bytes]) -> list[int]: ...
     def fileno(self) -> int: ...
     def close(self) -> None: ...
@@ -182,6 +187,8 @@ class Diag:
             row[14],
             row[7],
             row[15],
+            row[16],
+            row[17],
         )
 
     def _of_pair(self, pair: Pair, by_ends: dict[Any, list[Socket]]) -> list[Socket]:
@@ -218,19 +225,23 @@ class Diag:
         if untouched:
             yield untouched
         unique = dict.fromkeys(targets)
-        yield from self.drop_sockets(unique, wanted.states, listeners=listeners, dry=dry)
+        yield from self.drop_sockets(
+            unique, wanted.states, wanted.idle_ms, listeners=listeners, dry=dry
+        )
 
     def drop_sockets(
         self,
         found: Iterable[Socket],
         states: Collection[str] | None = None,
+        idle_ms: int = 0,
         *,
         listeners: bool = False,
         dry: bool = False,
     ) -> Iterator[list[Outcome]]:
         """Outcomes of one batch after the other, which is dropped when it is asked for, and whose
         states are looked up right before: a socket that went on to another is not what was asked
-        for. states: all that will do, empty for any; None: the one that it was found in.
+        for. states: all that will do, empty for any; None: the one that it was found in. idle_ms:
+        as of Filter.
 
         After stop() nothing more is dropped, and what was not tried has no outcome. Raises OSError.
         """
@@ -240,10 +251,10 @@ class Diag:
             if len(batch) == _sockdiag.MOST_AT_ONCE:
                 if self._is_stopped:
                     return
-                yield self._drop_batch(batch, states, listeners, dry)
+                yield self._drop_batch(batch, states, idle_ms, listeners, dry)
                 batch = []
         if batch and not self._is_stopped:
-            yield self._drop_batch(batch, states, listeners, dry)
+            yield self._drop_batch(batch, states, idle_ms, listeners, dry)
 
     def stop(self) -> None:
         """Nothing is dropped after the batch that is under way; from a signal handler or another
@@ -251,12 +262,20 @@ class Diag:
         self._is_stopped = True
 
     def _drop_batch(
-        self, batch: list[Socket], states: Collection[str] | None, listeners: bool, dry: bool
+        self,
+        batch: list[Socket],
+        states: Collection[str] | None,
+        idle_ms: int,
+        listeners: bool,
+        dry: bool,
     ) -> list[Outcome]:
         checked: list[Outcome | Socket] = []
-        for one, now in zip(batch, self._states_now(batch, dry), strict=True):
+        for one, now in zip(batch, self._states_now(batch, idle_ms, dry), strict=True):
             if now < 0:
                 checked.append(answer(one, -now))
+            elif now & _sockdiag.AWAKE:
+                reason = "no longer idle: that was not asked for"
+                checked.append(Outcome(one.pair, Result.PROTECTED, one, reason=reason))
             elif now not in NAMES:
                 reason = "the kernel did not say which state it is in"
                 checked.append(Outcome(one.pair, Result.REFUSED, one, reason=reason))
@@ -270,12 +289,13 @@ class Diag:
         rest = iter(fates)
         return [next(rest) if isinstance(one, Socket) else one for one in checked]
 
-    def _states_now(self, batch: list[Socket], dry: bool) -> list[int]:
+    def _states_now(self, batch: list[Socket], idle_ms: int, dry: bool) -> list[int]:
         """A look at each of them alone: it costs a microsecond, and misses none under churn."""
         # A lookup of one of several listeners on a port finds any of them.
         needless = {LAST_STATE, "listen"}
         asked = [one.identity for one in batch if not dry and one.state not in needless]
-        now = dict(zip(asked, self._handle.states(asked) if asked else [], strict=True))
+        answers = self._handle.states(asked, idle_ms) if asked else []
+        now = dict(zip(asked, answers, strict=True))
         return [now.get(one.identity, NUMBERS.get(one.state, 0)) for one in batch]
 
     def _destroy(self, batch: list[Socket]) -> list[Outcome]:

@@ -215,7 +215,8 @@ class _Run:
         else:
             found = self.search.find(self.diag)
             self._start(progress, len(found))
-            drops = self.diag.drop_sockets(found, self.search.wanted.states, **options)
+            wanted = self.search.wanted
+            drops = self.diag.drop_sockets(found, wanted.states, wanted.idle_ms, **options)
         try:
             yield from drops
         except OSError as error:
@@ -267,5 +268,8 @@ class _Run:
 def _line(one: Outcome, dry: bool) -> str:
     word = "would drop" if dry and one.result is Result.DROPPED else str(one.result)
     state = f"  {one.socket.state}" if one.socket else ""
-    reason = f"  ({one.reason})" if one.reason and one.result is not Result.DROPPED else ""
+    text = one.reason
+    if one.result is Result.DROPPED:  # by a dry run, too
+        text = outcomes.SUBFLOW if one.socket and one.socket.is_mptcp else ""
+    reason = f"  ({text})" if text else ""
     return f"{word:9}  {command.one_line(str(one.pair))}{state}{reason}"

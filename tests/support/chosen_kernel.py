@@ -20,12 +20,37 @@ def identity(family: int, local: str, lport: int, peer: str, pport: int, cookie:
 
 
 def row(
-    state: str, local: str, lport: int, peer: str, pport: int, *, cookie: int = 7, inode: int = 5
+    state: str,
+    local: str,
+    lport: int,
+    peer: str,
+    pport: int,
+    *,
+    cookie: int = 7,
+    inode: int = 5,
+    idle_ms: int | None = None,
+    is_mptcp: bool = False,
 ) -> _sockdiag.Row:
     family = int(socket.AF_INET6 if ":" in local else socket.AF_INET)
     key = identity(family, local, lport, peer, pport, cookie)
     ends = (local, lport, peer, pport)
-    return (family, NUMBERS[state], *ends, 0, cookie, 0, 0, 0, 0, 0, 0, inode, key)
+    return (
+        family,
+        NUMBERS[state],
+        *ends,
+        0,
+        cookie,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        inode,
+        idle_ms,
+        is_mptcp,
+        key,
+    )
 
 
 class Kernel:
@@ -59,7 +84,7 @@ class Kernel:
                 self.rows = [each for each in self.rows if each[-1] != one]
         return answers
 
-    def states(self, identities: list[bytes]) -> list[int]:
+    def states(self, identities: list[bytes], idle_ms: int = 0) -> list[int]:
         now = {one[-1]: one[1] for one in self.rows}
         return [now.get(one, -errno.ENOENT) for one in identities]
 

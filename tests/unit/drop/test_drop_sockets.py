@@ -147,7 +147,7 @@ def test_connection_that_became_a_listener_is_protected() -> None:
 @pytest.mark.parametrize("answer", [_sockdiag.UNANSWERED, 0, 99])
 def test_socket_whose_state_is_not_told_is_left(answer: int) -> None:
     kernel = Kernel(row("established", *A))
-    kernel.states = lambda identities: [answer] * len(identities)  # type: ignore[method-assign]
+    kernel.states = lambda identities, idle_ms=0: [answer] * len(identities)  # type: ignore[method-assign]
     assert drop_pairs(kernel) == [Result.REFUSED]
     assert kernel.asked == []
 

@@ -54,6 +54,55 @@ def test_state_that_is_asked_for_is_told_by_its_number() -> None:
     assert answers == [6, -errno.EBADMSG, -errno.ENOENT, _sockdiag.UNANSWERED]
 
 
+def attribute(kind: int, payload: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
+
+
+INFO, ULP, NAME = 2, 19, 1  # <linux/inet_diag.h>
+LAST_SENT_AT = 44  # struct tcp_info
+
+
+def info(state: int, last_sent_ms: int, last_received_ms: int) -> bytes:
+    times = struct.pack("=4I", last_sent_ms, 0, last_received_ms, 0)
+    return attribute(INFO, bytes([state]) + bytes(LAST_SENT_AT - 1) + times)
+
+
+def seen(state: str, attributes: bytes) -> tuple[int | None, bool]:
+    socket_message = bytes([2, NUMBERS[state]]) + bytes(70)
+    _, ((*_, idle_ms, is_mptcp, _),) = _sockdiag.parse_dump(
+        message(20, 1, socket_message + attributes), 1
+    )
+    return idle_ms, is_mptcp
+
+
+def test_details_of_a_socket_are_read_where_the_kernel_tells_them() -> None:
+    mptcp = attribute(0x8000 | ULP, attribute(NAME, b"mptcp\0") + attribute(3, bytes(8)))
+    tls = attribute(ULP, attribute(9, b"x") + attribute(NAME, b"tls\0"))
+    assert seen("established", info(1, 70, 30) + tls) == (30, False)
+    assert seen("established", mptcp + info(1, 20, 30)) == (20, True)
+    assert seen("established", b"") == (None, False)
+    assert seen("close-wait", info(0, 0, 0)) == (None, False)  # all of it zero
+    assert seen("syn-sent", info(2, 1 << 30, 1 << 30)) == (None, False)
+    assert seen("listen", info(10, 5, 5)) == (None, False)
+    for wrong in (attribute(ULP, attribute(NAME, b"mptcp")), attribute(ULP, b"\6\0\1\0mp")):
+        assert seen("established", wrong) == (None, False)
+
+
+@given(st.binary(max_size=300))
+def test_any_attributes_are_read_within_their_bounds(data: bytes) -> None:
+    idle_ms, is_mptcp = seen("established", data)
+    assert idle_ms is None or 0 <= idle_ms < 1 << 32
+    assert is_mptcp is False or b"mptcp" in data
+
+
+def test_socket_that_is_not_idle_is_told_with_its_state() -> None:
+    found = bytes([2, NUMBERS["established"]]) + bytes(70)
+    datagram = message(20, 5, found + info(1, 400, 900)) + message(20, 6, found)
+    assert _sockdiag.parse_answers(datagram, 5, 2) == [1, 1]
+    assert _sockdiag.parse_answers(datagram, 5, 2, 400) == [1, 1 | _sockdiag.AWAKE]
+    assert _sockdiag.parse_answers(datagram, 5, 2, 401) == 2 * [1 | _sockdiag.AWAKE]
+
+
 def test_identity_without_a_cookie_is_never_sent() -> None:
     handle = _sockdiag.Handle()
     key = identity(int(socket.AF_INET), "127.0.0.1", 1, "127.0.0.1", 2, (1 << 64) - 1)
