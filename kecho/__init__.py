@@ -1,7 +1,7 @@
 """kecho: an echo server whose hot path never holds the GIL.
 
 >>> import kecho
->>> kecho.serve(port=12345)                    # until SIGINT or SIGTERM
+>>> kecho.serve(port=12345)                    # until SIGINT, SIGTERM, SIGHUP
 >>> with kecho.Server(port=0) as server:       # beside your own code
 ...     print(server.port)
 

@@ -3,8 +3,8 @@
 Flags, environment variables and defaults come from the options of CommandConfig; a flag wins over
 the environment, the environment over the default. Everything is said on stderr.
 
-Exit status: 0 after a stop by SIGINT or SIGTERM, 1 when the system refuses something, 2 for wrong
-usage.
+Exit status: 0 after a stop by SIGINT, SIGTERM or SIGHUP, 1 when the system refuses something, 2 for
+wrong usage.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ def _parser() -> command.Parser:
         prog="kecho",
         description="An echo server: every byte comes back, in order.",
         epilog="A flag wins over its environment variable, that over the default. "
-        "SIGINT and SIGTERM drain and exit, a second one stops at once; SIGUSR1 prints counters.",
+        "SIGINT, SIGTERM and SIGHUP drain and exit, a second SIGINT or SIGTERM stops at once; "
+        "SIGUSR1 prints counters. Under nohup SIGHUP is ignored.",
     )
     command.add_options(
         parser,
@@ -340,8 +341,9 @@ def _say_stopping(server: Server, notifier: Notifier) -> Callable[[int], None]:
         name = signal.Signals(number).name
         if len(signals_seen) == 1:
             timeout = server.config.graceful_timeout
+            again = "SIGTERM" if number == signal.SIGHUP else "again"
             _log_fields(
-                f"{name}: draining for at most {timeout:g} s; again to stop at once", "draining"
+                f"{name}: draining for at most {timeout:g} s; {again} to stop at once", "draining"
             )
         elif len(signals_seen) == 2:
             _log_fields(f"{name}: stopping at once", "aborting")

@@ -38,6 +38,8 @@ def run(
     arguments: Sequence[str] | None,
 ) -> int:
     """Runs the body of a command on `arguments`, or sys.argv; returns its exit status."""
+    # What the parent had blocked survives exec: signal(7). Nothing could end the command then.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     devnull_fd = _occupy_standard_descriptors()
     _escape_what_cannot_be_encoded()
     try:

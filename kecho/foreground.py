@@ -17,11 +17,14 @@ from .stats import Stats
 
 __all__ = ["run", "serve"]
 
+_STOPS = (signal.SIGINT, signal.SIGTERM)
+
 
 def serve(*, on_start: Callable[[Server], object] | None = None, **options: object) -> Stats:
-    """Runs an echo server until SIGINT or SIGTERM, and returns the final counters.
+    """Runs an echo server until SIGINT, SIGTERM or SIGHUP, and returns the final counters.
 
-    The first signal drains (see Server.stop()), a second one stops at once. Called from a thread
+    The first signal drains (see Server.stop()), a second SIGINT or SIGTERM stops at once. A SIGHUP
+    that is ignored, as nohup(1) has it, or handled by the caller stays so. Called from a thread
     that is not the main one it leaves the signals alone; the server is then ended through the
     Server that `on_start` is called with, once clients can connect. Raises what kecho.Server(),
     its start() and its wait() raise.
@@ -57,7 +60,9 @@ def run(
         server.wait()
         return server.stats()
 
-    signals = [signal.SIGINT, signal.SIGTERM]
+    signals = [*_STOPS]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        signals.append(signal.SIGHUP)
     if report is not None:
         signals.append(signal.SIGUSR1)
     with _signals_in_a_pipe(signals, is_last) as pipe:
@@ -132,14 +137,18 @@ def _wait_for_signals(
             if number == signal.SIGUSR1:
                 if report is not None:
                     report(server)
-            elif number in (signal.SIGINT, signal.SIGTERM):
-                if asked_to_stop:
-                    server.abort()
-                else:
-                    server.request_stop()
-                asked_to_stop = True
-                if on_stop_signal is not None:
-                    on_stop_signal(number)
+                continue
+            if not asked_to_stop and number in (*_STOPS, signal.SIGHUP):
+                server.request_stop()
+            elif number in _STOPS:
+                server.abort()
+            else:
+                # A terminal that closes sends SIGHUP twice, by the kernel and by its shell; so do
+                # managers right after SIGTERM (SendSIGHUP= of systemd.kill(5)).
+                continue
+            asked_to_stop = True
+            if on_stop_signal is not None:
+                on_stop_signal(number)
         for timer in timers:
             timer.run_if_due()
 
@@ -176,7 +185,8 @@ class _SignalPipe:
 
 @contextmanager
 def _signals_in_a_pipe(signals: list[signal.Signals], is_last: bool) -> Iterator[_SignalPipe]:
-    """Has the numbers of `signals` written to a pipe, and nothing else done about them.
+    """Has the numbers of `signals` written to a pipe, and nothing else done about them. Whoever
+    started the program may have blocked them, which survives exec: signal(7).
 
     The server's end is told there, too, so that one wait is for everything, and nothing runs
     inside a signal handler. What was set before is put back; if it came to an end and is_last,
@@ -185,11 +195,13 @@ def _signals_in_a_pipe(signals: list[signal.Signals], is_last: bool) -> Iterator
     pipe = _SignalPipe()
     previous_fd = signal.set_wakeup_fd(pipe.write_fd, warn_on_full_buffer=False)
     previous = {number: signal.signal(number, _goes_to_the_pipe) for number in signals}
+    previous_mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
     try:
         yield pipe
         if is_last:
             previous = dict.fromkeys(previous, signal.SIG_IGN)
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
         for number, handler in previous.items():
             # None: it was not set from Python, and cannot be put back from here.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -39,6 +39,7 @@ pytestmark = pytest.mark.e2e
 
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+BLOCKED = "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())"
 
 
 @contextmanager
@@ -51,7 +52,7 @@ def reader_that_never_reads(port: int) -> Iterator[tuple[socket.socket, int]]:
 # ---- the command --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [*STOP_SIGNALS, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_drains_and_exits_with_0(
     start_process: StartProcess, dispatch: str, number: signal.Signals
 ) -> None:
@@ -109,7 +110,9 @@ def test_a_second_signal_stops_at_once(
     assert "aborted=1" in process.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("number", [*STOP_SIGNALS, signal.SIGUSR1], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [*STOP_SIGNALS, signal.SIGHUP, signal.SIGUSR1], ids=lambda number: number.name
+)
 def test_signals_until_the_very_end_do_not_change_the_status(
     start_process: StartProcess, dispatch: str, number: signal.Signals
 ) -> None:
@@ -188,10 +191,66 @@ def test_sigterm_right_after_exec_ends_the_process(dispatch: str) -> None:
             assert status in (0, -signal.SIGTERM)
 
 
-def test_sighup_ends_the_process_as_it_does_by_default(start_process: StartProcess) -> None:
-    process = start_process()
-    process.send(signal.SIGHUP)
-    assert process.wait() == -signal.SIGHUP
+@pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_sighup_after_another_signal_does_not_cut_the_drain_short(
+    start_process: StartProcess, first: signal.Signals
+) -> None:
+    process = start_process("--graceful-timeout=1000000")
+    with reader_that_never_reads(process.port) as (client, sent):
+        process.send(first)
+        process.wait_until_said("draining")
+        process.send(signal.SIGHUP)
+        process.send(signal.SIGUSR1)  # which comes after it, and is told
+        process.wait_until_said("echoes/s")
+        assert "at once" not in process.stderr.replace("to stop at once", "")
+        process.send(signal.SIGTERM)
+        assert process.wait() == 0
+        assert len(receive_until_reset(client)) < sent
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM], ids=lambda number: number.name)
+def test_of_signals_that_the_parent_ignored_only_sighup_stays_ignored(
+    number: signal.Signals,
+) -> None:
+    ignored = after(f"signal.signal({number:d}, signal.SIG_IGN)")
+    with ServerProcess([], before=ignored) as process:
+        process.wait_until_listening()
+        process.send(number)
+        if number == signal.SIGHUP:
+            process.send(signal.SIGUSR1)  # handled after it
+            process.wait_until_said("echoes/s")
+            assert "draining" not in process.stderr
+            process.send(signal.SIGTERM)
+        assert process.wait() == 0
+
+
+@pytest.mark.parametrize("number", [*STOP_SIGNALS, signal.SIGHUP], ids=lambda number: number.name)
+def test_signals_that_the_parent_had_blocked_are_heard(
+    dispatch: str, number: signal.Signals
+) -> None:
+    with ServerProcess(["--dispatch", dispatch], before=after(BLOCKED)) as process:
+        process.wait_until_listening()
+        process.send(signal.SIGUSR1)
+        process.wait_until_said("echoes/s")
+        process.send(number)
+        assert process.wait() == 0
+
+
+@pytest.mark.parametrize("module", ["kecho.bench", "kecho.drop"])
+def test_every_command_hears_signals_that_its_parent_had_blocked(module: str) -> None:
+    script = f"""
+        import signal
+        {BLOCKED}
+        import {module}.cli as cli
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        try:
+            cli.main(["--version"])
+        except SystemExit:
+            pass
+        print(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+    """
+    finished = run_python("-c", textwrap.dedent(script))
+    assert finished.stdout.splitlines()[-1] == "set()", finished.stderr
 
 
 def test_sigstop_and_sigcont_lose_no_byte(start_process: StartProcess, dispatch: str) -> None:
@@ -253,11 +312,12 @@ SERVE = """
 """
 
 
-@pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [*STOP_SIGNALS, signal.SIGHUP], ids=lambda number: number.name)
+@pytest.mark.parametrize("mask", ["", f"{BLOCKED}; "], ids=["", "blocked"])
 def test_serve_returns_the_final_counters_upon_a_signal(
-    dispatch: str, number: signal.Signals
+    dispatch: str, number: signal.Signals, mask: str
 ) -> None:
-    before = after(f"sys.argv[2:] = ['-c', {textwrap.dedent(SERVE)!r}, {dispatch!r}]")
+    before = after(f"{mask}sys.argv[2:] = ['-c', {textwrap.dedent(SERVE)!r}, {dispatch!r}]")
     with ServerProcess([], before=before) as process:
         process.wait_until_listening()
         with connect(process.port) as client:
@@ -322,7 +382,7 @@ def test_serve_in_the_main_thread_ends_when_another_thread_stops_the_server(
 def own_signals() -> Iterator[Callable[[], dict[str, object]]]:
     """Handlers and a wake-up descriptor of the caller's own; gives what is set now."""
     read_fd, write_fd = os.pipe2(os.O_NONBLOCK)
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
     before = {number: signal.getsignal(number) for number in numbers}
     for number in numbers:
         signal.signal(number, lambda *_: None)
@@ -357,6 +417,7 @@ def test_serve_puts_handlers_and_wakeup_descriptor_back(
     assert during[0]["SIGINT"] != before["SIGINT"]
     assert during[0]["SIGTERM"] != before["SIGTERM"]
     assert during[0]["SIGUSR1"] == before["SIGUSR1"]
+    assert during[0]["SIGHUP"] == before["SIGHUP"]  # the caller's own
 
 
 def test_serve_puts_handlers_back_when_it_cannot_start(
