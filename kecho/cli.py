@@ -14,6 +14,7 @@ import ipaddress
 import json
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -109,6 +110,9 @@ def _main(arguments: Sequence[str]) -> int:
         _print_config(config, sources)
         return 0
     _configure_logging(config)
+    for variable in map(environment_variable, OPTIONS):
+        if _is_url(text := os.environ.get(variable, "")):
+            log.debug("%s: %r is a URL, and counts as not set", variable, text)
     try:
         return _serve(config, identity)
     except ListenError as error:
@@ -152,12 +156,15 @@ def _gather(
 ) -> dict[str, object]:
     """Values of the options that somebody gave; `sources` gets the flag or variable of each.
 
-    A variable that is set but empty counts as not set. Raises OptionError that names the source.
+    A variable that is set but empty, or to a URL, counts as not set. Raises OptionError that names
+    the source.
     """
     texts = dict(flags)
     for name in OPTIONS.keys() - flags.keys():
         variable = environment_variable(name)
-        if environment.get(variable) and flags.keys().isdisjoint(_SAME_OPTION.get(name, ())):
+        if not environment.get(variable) or _is_url(environment[variable]):
+            continue
+        if flags.keys().isdisjoint(_SAME_OPTION.get(name, ())):
             texts[name] = environment[variable]
     values: dict[str, object] = {}
     for name in OPTIONS.keys() & texts.keys():
@@ -169,6 +176,12 @@ def _gather(
         except ValueError as error:
             raise OptionError(sources[name], str(error)) from None
     return values
+
+
+def _is_url(text: str) -> bool:
+    """As tcp://10.0.0.7:12345, which Kubernetes puts into NAME_PORT of every container for a
+    Service called name, and Docker for a link. No option has such a value."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
 
 
 def _gather_listen_fds(values: dict[str, object], sources: dict[str, str]) -> None:

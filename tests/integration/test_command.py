@@ -212,6 +212,24 @@ def test_log_level_debug_says_the_descriptor_limit(start_process: StartProcess) 
     assert "descriptors" in start_process("--log-level", "debug").stderr
 
 
+def test_variables_of_a_kubernetes_service_of_this_name_do_not_keep_it_from_serving() -> None:
+    service = {
+        "KECHO_SERVICE_HOST": "10.0.0.7",
+        "KECHO_SERVICE_PORT": "12345",
+        "KECHO_PORT": "tcp://10.0.0.7:12345",
+        "KECHO_PORT_12345_TCP": "tcp://10.0.0.7:12345",
+        "KECHO_PORT_12345_TCP_ADDR": "10.0.0.7",
+    }
+    with ServerProcess(["--log-level", "debug"], service) as process:
+        process.wait_until_listening()
+        assert "debug: KECHO_PORT: 'tcp://10.0.0.7:12345' is a URL" in process.stderr
+        with connect(process.port) as client:
+            assert echo(client, b"hello") == b"hello"
+        assert process.stop() == 0
+    shown = run_command("--print-config", **service)
+    assert re.search(r"^port +12345 +default$", shown.stdout, re.MULTILINE)
+
+
 def test_stats_interval_prints_a_line_again_and_again(start_process: StartProcess) -> None:
     process = start_process("--stats-interval", "0.02")
     process.wait_until_said(r"(?:.* echoes/s .*\n){3}")

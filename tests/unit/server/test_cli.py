@@ -129,6 +129,21 @@ def test_empty_variable_counts_as_not_set(name: str) -> None:
     assert configured(**{environment_variable(name): ""}) == (CommandConfig(), {})
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("text", ["tcp://10.0.0.7:12345", "UDP://[fd00::1]:7"])
+def test_variable_that_an_orchestrator_has_set_to_a_url_counts_as_not_set(
+    name: str, text: str
+) -> None:
+    assert configured(**{environment_variable(name): text}) == (CommandConfig(), {})
+    text, value = TEXTS[name]
+    config, _ = configured(*as_flag(name, text), **{environment_variable(name): "tcp://1.2.3.4:5"})
+    assert value_of(config, name) == value
+
+
+def test_path_that_has_a_url_in_it_is_a_path() -> None:
+    assert configured(KECHO_UDS="./tcp://kecho")[0].uds == "./tcp://kecho"
+
+
 @pytest.mark.parametrize("name", sorted(TEXTS.keys() - {"reuse_port", "udp", "sandbox"}))
 @pytest.mark.parametrize("other", ["0", "\0 not a value of any option"])
 def test_flag_wins_over_its_variable_which_is_not_even_looked_at(name: str, other: str) -> None:
