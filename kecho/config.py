@@ -135,7 +135,8 @@ class ServerConfig:
         Option(
             "listening socket that was inherited, TCP or Unix: instead of an address, or beside it "
             "when --host or --port is given, too; may be given again; the server accepts from a "
-            "duplicate, and makes the socket non-blocking for whoever else has it",
+            "duplicate; that the socket does not block, linger, cork or wait for more bytes is set "
+            "for whoever else has it, too",
             _parse_fds,
             _check_fds,
             "N",

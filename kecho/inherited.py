@@ -33,6 +33,25 @@ _SWITCHES = (
 )
 _SWITCHES_V6 = ((socket.IPPROTO_IPV6, socket.IPV6_V6ONLY),)
 
+_SO_TIMESTAMPING = 37  # <asm-generic/socket.h>
+_IP_RECVERR, _IPV6_RECVERR = 11, 25  # <linux/in.h>, <linux/in6.h>
+
+# Whatever its holder wanted of them, accepted sockets inherit these, and an echo needs them so:
+# level, name, value. Lingering would reset a client that is still reading, or block close(2);
+# with a low-water mark or a cork, short messages wait; stamps of what is sent, and errors of the
+# network, fill an error queue that shares the receive buffer, which nobody reads.
+_FOR_ECHOES: tuple[tuple[int, int, int | bytes], ...] = (
+    (socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0)),
+    (socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1),
+    (socket.SOL_SOCKET, _SO_TIMESTAMPING, 0),
+    (socket.IPPROTO_TCP, socket.TCP_CORK, 0),
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.IPPROTO_TCP, socket.TCP_LINGER2, 0),
+    (socket.IPPROTO_IP, _IP_RECVERR, 0),
+)
+_FOR_ECHOES_V6 = ((socket.IPPROTO_IPV6, _IPV6_RECVERR, 0),)
+_ABSENT = (errno.ENOPROTOOPT, errno.EOPNOTSUPP)  # MPTCP has not all of them
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -99,7 +118,7 @@ def adopt(fds: Sequence[int], adopted: list[socket.socket], user_timeout_ms: int
             _check(fd, one)
             one.setblocking(False)
             if one.family != socket.AF_UNIX:
-                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                _set_for_echoes(one)
                 # A socket keeps its port when it is destroyed, as long as anybody has it, and so
                 # do its connections: another one can be bound there if all of them have this.
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -109,6 +128,16 @@ def adopt(fds: Sequence[int], adopted: list[socket.socket], user_timeout_ms: int
             if isinstance(error, ListenError):
                 raise
             raise ListenError("fd", error.errno, f"descriptor {fd}: {error.strerror}") from None
+
+
+def _set_for_echoes(one: socket.socket) -> None:
+    more = _FOR_ECHOES_V6 if one.family == socket.AF_INET6 else ()
+    for level, name, value in (*_FOR_ECHOES, *more):
+        try:
+            one.setsockopt(level, name, value)
+        except OSError as error:
+            if error.errno not in _ABSENT:
+                raise
 
 
 def set_unless_mptcp(one: socket.socket, user_timeout_ms: int) -> None:

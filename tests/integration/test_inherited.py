@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,12 +74,81 @@ def test_options_of_accepted_connections_are_those_of_a_listener_of_its_own(
     assert tcp.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE)
 
 
+SO_TIMESTAMPING, IP_RECVERR, IPV6_RECVERR = 37, 11, 25
+# Software stamps of each segment when it is sent, acknowledged and scheduled: timestamping.rst.
+STAMPS_OF_WHAT_IS_SENT = 1 << 1 | 1 << 4 | 1 << 8 | 1 << 9
+
+# What a foreign listener may have set, and its connections inherit.
+ODD_OPTIONS: dict[str, tuple[int, int, int | bytes]] = {
+    "linger-0": (socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)),
+    "linger-60": (socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 60)),
+    "low-water": (socket.SOL_SOCKET, socket.SO_RCVLOWAT, 100),
+    "cork": (socket.IPPROTO_TCP, socket.TCP_CORK, 1),
+    "no-fin-wait": (socket.IPPROTO_TCP, socket.TCP_LINGER2, -1),
+    "stamps": (socket.SOL_SOCKET, SO_TIMESTAMPING, STAMPS_OF_WHAT_IS_SENT),
+    "errors": (socket.IPPROTO_IP, IP_RECVERR, 1),
+    "errors-v6": (socket.IPPROTO_IPV6, IPV6_RECVERR, 1),
+}
+
+
+@pytest.mark.parametrize("name", ODD_OPTIONS)
+def test_options_of_an_inherited_listener_that_would_spoil_echoes_are_put_in_order(
+    start_server: StartServer, name: str
+) -> None:
+    family = socket.AF_INET6 if name == "errors-v6" else socket.AF_INET
+    host = "::1" if family == socket.AF_INET6 else "127.0.0.1"
+    with (
+        socket.create_server((host, 0), family=family) as odd,
+        socket.create_server((host, 0), family=family) as plain,
+    ):
+        odd.setsockopt(*ODD_OPTIONS[name])
+        start_server(fd=[odd.fileno(), plain.fileno()])
+        for level, option, _ in ODD_OPTIONS.values():
+            if level != socket.IPPROTO_IPV6 or family == socket.AF_INET6:
+                values = [one.getsockopt(level, option) for one in (odd, plain)]
+                assert values[0] == values[1], option
+
+
+def test_a_low_water_mark_of_an_inherited_listener_holds_back_no_message(
+    start_server: StartServer, tcp: socket.socket
+) -> None:
+    tcp.setsockopt(*ODD_OPTIONS["low-water"])
+    start_server(fd=tcp.fileno())
+    with connected_to(tcp) as client:
+        for _ in range(3):  # the first may be read before anybody waits for it
+            assert echo(client, b"x") == b"x"
+
+
+def test_no_reset_follows_from_a_listener_that_lingers_for_no_time(
+    start_server: StartServer, tcp: socket.socket
+) -> None:
+    tcp.setsockopt(*ODD_OPTIONS["linger-0"])
+    server = start_server(fd=tcp.fileno())
+    with connected_to(tcp) as client:
+        client.sendall(bytes(200_000))
+        client.shutdown(socket.SHUT_WR)
+        wait_for(lambda: server.stats().closed["eof"], "the server has closed")
+        assert receive_until_end(client) == bytes(200_000)
+
+
+def test_stamps_of_what_is_sent_do_not_fill_the_receive_buffer(
+    start_server: StartServer, tcp: socket.socket
+) -> None:
+    tcp.setsockopt(*ODD_OPTIONS["stamps"])
+    start_server(fd=tcp.fileno())
+    with connected_to(tcp) as client:
+        for _ in range(3000):
+            assert echo(client, b"x") == b"x"
+        assert len(transfer(client, bytes(10_000_000))) == 10_000_000
+
+
 def test_a_multipath_socket_is_served(start_server: StartServer, dispatch: str) -> None:
     try:
         one = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP)
     except OSError as error:
         pytest.skip(f"this kernel has no MPTCP: {error.strerror}")
     with one:
+        one.setsockopt(*ODD_OPTIONS["low-water"])
         one.bind(("127.0.0.1", 0))
         one.listen()
         server = start_server(fd=one.fileno(), dispatch=dispatch, write_timeout=5)
