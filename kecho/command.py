@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import NoReturn, TextIO
 
+from .null import open_null
 from .options import Option, flag
 
 __all__ = [
@@ -39,7 +40,8 @@ def run(
 ) -> int:
     """Runs the body of a command on `arguments`, or sys.argv; returns its exit status."""
     # What the parent had blocked survives exec: signal(7). Nothing could end the command then.
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    with suppress(OSError):
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
     devnull_fd = _occupy_standard_descriptors()
     _escape_what_cannot_be_encoded()
     try:
@@ -76,7 +78,7 @@ def _flush_streams(devnull_fd: int) -> None:
 
 def discard(stream: TextIO) -> None:
     """Has output that cannot be written thrown away; otherwise Python fails over it at exit."""
-    devnull_fd = os.open(os.devnull, os.O_WRONLY)
+    devnull_fd = open_null()
     try:
         os.dup2(devnull_fd, stream.fileno())
     finally:
@@ -87,7 +89,7 @@ def _occupy_standard_descriptors() -> int:
     """Opens 0, 1 and 2 if somebody closed them: otherwise the next socket would get such a
     number, and a client whatever is written to stderr. Returns one more, of /dev/null, for the
     end: within a sandbox it could not be opened any more."""
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+    while (fd := open_null()) <= 2:
         pass
     return fd
 

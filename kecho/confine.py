@@ -9,6 +9,7 @@ from typing import Protocol
 
 from . import privileges, sandbox
 from .listen import Address
+from .null import open_null
 
 __all__ = ["confine"]
 
@@ -67,7 +68,7 @@ def _let_go(fd: int) -> None:
     if fd > 2:
         os.close(fd)
         return
-    devnull_fd = os.open(os.devnull, os.O_RDWR)
+    devnull_fd = open_null()
     os.dup2(devnull_fd, fd)
     os.close(devnull_fd)
 

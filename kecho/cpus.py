@@ -13,8 +13,12 @@ __all__ = ["cpu_groups", "throttled_periods", "usable_cpu_count", "usable_cpus",
 
 
 def usable_cpus() -> list[int]:
-    """The CPU numbers of the affinity mask, ascending: sched_getaffinity(2)."""
-    return sorted(os.sched_getaffinity(0))
+    """The CPU numbers of the affinity mask, ascending: sched_getaffinity(2). All there are if that
+    is refused."""
+    try:
+        return sorted(os.sched_getaffinity(0))
+    except OSError:
+        return list(range(os.cpu_count() or 1))
 
 
 def usable_cpu_count() -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["EngineError", "ListenError", "OptionError", "TuningError"]
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["EngineError", "ListenError", "OptionError", "TuningError", "naming"]
 
 
 class OptionError(ValueError):
@@ -60,3 +63,12 @@ class EngineError(OSError):
 
 class TuningError(OSError):
     """Kernel settings could not be changed, or not be put back; the text says which and why."""
+
+
+@contextmanager
+def naming(call: str) -> Iterator[None]:
+    """Has an OSError raised within `with` say which system call was refused."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{call}: {error.strerror or error}") from None

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from . import names
+from .errors import naming
 from .server import Server
 from .stats import Stats
 
@@ -24,7 +26,8 @@ def serve(*, on_start: Callable[[Server], object] | None = None, **options: obje
     """Runs an echo server until SIGINT, SIGTERM or SIGHUP, and returns the final counters.
 
     The first signal drains (see Server.stop()), a second SIGINT or SIGTERM stops at once. A SIGHUP
-    that is ignored, as nohup(1) has it, or handled by the caller stays so. Called from a thread
+    that is ignored, as nohup(1) has it, or handled by the caller stays so. One that comes while a
+    host name is looked up ends that, and the counters are those of nothing. Called from a thread
     that is not the main one it leaves the signals alone; the server is then ended through the
     Server that `on_start` is called with, once clients can connect. Raises what kecho.Server(),
     its start() and its wait() raise.
@@ -66,7 +69,14 @@ def run(
     if report is not None:
         signals.append(signal.SIGUSR1)
     with _signals_in_a_pipe(signals, is_last) as pipe:
-        server.start(on_listening)
+        pipe.is_starting = True
+        try:
+            server.start(on_listening)
+        except _AskedToStop:
+            return Stats()
+        finally:
+            pipe.is_starting = False
+            names.go_on()
         try:
             server.on_end(pipe.wake)
             if on_start is not None:
@@ -87,6 +97,10 @@ def run(
             raise
         server.wait()
         return server.stats()
+
+
+class _AskedToStop(BaseException):
+    """A signal came while a host name was looked up."""
 
 
 def _call_or_stop(server: Server, on_start: Callable[[Server], object]) -> None:
@@ -157,10 +171,17 @@ class _SignalPipe:
     """Where the numbers of signals arrive, and a zero for anything else worth waking up for."""
 
     def __init__(self) -> None:
-        self._read_fd, self.write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        with naming("pipe2"):
+            self._read_fd, self.write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._lock = threading.Lock()
         self._poll = select.poll()
         self._poll.register(self._read_fd, select.POLLIN)
+        self.is_starting = False
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """The wake-up descriptor carries the number; but nobody reads while a name is looked up."""
+        if self.is_starting and number != signal.SIGUSR1:
+            names.give_up(_AskedToStop())
 
     def read(self, timeout: float | None) -> bytes:
         """What has arrived, after at most `timeout` seconds; empty if nothing has."""
@@ -194,8 +215,10 @@ def _signals_in_a_pipe(signals: list[signal.Signals], is_last: bool) -> Iterator
     """
     pipe = _SignalPipe()
     previous_fd = signal.set_wakeup_fd(pipe.write_fd, warn_on_full_buffer=False)
-    previous = {number: signal.signal(number, _goes_to_the_pipe) for number in signals}
-    previous_mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+    with naming("sigaction"):
+        previous = {number: signal.signal(number, pipe.handle) for number in signals}
+    with naming("sigprocmask"):
+        previous_mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
     try:
         yield pipe
         if is_last:
@@ -210,7 +233,3 @@ def _signals_in_a_pipe(signals: list[signal.Signals], is_last: bool) -> Iterator
         except (OSError, ValueError):  # it was closed meanwhile
             signal.set_wakeup_fd(-1)
         pipe.close()
-
-
-def _goes_to_the_pipe(number: int, frame: FrameType | None) -> None:
-    """The wake-up descriptor carries the number; Python wants a handler all the same."""

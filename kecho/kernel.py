@@ -7,6 +7,14 @@ import re
 
 __all__ = ["RELEASE", "VERSION"]
 
+
+def _release() -> str:
+    try:
+        return os.uname().release
+    except OSError:  # what confines this process may refuse it
+        return "unknown (uname: refused)"
+
+
 # Asked when imported: in the sandbox uname(2) is refused.
-RELEASE = os.uname().release  # "6.1.0-18-amd64"
-VERSION = tuple(int(part) for part in re.findall(r"\d+", RELEASE)[:2])  # (6, 1)
+RELEASE = _release()  # "6.1.0-18-amd64"
+VERSION = tuple(int(part) for part in re.findall(r"\d+", RELEASE)[:2])  # (6, 1); unknown: ()

@@ -15,8 +15,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from .config import ServerConfig
-from .errors import ListenError
+from .errors import ListenError, naming
 from .inherited import Recipe, adopt, recipe_of, set_unless_mptcp
+from .names import look_up
 
 __all__ = [
     "FREE_PORT_TRIES",
@@ -101,7 +102,8 @@ class Listener:
 
     @property
     def address(self) -> Address:
-        address: Address | bytes = self.socket.getsockname()
+        with naming("getsockname"):
+            address: Address | bytes = self.socket.getsockname()
         if isinstance(address, bytes):  # abstract: a NUL, and any bytes
             return "@" + os.fsdecode(address[1:])
         return address
@@ -199,14 +201,14 @@ def _resolve(hosts: Sequence[str], port: int) -> dict[_Target, list[str]]:
     targets: dict[_Target, list[str]] = {}
     for host in hosts:
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            found = look_up(host, port, socket.AI_PASSIVE)
         except (OSError, UnicodeError) as error:
             number = error.errno if isinstance(error, OSError) else None
             reason = error.strerror if isinstance(error, OSError) else "not a name"
             raise ListenError("host", number, f"{host!r} cannot be resolved: {reason}") from None
         for family, _, _, _, sockaddr in found:
             if family in (socket.AF_INET, socket.AF_INET6):
-                target = _Target(family, sockaddr)  # type: ignore[arg-type]
+                target = _Target(family, sockaddr)
                 targets.setdefault(target, []).append(host)
     return targets
 
@@ -256,7 +258,7 @@ def _listen_everywhere(
             absent |= {host: error for host in hosts if host not in absent}
             continue
         served.update(hosts)
-        port = opened[-1].socket.getsockname()[1]
+        port = int(opened[-1].address[1])
     for host, refusal in absent.items():
         if host not in served:
             raise refusal

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from .config import ServerConfig
-from .errors import ListenError
+from .errors import ListenError, naming
 from .listen import (
     FREE_PORT_TRIES,
     Address,
@@ -34,7 +34,8 @@ class Datagrams:
 
     @property
     def address(self) -> Address:
-        address: Address = self.socket.getsockname()
+        with naming("getsockname"):
+            address: Address = self.socket.getsockname()
         return address
 
 

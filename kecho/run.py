@@ -64,6 +64,7 @@ class Run:
         self._lock = threading.RLock()
         self._taken: set[int] = set()  # indices of the workers that somebody runs, or has run
         self._remaining = self.thread_count + udp_count
+        self._prepared = threading.Semaphore(0)  # a worker has done what may fail on its thread
         self._ended = threading.Event()
         self._callbacks: list[Callable[[], object]] = []
         self._failures: list[BaseException] = []
@@ -161,14 +162,19 @@ class Run:
             raise
 
     def start(self) -> None:
-        """Starts the workers. Raises OSError when there is no thread to be had; whatever it
-        raises, cancel() is due then."""
+        """Starts the workers, and returns when each is about to serve. Raises OSError when there
+        is no thread to be had, or one cannot be pinned; whatever it raises, cancel() is due."""
         try:
             with _signals_wait():  # threading itself does not survive an interrupt everywhere
                 for thread in (*self._threads, self._watcher):
                     thread.start()
         except RuntimeError as error:
             raise OSError(errno.EAGAIN, f"pthread_create: {error}") from None
+        for _ in self._threads:
+            self._prepared.acquire()
+        failure = self.take_failure()
+        if failure is not None:
+            raise failure
 
     def cancel(self) -> None:
         """Undoes a start that did not get to its end.
@@ -193,8 +199,12 @@ class Run:
             is_udp = index >= self.thread_count
             engine = self._udp if is_udp else self._engine
         try:
+            try:
+                if engine is not None:
+                    self._prepare_thread(index)
+            finally:
+                self._prepared.release()
             if engine is not None:
-                self._prepare_thread(index)
                 engine.run_worker(index - self.thread_count if is_udp else index)
         except BaseException as error:
             self._failures.append(error)

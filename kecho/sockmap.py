@@ -6,6 +6,7 @@ import errno
 import logging
 import resource
 
+from . import tuning
 from .config import ServerConfig
 from .errors import EngineError
 from .kernel import RELEASE, VERSION
@@ -87,7 +88,7 @@ def _advice(error: OSError) -> str:
 def _capacity(config: ServerConfig) -> int:
     """Connections that the maps have room for; further ones are echoed by the workers. The hash
     table of the sockets has so many buckets from the start, 16 bytes each."""
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    most = tuning.descriptor_limit()
     if most == resource.RLIM_INFINITY:
         most = _CAPACITY_MOST
     if config.max_connections is not None:

@@ -35,6 +35,7 @@ _SOMAXCONN_DEFAULT = 4096  # since Linux 5.4: listen(2)
 _SYN_BACKLOG_DEFAULT = 128  # the least there is: ip-sysctl.rst
 _PORT_RANGE_DEFAULT = (32768, 60999)  # ip(7)
 _UNPRIVILEGED_START_DEFAULT = 1024
+_NOFILE_DEFAULT = 1024  # the kernel's own soft limit
 _PORT_MAX = 65535
 _U16_MAX = 65535
 _INT_MAX = 2**31 - 1
@@ -108,7 +109,7 @@ def backlog_in_force(backlog: int) -> int:
 
 def descriptor_limit() -> int:
     """RLIMIT_NOFILE, the soft one."""
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _descriptor_limits()[0]
 
 
 def migrates_requests(*, root: Path | None = None) -> bool | None:
@@ -126,12 +127,19 @@ def open_descriptors() -> int:
         return 0
 
 
+def _descriptor_limits() -> tuple[int, int]:
+    try:
+        return resource.getrlimit(resource.RLIMIT_NOFILE)
+    except OSError:  # what confines this process may refuse it
+        return _NOFILE_DEFAULT, _NOFILE_DEFAULT
+
+
 def raise_descriptor_limit() -> int:
     """Raises RLIMIT_NOFILE of this process to its hard limit, and returns what is in force.
 
     Every connection is a descriptor, and the usual soft limit is 1024: getrlimit(2).
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = _descriptor_limits()
     if soft != hard:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

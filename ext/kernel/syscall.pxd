@@ -12,6 +12,7 @@ cdef extern from *:
     #endif
     """
     enum:
+        SYS_capget
         SYS_capset
         SYS_landlock_add_rule
         SYS_landlock_create_ruleset

@@ -15,14 +15,15 @@ from kernel.landlock cimport (
     SCOPE_SIGNAL, NetPort, PathBeneath, Ruleset,
 )
 from kernel.prctl cimport (
-    PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, prctl,
+    PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, PR_CAPBSET_DROP, PR_GET_NO_NEW_PRIVS,
+    PR_SET_NO_NEW_PRIVS, prctl,
 )
 from kernel.seccomp cimport (
     SECCOMP_FILTER_FLAG_SPEC_ALLOW, SECCOMP_FILTER_FLAG_TSYNC, SECCOMP_SET_MODE_FILTER,
 )
 from kernel.syscall cimport (
-    SYS_capset, SYS_landlock_add_rule, SYS_landlock_create_ruleset, SYS_landlock_restrict_self,
-    SYS_seccomp, syscall,
+    SYS_capget, SYS_capset, SYS_landlock_add_rule, SYS_landlock_create_ruleset,
+    SYS_landlock_restrict_self, SYS_seccomp, syscall,
 )
 from libc.errno cimport EINVAL, ENOSYS, EPERM, ESRCH, errno
 from libc.stdint cimport uint64_t
@@ -62,9 +63,13 @@ def load_unwinder():
 
 
 def set_no_new_privileges():
-    """execve() gives this thread no privileges any more: prctl(2)."""
+    """execve() gives this thread no privileges any more: prctl(2). What refuses the call does not
+    matter if it was so before."""
+    cdef int number
     if prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0:
-        raise system_error(errno, "prctl(PR_SET_NO_NEW_PRIVS)")
+        number = errno
+        if prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1:
+            raise system_error(number, "prctl(PR_SET_NO_NEW_PRIVS)")
 
 
 def drop_bounding_set():
@@ -79,17 +84,38 @@ def drop_bounding_set():
 
 
 def drop_capabilities():
-    """Empties the effective, permitted, inheritable and ambient sets: capset(2)."""
+    """Empties the effective, permitted, inheritable and ambient sets: capset(2). A call that is
+    refused does not matter if they are empty."""
     cdef __user_cap_header_struct header
     cdef __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3]
+    cdef int number = 0
     header.version = _LINUX_CAPABILITY_VERSION_3
     header.pid = 0
     memset(data, 0, sizeof(data))
     # The kernel keeps the ambient set within the others, which are about to be empty.
     if prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0 and errno != EINVAL:
-        raise system_error(errno, "prctl(PR_CAP_AMBIENT)")
+        number = errno
+        if not has_no_capabilities():
+            raise system_error(number, "prctl(PR_CAP_AMBIENT)")
     if syscall(SYS_capset, &header, data) < 0:
-        raise system_error(errno, "capset")
+        number = errno
+        if not has_no_capabilities():
+            raise system_error(number, "capset")
+
+
+cdef bint has_no_capabilities() noexcept:
+    """Effective, permitted and inheritable; ambient ones are among them: capget(2)."""
+    cdef __user_cap_header_struct header
+    cdef __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3]
+    cdef int i
+    header.version = _LINUX_CAPABILITY_VERSION_3
+    header.pid = 0
+    if syscall(SYS_capget, &header, data) < 0:
+        return False
+    for i in range(_LINUX_CAPABILITY_U32S_3):
+        if data[i].effective or data[i].permitted or data[i].inheritable:
+            return False
+    return True
 
 
 # ---- Landlock --------------------------------------------------------------------------------

@@ -24,6 +24,12 @@ def processor_time_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def only_child(pid: int) -> int:
+    """Of a process with one thread: proc_pid_task(5)."""
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(child)
+
+
 class ServerProcess:
     """A server process; `stderr` holds what it has said so far."""
 

@@ -27,7 +27,9 @@ ALLOWED = {
     "tuning_state": {"errors"},
     "uninterrupted": set(),
     "options": {"errors"},
-    "command": {"options"},
+    "command": {"null", "options"},
+    "null": set(),
+    "names": set(),
     "logs": set(),
     "access": {"errors"},
     "netstat": set(),
@@ -37,20 +39,20 @@ ALLOWED = {
     "watch": {"config", "inherited", "listen", "netstat", "steering", "tuning"},
     "config": {"access", "errors", "options"},
     "inherited": {"errors"},
-    "listen": {"errors", "config", "inherited"},
+    "listen": {"errors", "config", "inherited", "names"},
     "listen_udp": {"errors", "config", "listen"},
     "run": {
         *{"access", "errors", "config", "listen", "listen_udp", "stats", "cpus", "steering"},
         *{"busy_poll", "io_uring", "sockmap", "tuning", "watch", "_engine", "_udp"},
     },
     "io_uring": {"config", "errors", "kernel"},
-    "sockmap": {"config", "errors", "kernel", "_bpf"},
+    "sockmap": {"config", "errors", "kernel", "tuning", "_bpf"},
     "server": {"errors", "config", "listen", "stats", "run"},
-    "foreground": {"errors", "config", "stats", "server"},
+    "foreground": {"errors", "config", "names", "stats", "server"},
     "privileges": {"errors", "_sandbox"},
     "sandbox": {"_sandbox"},
     "systemd": set(),
-    "confine": {"listen", "privileges", "sandbox"},
+    "confine": {"listen", "null", "privileges", "sandbox"},
     "cli": {
         *{"errors", "options", "config", "command", "listen", "stats", "tuning"},
         *{"confine", "logs", "privileges", "systemd"},
@@ -162,7 +164,7 @@ BENCH = {
     },
 }
 FOR_BENCH = {
-    *{"errors", "options", "command", "cpus", "tuning", "limits", "tuned", "netstat"},
+    *{"errors", "options", "command", "cpus", "names", "tuning", "limits", "tuned", "netstat"},
     "_version",
 }
 
