@@ -29,7 +29,7 @@ from .confine import confine
 from .errors import EngineError, ListenError, OptionError
 from .listen import describe_addresses
 from .logs import stderr_handler
-from .options import Option, choice, flag, option, options_of, seconds, switch
+from .options import Option, choice, describe_size, flag, option, options_of, seconds, switch
 from .server import Server
 from .stats import Stats, UdpCounters
 from .systemd import Notifier, take_listen_fds
@@ -322,7 +322,7 @@ def _say_where(server: Server, backlog: int) -> None:
         f"{', ' + describe_addresses(udp, 'udp') if udp else ''}"
         f"{', reachable from other hosts' if exposed else ''}"
         f" (backlog {backlog}, dispatch {config.dispatch}{engine},"
-        f" {plural(server.threads, 'thread')})",
+        f" buffers {describe_size(server.max_buffer_memory)}, {plural(server.threads, 'thread')})",
         "listening",
         addresses=server.addresses,
         udp_addresses=udp,
@@ -331,6 +331,7 @@ def _say_where(server: Server, backlog: int) -> None:
         dispatch=config.dispatch,
         engine=server.engine,
         threads=server.threads,
+        max_buffer_memory=server.max_buffer_memory,
         pid=os.getpid(),
     )
 

@@ -220,14 +220,16 @@ class ServerConfig:
             optional=True,
         ),
     )
-    max_buffer_memory: int = option(
-        256 << 20,
+    max_buffer_memory: int | None = option(
+        None,
         size(
             "bytes that may wait in this process for clients that do not read (K, M, G); beyond "
             "it the slowest of them are reset; under percpu, and with io_uring, each thread has an "
-            "equal share",
+            "equal share; by default 256M, or a quarter of what the cgroup may have, if that is "
+            "less",
             1 << 16,
             1 << 62,
+            optional=True,
         ),
     )
     allow: tuple[str, ...] = option(

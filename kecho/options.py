@@ -19,6 +19,7 @@ __all__ = [
     "check_fields",
     "check_uds_path",
     "choice",
+    "describe_size",
     "flag",
     "integer",
     "option",
@@ -154,9 +155,18 @@ def _parse_size(text: str) -> int:
     return _parse_integer(digits) * _SIZE_UNITS[unit]
 
 
-def size(help: str, low: int, high: int) -> Option:
+def size(help: str, low: int, high: int, *, optional: bool = False) -> Option:
     """Bytes."""
-    return replace(integer(help, low, high, "BYTES"), parse=_parse_size)
+    return replace(integer(help, low, high, "BYTES", optional=optional), parse=_parse_size)
+
+
+def describe_size(count: int) -> str:
+    """As an option of bytes takes it: 12M."""
+    unit = max(
+        (unit for unit, size in _SIZE_UNITS.items() if count % size == 0),
+        key=_SIZE_UNITS.__getitem__,
+    )
+    return f"{count // _SIZE_UNITS[unit]}{unit}"
 
 
 def choice(help: str, *choices: str) -> Option:

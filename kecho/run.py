@@ -12,12 +12,14 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import tuning
 from ._engine import Engine, attach_cpu_steering, try_io_uring
 from .access import rules_of
 from .busy_poll import busy_poll_of
+from .cgroups import cgroup_memory_limit
 from .config import ServerConfig
 from .cpus import usable_cpu_count
 from .io_uring import ring_entries
@@ -31,7 +33,11 @@ from .watch import INTERVAL_S, Place, Watch
 if TYPE_CHECKING:
     from ._udp import Echo
 
-__all__ = ["Run", "thread_count"]
+__all__ = ["Run", "buffer_bytes", "thread_count"]
+
+_BUFFER_BYTES = 256 << 20
+_BUFFER_SHARE = 4  # of a cgroup's memory: the process takes some 20 MiB, and sockets are in it, too
+_BUFFER_GRAIN = 1 << 20
 
 _LOG_BLOCKED_S = 5.0  # how long an end waits for a line that nobody reads
 _FINISH_TIMEOUT_S = 60.0  # without write_timeout: for one that takes nothing after its half-close
@@ -58,6 +64,7 @@ class Run:
 
     def __init__(self, config: ServerConfig) -> None:
         self.thread_count = thread_count(config)
+        self.buffer_bytes = buffer_bytes(config)
         self._cpus = cpus_of_workers(config, self.thread_count)
         udp_count = udp_worker_count(config, self.thread_count)
         self._final: Stats | None = None
@@ -134,7 +141,7 @@ class Run:
                     idle_timeout_ms=_milliseconds(config.idle_timeout or 0),
                     write_timeout_ms=_milliseconds(config.write_timeout or 0),
                     finish_timeout_ms=_milliseconds(config.write_timeout or _FINISH_TIMEOUT_S),
-                    buffer_bytes=config.max_buffer_memory,
+                    buffer_bytes=self.buffer_bytes,
                     rules=rules_of(config.allow, config.deny),
                     is_allowed_otherwise=not config.allow,
                     per_address=config.max_connections_per_ip or 0,
@@ -416,6 +423,17 @@ def _milliseconds(seconds: float) -> int:
 
 def thread_count(config: ServerConfig) -> int:
     return usable_cpu_count() if config.threads is None else config.threads
+
+
+def buffer_bytes(config: ServerConfig) -> int:
+    """The option max_buffer_memory, or what stands for it."""
+    if config.max_buffer_memory is not None:
+        return config.max_buffer_memory
+    limit = cgroup_memory_limit(Path("/proc/self"))
+    if limit is None:
+        return _BUFFER_BYTES
+    share = limit // _BUFFER_SHARE
+    return min(_BUFFER_BYTES, max(_BUFFER_GRAIN, share - share % _BUFFER_GRAIN))
 
 
 def _warn_of_truncation(backlog: int) -> None:

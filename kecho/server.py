@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from .config import ServerConfig, check_timeout, describe_options
 from .listen import Address, describe_addresses
-from .run import Run, thread_count
+from .run import Run, buffer_bytes, thread_count
 from .stats import Stats
 
 if TYPE_CHECKING:
@@ -169,6 +169,12 @@ class Server:
     def threads(self) -> int:
         """How many workers serve, or would by the present affinity and quota."""
         return self._run.thread_count if self._run is not None else thread_count(self.config)
+
+    @property
+    def max_buffer_memory(self) -> int:
+        """Bytes that may wait for clients that do not read: the option, or what the cgroup's memory
+        makes of its default."""
+        return self._run.buffer_bytes if self._run is not None else buffer_bytes(self.config)
 
     def stats(self) -> Stats:
         """The counters now, or as they were in the end. Raises RuntimeError before the start."""

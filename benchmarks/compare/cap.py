@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kecho.cpus import cpu_groups
+from kecho.cgroups import groups_of
 
 __all__ = ["SHARE", "capped"]
 
@@ -36,7 +36,7 @@ def capped(proc_self: Path = Path("/proc/self")) -> Iterator[Callable[[int], Non
 def _parent(proc_self: Path) -> Path:
     """cgroup v1: where this process is. v2: the root, as only a group without processes of its own,
     or the root, can have others that share its CPUs: cgroups(7)."""
-    for group, mount_point in cpu_groups(proc_self):
+    for group, mount_point in groups_of("cpu", proc_self):
         own = mount_point / group.strip("/")
         if (own / "cpu.cfs_quota_us").exists():
             return own

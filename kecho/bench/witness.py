@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..cpus import throttled_periods
+from ..cgroups import throttled_periods
 from ..netstat import tcp_counters
 from .procfs import Usage, parent_of, usage_of
 from .target import Target

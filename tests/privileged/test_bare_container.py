@@ -4,17 +4,20 @@ memory, nothing of what a system usually has."""
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from support.clients import DEADLINE_S, connect, echo, wait_for
+from support.clients import DEADLINE_S, connect, connected, echo, wait_for
 from support.namespaces import Namespace
-from support.server_process import ServerProcess, only_child
+from support.server_process import ServerProcess, after, only_child
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -71,28 +74,59 @@ os.execv(command[0], command)
 """
 
 
-@pytest.fixture
-def small_group() -> Iterator[Path | None]:
-    """A memory cgroup of 32 MiB; None: they cannot be made here (version 1 alone is tried)."""
+@contextmanager
+def memory_group(limit_bytes: int) -> Iterator[Path | None]:
+    """A memory cgroup; None: none can be made here (version 1 alone is tried)."""
     group = Path(f"/sys/fs/cgroup/memory/kecho-test-{os.getpid()}")
     try:
         group.mkdir()
     except OSError:
         yield None
         return
-    (group / "memory.limit_in_bytes").write_text(str(32 << 20))
-    yield group
-    wait_for(lambda: not (group / "cgroup.procs").read_text(), "the group is empty")
-    group.rmdir()
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(limit_bytes))
+        yield group
+    finally:
+        wait_for(lambda: not (group / "cgroup.procs").read_text(), "the group is empty")
+        group.rmdir()
+
+
+def test_clients_that_do_not_read_do_not_have_a_server_of_little_memory_killed(
+    inside: Namespace, stack: ExitStack
+) -> None:
+    group = stack.enter_context(memory_group(32 << 20))
+    if group is None:
+        pytest.skip("no memory cgroup can be made here")
+    enter = after(f"open('{group}/cgroup.procs', 'w').write(str(os.getpid()))")
+    process = stack.enter_context(ServerProcess(["--backlog=1024"], before=enter))
+    process.wait_until_listening()
+    assert "buffers 8M" in process.stderr
+    clients = stack.enter_context(connected(process.port, 900, receive_buffer=4096))
+    for client in clients:
+        client.setblocking(False)
+    chunk, end = bytes(1 << 18), time.monotonic() + 2 * DEADLINE_S
+    while writable := select.select([], clients, [], 0.5)[1]:
+        assert time.monotonic() < end
+        assert process.process.poll() is None, "it was killed"
+        for client in writable:
+            try:
+                client.send(chunk)
+            except BlockingIOError:
+                pass
+            except (ConnectionResetError, BrokenPipeError):
+                clients.remove(client)
+    process.wait_until_said("--max-buffer-memory is reached")
+    assert process.stop() == 0
 
 
 def test_pid_1_of_a_bare_container_serves_and_drains(
-    inside: Namespace, small_group: Path | None, tmp_path: Path, dispatch: str
+    inside: Namespace, stack: ExitStack, tmp_path: Path, dispatch: str
 ) -> None:
     """A root of which nothing can be written, without /dev/null, /proc and /sys; no capability."""
+    group = stack.enter_context(memory_group(32 << 20))
     (tmp_path / "root").mkdir()
     before = ["unshare", "--mount", "--pid", "--fork", "--kill-child", sys.executable, "-c", BARE]
-    before += [str(tmp_path / "root"), str(small_group or "")]
+    before += [str(tmp_path / "root"), str(group or "")]
     service = {"KECHO_PORT": "tcp://1.2.3.4:5", "PYTHONDONTWRITEBYTECODE": "1"}
     with ServerProcess(["--dispatch", dispatch], service, before=before) as process:
         process.wait_until_listening()

@@ -20,7 +20,8 @@ ALLOWED = {
     "errors": set(),
     "_version": set(),
     "stats": set(),
-    "cpus": set(),
+    "cgroups": set(),
+    "cpus": {"cgroups"},
     "tuning": set(),
     "limits": {"tuning"},
     "tuned": {"errors", "tuning", "tuning_state", "uninterrupted"},
@@ -43,7 +44,7 @@ ALLOWED = {
     "listen_udp": {"errors", "config", "listen"},
     "run": {
         *{"access", "errors", "config", "listen", "listen_udp", "stats", "cpus", "steering"},
-        *{"busy_poll", "io_uring", "sockmap", "tuning", "watch", "_engine", "_udp"},
+        *{"busy_poll", "cgroups", "io_uring", "sockmap", "tuning", "watch", "_engine", "_udp"},
     },
     "io_uring": {"config", "errors", "kernel"},
     "sockmap": {"config", "errors", "kernel", "tuning", "_bpf"},
@@ -164,7 +165,18 @@ BENCH = {
     },
 }
 FOR_BENCH = {
-    *{"errors", "options", "command", "cpus", "names", "tuning", "limits", "tuned", "netstat"},
+    *{
+        "errors",
+        "options",
+        "cgroups",
+        "command",
+        "cpus",
+        "names",
+        "tuning",
+        "limits",
+        "tuned",
+        "netstat",
+    },
     "_version",
 }
 

@@ -81,7 +81,7 @@ def test_defaults_are_loopback_and_what_the_help_says() -> None:
         "max_connections": None,
         "idle_timeout": None,
         "write_timeout": None,
-        "max_buffer_memory": 256 << 20,
+        "max_buffer_memory": None,
         "allow": (),
         "deny": (),
         "max_connections_per_ip": None,
