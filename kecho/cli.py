@@ -23,11 +23,11 @@ from typing import Any
 
 from . import command, foreground, privileges, tuning
 from ._version import __version__
+from .addresses import describe_addresses
 from .command import plural
 from .config import BENCH, ServerConfig, check_options, environment_variable
 from .confine import confine
 from .errors import EngineError, ListenError, OptionError
-from .listen import describe_addresses
 from .logs import stderr_handler
 from .options import Option, choice, describe_size, flag, option, options_of, seconds, switch
 from .server import Server
@@ -258,15 +258,13 @@ def _serve(config: CommandConfig, identity: privileges.Identity | None) -> int:
     tuning.raise_descriptor_limit()
     server = Server.from_config(config)
     notifier = _notifier()
-    # Now: behind the sandbox it cannot be read.
-    backlog = tuning.backlog_in_force(config.backlog)
 
     def prepare() -> None:
         _say_descriptors(config)
         confine(server.addresses, config, identity, engine=server.engine)
 
     def start_to_serve(server: Server) -> None:
-        _say_where(server, backlog)
+        _say_where(server)
         notifier.ready()
 
     try:
@@ -312,7 +310,7 @@ def _notifier() -> Notifier:
         return Notifier({})
 
 
-def _say_where(server: Server, backlog: int) -> None:
+def _say_where(server: Server) -> None:
     config = server.config
     exposed = any(_is_exposed(address) for address in server.addresses)
     udp = server.udp_addresses
@@ -321,19 +319,27 @@ def _say_where(server: Server, backlog: int) -> None:
         f"listening on {describe_addresses(server.addresses)}"
         f"{', ' + describe_addresses(udp, 'udp') if udp else ''}"
         f"{', reachable from other hosts' if exposed else ''}"
-        f" (backlog {backlog}, dispatch {config.dispatch}{engine},"
+        f" ({_backlogs(server)}dispatch {config.dispatch}{engine},"
         f" buffers {describe_size(server.max_buffer_memory)}, {plural(server.threads, 'thread')})",
         "listening",
         addresses=server.addresses,
         udp_addresses=udp,
         exposed=exposed,
-        backlog=backlog,
+        backlog=min(server.backlogs, default=None),
         dispatch=config.dispatch,
         engine=server.engine,
         threads=server.threads,
         max_buffer_memory=server.max_buffer_memory,
         pid=os.getpid(),
     )
+
+
+def _backlogs(server: Server) -> str:
+    """Of several listeners the least and the most; nothing of an inherited Unix socket's."""
+    known = server.backlogs
+    if not known:
+        return ""
+    return f"backlog {' to '.join(map(str, dict.fromkeys((min(known), max(known)))))}, "
 
 
 def _is_exposed(address: object) -> bool:

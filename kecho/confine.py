@@ -8,7 +8,7 @@ import stat
 from typing import Protocol
 
 from . import privileges, sandbox
-from .listen import Address
+from .addresses import Address
 from .null import open_null
 
 __all__ = ["confine"]

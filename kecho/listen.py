@@ -1,84 +1,35 @@
-"""Listening sockets: names to addresses, one socket for each worker that wants its own, and the
-Unix socket's file."""
+"""Listening sockets: one for each worker that wants its own."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
+import logging
 import os
 import socket
-import stat
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from . import tuning
+from .addresses import Address, Target, resolve
 from .config import ServerConfig
 from .errors import ListenError, naming
 from .inherited import Recipe, adopt, recipe_of, set_unless_mptcp
-from .names import look_up
+from .listen_unix import SocketFile, listen_unix
 
 __all__ = [
     "FREE_PORT_TRIES",
-    "Address",
     "Listener",
-    "SocketFile",
-    "describe_addresses",
     "listen_again",
     "new_socket",
     "open_listeners",
     "why_refused",
 ]
 
-Address = tuple[str, int] | tuple[str, int, int, int] | str
 EVERY_QUEUE = -1
 FREE_PORT_TRIES = 16
 _ADDRESS_ERRORS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL)
-_LOCK_TRIES = 100
-_LOCK_RETRY_S = 0.01
 
-
-def describe_addresses(addresses: tuple[Address, ...], protocol: str = "tcp") -> str:
-    """As ``tcp 127.0.0.1:12345, tcp [::1]:12345, unix /run/kecho``."""
-    return ", ".join(_describe_address(one, protocol) for one in addresses) or "(not started)"
-
-
-def _describe_address(address: Address, protocol: str) -> str:
-    if isinstance(address, str):
-        return f"unix {address}"
-    host = f"[{address[0]}]" if ":" in address[0] else address[0]
-    return f"{protocol} {host}:{address[1]}"
-
-
-class SocketFile:
-    """The file of a Unix socket that this process has bound.
-
-    Holds it open (O_PATH), so that its inode's number cannot go to somebody else's file, which
-    remove() would then take for ours.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.path = os.path.abspath(path)
-        self._fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-
-    def is_in_place(self) -> bool:
-        try:
-            return os.path.samestat(os.fstat(self._fd), os.lstat(self.path))
-        except OSError:
-            return False
-
-    def remove(self) -> None:
-        if self.is_in_place():
-            with suppress(OSError):
-                os.unlink(self.path)
-        self.forget()
-
-    def forget(self) -> None:
-        """Leaves the file where it is."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+log = logging.getLogger("kecho")
 
 
 @dataclass(frozen=True)
@@ -108,6 +59,12 @@ class Listener:
             return "@" + os.fsdecode(address[1:])
         return address
 
+    def backlog(self, config: ServerConfig) -> int | None:
+        """In force; None: not known, of an inherited Unix socket."""
+        if self.recipe is not None:
+            return self.recipe.backlog
+        return None if self.inherited else tuning.backlog_in_force(config.backlog)
+
     def close(self) -> None:
         self.socket.close()
         if self.file is not None:
@@ -125,7 +82,8 @@ def open_listeners(config: ServerConfig, worker_count: int) -> list[Listener]:
         if config.fd:  # before any of our own could get such a number
             _adopt(config, worker_count, opened)
         if config.uds is not None:
-            opened.append(_listen_unix(config.uds, config.backlog))
+            one, file = listen_unix(config.uds, config.backlog)
+            opened.append(Listener(one, EVERY_QUEUE, file))
         if config.host:
             _open_tcp(config, worker_count, opened)
     except BaseException:
@@ -158,24 +116,8 @@ def _adopt(config: ServerConfig, worker_count: int, opened: list[Listener]) -> N
 # ---- TCP ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Target:
-    """One address to listen on."""
-
-    family: int
-    sockaddr: tuple[str, int] | tuple[str, int, int, int]
-
-    def with_port(self, port: int) -> _Target:
-        address = self.sockaddr
-        return _Target(self.family, (address[0], port, *address[2:]))
-
-    def __str__(self) -> str:
-        host = f"[{self.sockaddr[0]}]" if self.family == socket.AF_INET6 else self.sockaddr[0]
-        return f"{host}:{self.sockaddr[1]}"
-
-
 def _open_tcp(config: ServerConfig, worker_count: int, opened: list[Listener]) -> None:
-    targets = _resolve(config.host, config.port)
+    targets = resolve(config.host, config.port)
     for _ in range(FREE_PORT_TRIES):
         attempt: list[Listener] = []
         try:
@@ -196,23 +138,6 @@ def _is_in_use(error: BaseException) -> bool:
     return isinstance(error, ListenError) and error.errno == errno.EADDRINUSE
 
 
-def _resolve(hosts: Sequence[str], port: int) -> dict[_Target, list[str]]:
-    """The addresses, without repeats, and the names that stand for each."""
-    targets: dict[_Target, list[str]] = {}
-    for host in hosts:
-        try:
-            found = look_up(host, port, socket.AI_PASSIVE)
-        except (OSError, UnicodeError) as error:
-            number = error.errno if isinstance(error, OSError) else None
-            reason = error.strerror if isinstance(error, OSError) else "not a name"
-            raise ListenError("host", number, f"{host!r} cannot be resolved: {reason}") from None
-        for family, _, _, _, sockaddr in found:
-            if family in (socket.AF_INET, socket.AF_INET6):
-                target = _Target(family, sockaddr)
-                targets.setdefault(target, []).append(host)
-    return targets
-
-
 def listen_again(
     family: int,
     address: Address,
@@ -229,7 +154,7 @@ def listen_again(
     assert not isinstance(address, str)
     sockets: list[socket.socket] = []
     try:
-        _bind_tcp(config, _Target(family, address), shares, sockets, recipe, spare)
+        _bind_tcp(config, Target(family, address), shares, sockets, recipe, spare)
         sockets[0].listen(config.backlog if recipe is None else recipe.backlog)
     except OSError:
         for one in sockets:
@@ -240,7 +165,7 @@ def listen_again(
 
 def _listen_everywhere(
     config: ServerConfig,
-    targets: dict[_Target, list[str]],
+    targets: dict[Target, list[str]],
     worker_count: int,
     opened: list[Listener],
 ) -> None:
@@ -249,6 +174,7 @@ def _listen_everywhere(
     # of them is enough.
     served: set[str] = set()
     absent: dict[str, ListenError] = {}
+    refused: dict[Target, ListenError] = {}
     for target, hosts in targets.items():
         try:
             _listen_tcp(config, target.with_port(port), worker_count, opened)
@@ -256,16 +182,21 @@ def _listen_everywhere(
             if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 raise
             absent |= {host: error for host in hosts if host not in absent}
+            refused[target] = error
             continue
         served.update(hosts)
         port = int(opened[-1].address[1])
     for host, refusal in absent.items():
         if host not in served:
             raise refusal
+    for target, refusal in refused.items():
+        # That localhost is ::1, too, is no news where there is no IPv6.
+        level = logging.INFO if target.is_loopback else logging.WARNING
+        log.log(level, "host: %s: %s; left out", ", ".join(targets[target]), refusal.reason)
 
 
 def _listen_tcp(
-    config: ServerConfig, target: _Target, worker_count: int, opened: list[Listener]
+    config: ServerConfig, target: Target, worker_count: int, opened: list[Listener]
 ) -> None:
     sockets: list[socket.socket] = []
     try:
@@ -303,7 +234,7 @@ def _user_timeout_ms(config: ServerConfig) -> int:
 
 def _bind_tcp(
     config: ServerConfig,
-    target: _Target,
+    target: Target,
     reuse_port: bool,
     sockets: list[socket.socket],
     recipe: Recipe | None = None,
@@ -339,69 +270,3 @@ def why_refused(where: str, error: OSError) -> str:
     if error.errno == errno.EADDRNOTAVAIL:
         return f"{where} is not an address of this host"
     return f"cannot listen on {where}: {error.strerror}"
-
-
-# ---- Unix -----------------------------------------------------------------------------------
-
-
-def _listen_unix(path: str, backlog: int) -> Listener:
-    one = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        with _locked(os.path.dirname(path) or "."):
-            try:
-                one.bind(path)
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise
-                _remove_stale(path)
-                one.bind(path)
-            one.listen(backlog)
-            file = SocketFile(path)
-    except OSError as error:
-        one.close()
-        if isinstance(error, ListenError):
-            raise
-        reason = f"cannot listen on {path!r}: {error.strerror}"
-        raise ListenError("uds", error.errno, reason) from None
-    except BaseException:
-        one.close()
-        raise
-    return Listener(one, EVERY_QUEUE, file)
-
-
-@contextmanager
-def _locked(directory: str) -> Iterator[None]:
-    """Keeps other kecho servers from replacing files in a directory at the same time.
-
-    Between two servers that find the same stale file, the second would remove what the first
-    has put in its place. Where the lock cannot be had within a second (somebody else's, or a
-    file system without), things go on as if it could.
-    """
-    try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        yield  # bind will say what is wrong with it
-        return
-    try:
-        for _ in range(_LOCK_TRIES):
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(_LOCK_RETRY_S)
-            except OSError:
-                break
-        yield
-    finally:
-        os.close(fd)
-
-
-def _remove_stale(path: str) -> None:
-    """Removes the file of a Unix socket that nobody listens on any more."""
-    if not stat.S_ISSOCK(os.lstat(path).st_mode):
-        raise ListenError("uds", errno.EADDRINUSE, f"{path!r} exists and is not a socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        refused = probe.connect_ex(path)
-    if refused != errno.ECONNREFUSED:
-        raise ListenError("uds", errno.EADDRINUSE, f"{path!r} is in use by another process")
-    os.unlink(path)

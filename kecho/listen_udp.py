@@ -7,13 +7,12 @@ import socket
 from contextlib import suppress
 from dataclasses import dataclass
 
+from .addresses import Address, describe_addresses
 from .config import ServerConfig
 from .errors import ListenError, naming
 from .listen import (
     FREE_PORT_TRIES,
-    Address,
     Listener,
-    describe_addresses,
     open_listeners,
     why_refused,
 )

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING
 from . import tuning
 from ._engine import Engine, attach_cpu_steering, try_io_uring
 from .access import rules_of
+from .addresses import Address
 from .busy_poll import busy_poll_of
 from .cgroups import cgroup_memory_limit
 from .config import ServerConfig
 from .cpus import usable_cpu_count
 from .io_uring import ring_entries
-from .listen import Address, SocketFile
 from .listen_udp import Datagrams, open_everything, udp_worker_count
+from .listen_unix import SocketFile
 from .sockmap import open_flows
 from .stats import AcceptQueue, Stats
 from .steering import cpus_of_workers, steer
@@ -93,12 +94,14 @@ class Run:
         self.engine = "epoll"
         self.addresses: tuple[Address, ...] = ()
         self.udp_addresses: tuple[Address, ...] = ()
+        self.backlogs: tuple[int, ...] = ()
         self._engine: Engine | None = None
         self._udp: Echo | None = None
         self._shares_ports = config.reuse_port and bool(config.host)
         # Where nothing can be opened any more (kecho.sandbox), what it is now has to do.
         self._migrates = tuning.migrates_requests() if self._shares_ports else None
-        _warn_of_truncation(config.backlog)
+        if config.host or config.uds is not None:
+            _warn_of_truncation(config.backlog)
         self._busy_poll = busy_poll_of(config, self.thread_count)
         self._open(config)
         _runs.add(self)
@@ -110,6 +113,8 @@ class Run:
         try:
             self._files = [listener.file for listener in listeners if listener.file is not None]
             self.addresses = tuple(dict.fromkeys(listener.address for listener in listeners))
+            backlogs = (one.backlog(config) for one in listeners)
+            self.backlogs = tuple(backlog for backlog in backlogs if backlog is not None)
             self.udp_addresses = tuple(dict.fromkeys(one.address for one in datagrams))
             groups = steer(config, listeners, datagrams, self._cpus, attach_cpu_steering)
             shares = config.reuse_port or config.dispatch == "percpu"

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from .addresses import Address, describe_addresses
 from .config import ServerConfig, check_timeout, describe_options
-from .listen import Address, describe_addresses
 from .run import Run, buffer_bytes, thread_count
 from .stats import Stats
 
@@ -169,6 +169,12 @@ class Server:
     def threads(self) -> int:
         """How many workers serve, or would by the present affinity and quota."""
         return self._run.thread_count if self._run is not None else thread_count(self.config)
+
+    @property
+    def backlogs(self) -> tuple[int, ...]:
+        """How many connections may wait to be accepted, at each listener, as the kernel has it.
+        Where a Unix socket was inherited it is not known, and left out. Empty before the start."""
+        return self._run.backlogs if self._run is not None else ()
 
     @property
     def max_buffer_memory(self) -> int:

@@ -9,10 +9,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .addresses import Address
 from .config import ServerConfig
 from .cpus import usable_cpus
 from .kernel import VERSION
-from .listen import Address, Listener
+from .listen import Listener
 
 if TYPE_CHECKING:
     from .listen_udp import Datagrams

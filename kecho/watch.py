@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import tuning
+from .addresses import Address, describe_addresses
 from .inherited import Recipe
-from .listen import Address, describe_addresses, listen_again, new_socket
+from .listen import listen_again, new_socket
 from .netstat import TcpCounters
 from .steering import Group, steer_without_order
 
@@ -138,12 +139,18 @@ class Watch:
                 self._warn_of_refusals(address, min(dropped, came.get("ListenDrops", 0)))
             elif dropped:
                 longest = max((figures[number][1:3] for number in numbers), key=lambda one: one[0])
-                self._warn_of_drops(address, dropped, *longest)
+                recipe = self._places[numbers[0]].recipe
+                self._warn_of_drops(address, recipe, dropped, *longest)
 
-    def _warn_of_drops(self, address: Address, dropped: int, length: int, length_most: int) -> None:
-        backlog, limit = self._config.backlog, self._somaxconn
+    def _warn_of_drops(
+        self, address: Address, recipe: Recipe | None, dropped: int, length: int, length_most: int
+    ) -> None:
+        limit = self._somaxconn
+        backlog = self._config.backlog if recipe is None else recipe.backlog
         wanted = max(2 * backlog, 1024)
         help_text = f"--backlog {wanted}"
+        if recipe is not None:
+            help_text = f"have whoever opened it ask for {wanted} (Backlog= of systemd.socket(5))"
         if wanted > limit:
             help_text += f" and sysctl -w net.core.somaxconn={wanted}"
         log.warning(

@@ -81,3 +81,22 @@ def test_a_host_that_is_not_named_is_not_served(start_server: StartServer, dispa
         connect(server.port)
     with connect(server) as client:
         assert echo(client, b"here") == b"here"
+
+
+@needs_ipv6
+def test_an_address_in_brackets_is_the_address(start_server: StartServer) -> None:
+    server = start_server(host="[::1]")
+    assert server.addresses[0][0] == "::1"
+    exchange_through_each_address(server)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:80", "[::1]:80", "nobody.invalid:80"])
+def test_a_port_in_a_host_is_pointed_to_its_option(host: str) -> None:
+    with pytest.raises(kecho.ListenError, match=r"host: .*the port is an option of its own"):
+        kecho.Server(host=host, port=0).start()
+
+
+@needs_ipv6
+def test_an_ipv4_address_in_ipv6_form_is_refused_in_words() -> None:
+    with pytest.raises(kecho.ListenError, match=r"host: .*: 127\.0\.0\.9 is the same"):
+        kecho.Server(host="::ffff:127.0.0.9", port=0).start()

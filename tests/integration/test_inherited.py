@@ -344,3 +344,26 @@ def test_a_descriptor_that_cannot_be_served_is_one_line_and_status_1() -> None:
     finished = run_command("--fd=77")
     assert finished.returncode == 1
     assert finished.stderr == "kecho: error: --fd: descriptor 77 is not open\n"
+
+
+@pytest.mark.e2e
+def test_the_backlog_that_is_told_is_the_sockets_own(tmp_path: Path) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=5) as short,
+        socket.create_server(("127.0.0.1", 0), backlog=33) as long,
+        socket.socket(socket.AF_UNIX) as unix,
+    ):
+        unix.bind(str(tmp_path / "s"))
+        unix.listen(7)
+        for sockets, told in (
+            ([short], "(backlog 5, dispatch"),
+            ([short, long], "(backlog 5 to 33, dispatch"),
+            ([unix], "(dispatch"),
+        ):
+            fds = [one.fileno() for one in sockets]
+            arguments = [*(f"--fd={fd}" for fd in fds), "--backlog=1000000"]
+            with ServerProcess(arguments, pass_fds=fds) as process:
+                process.wait_until_listening()
+                assert told in process.stderr
+                assert "somaxconn" not in process.stderr  # nothing of ours is truncated
+                assert process.stop() == 0

@@ -103,6 +103,7 @@ def test_what_an_inherited_socket_dropped_before_is_not_this_servers(
                     "the new ones are counted",
                 )
                 wait_for(lambda: said(caplog, "SYNs dropped"), "they are warned about")
+                assert said(caplog, r"backlog 1, .*: have whoever opened it ask for 1024")
         pattern = r"(\d+) SYNs dropped"
         assert sum(int(one[1]) for one in said(caplog, pattern)) <= dropped_by(given) - before
         assert server.stop().dropped_syns == dropped_by(given) - before

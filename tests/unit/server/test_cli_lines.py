@@ -90,7 +90,7 @@ def test_server_on_a_path_of_odd_bytes_is_announced(
         assert isinstance(handler, logging.StreamHandler)
         with open(os.dup(2), "w", encoding="utf-8", errors="backslashreplace") as stderr:
             handler.setStream(stderr)
-            cli._say_where(server, 128)
+            cli._say_where(server)
     text, _, last = capfdbinary.readouterr().err.partition(b'{"time"')
     assert text.startswith(b"kecho: listening on unix /")
     said = json.loads(b'{"time"' + last)

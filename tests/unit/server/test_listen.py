@@ -5,6 +5,7 @@ import ctypes
 import errno
 import fcntl
 import json
+import logging
 import os
 import pickle
 import select
@@ -325,6 +326,17 @@ def test_host_that_cannot_be_resolved_is_refused(listen: Open, host: str) -> Non
     with pytest.raises(ListenError, match=r"^host: .*cannot be resolved") as refused:
         listen(host=("127.0.0.1", host))
     assert refused.value.option == "host"
+
+
+def test_address_of_a_name_that_is_not_there_is_left_out_with_a_line(
+    listen: Open, names: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "kecho")
+    names(somewhere=["192.0.2.1", "127.0.0.1"])
+    assert hosts_of(listen(host="somewhere")) == ["127.0.0.1"]
+    (line,) = caplog.records
+    assert line.levelno == logging.WARNING
+    assert "somewhere: 192.0.2.1:0 is not an address of this host; left out" in line.getMessage()
 
 
 def test_error_number_of_the_resolver_is_kept(
