@@ -28,6 +28,7 @@ from .command import plural
 from .config import BENCH, ServerConfig, check_options, environment_variable
 from .confine import confine
 from .errors import EngineError, ListenError, OptionError
+from .journal import is_journal, with_priority
 from .logs import stderr_handler
 from .options import Option, choice, describe_size, flag, option, options_of, seconds, switch
 from .server import Server
@@ -241,9 +242,21 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(fields)
 
 
+class _JournalFormatter(logging.Formatter):
+    """What another one makes of a record, with the priority that the journal takes off."""
+
+    def __init__(self, inner: logging.Formatter) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        return with_priority(self._inner.format(record), record.levelno)
+
+
 def _configure_logging(config: CommandConfig) -> None:
     handler = stderr_handler()
-    handler.setFormatter(_JsonFormatter() if config.log_format == "json" else _TextFormatter())
+    formatter = _JsonFormatter() if config.log_format == "json" else _TextFormatter()
+    handler.setFormatter(_JournalFormatter(formatter) if is_journal(2) else formatter)
     logging.raiseExceptions = False  # a reader of stderr that went away is no reason to stop
     log.handlers[:] = [handler]
     log.setLevel(config.log_level.upper())

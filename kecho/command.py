@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import NoReturn, TextIO
 
+from .journal import ERROR, is_journal, with_priority
 from .null import open_null
 from .options import Option, flag
 
@@ -95,7 +96,8 @@ def _occupy_standard_descriptors() -> int:
 
 
 def say_error(program: str, text: str) -> None:
-    say(f"{program}: error: {text}")
+    line = f"{program}: error: {text}"
+    say(with_priority(line, ERROR) if is_journal(2) else line)
 
 
 def say(text: str) -> None:

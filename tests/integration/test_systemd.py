@@ -238,3 +238,48 @@ def test_nobody_is_told_when_nobody_asked() -> None:
     assert notifier.watchdog_interval_s is None
     notifier.ready()
     notifier.close()
+
+
+# ---- the journal: sd-daemon(3), JOURNAL_STREAM in systemd.exec(5) ------------------------------
+
+# Of the descriptor that is stderr, as the manager does it.
+TO_THE_JOURNAL = (
+    "s = os.fstat(2); os.environ['JOURNAL_STREAM'] = '%d:%d' % (s.st_dev, s.st_ino + {other})"
+)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_lines_to_the_journal_carry_their_priority(log_format: str) -> None:
+    arguments = ["--log-level=debug", f"--log-format={log_format}", "--backlog=1000000"]
+    with ServerProcess(arguments, before=after(TO_THE_JOURNAL.format(other=0))) as process:
+        process.wait_until_listening()
+        assert process.stop() == 0
+    lines = process.stderr.splitlines()
+    priorities = {
+        word: {line[:3] for line in lines if word in line}
+        for word in ("truncates", "descriptors: at most", "listening on", "stopped after")
+    }
+    assert priorities == {
+        "truncates": {"<4>"},
+        "descriptors: at most": {"<7>"},
+        "listening on": {"<6>"},
+        "stopped after": {"<6>"},
+    }
+    assert all(line[3] == ("{" if log_format == "json" else "k") for line in lines)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("arguments", [["--port=99999"], ["--nonsense"], ["--host=192.0.2.1"]])
+def test_errors_to_the_journal_carry_their_priority(arguments: list[str]) -> None:
+    with ServerProcess(arguments, before=after(TO_THE_JOURNAL.format(other=0))) as process:
+        assert process.wait() in (1, 2)
+    assert process.stderr.startswith("<3>kecho: error: ")
+
+
+@pytest.mark.e2e
+def test_lines_to_another_place_than_the_journal_carry_none() -> None:
+    with ServerProcess([], before=after(TO_THE_JOURNAL.format(other=1))) as process:
+        process.wait_until_listening()
+        assert process.stop() == 0
+    assert "<" not in process.stderr

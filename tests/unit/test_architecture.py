@@ -28,7 +28,8 @@ ALLOWED = {
     "tuning_state": {"errors"},
     "uninterrupted": set(),
     "options": {"errors"},
-    "command": {"null", "options"},
+    "command": {"journal", "null", "options"},
+    "journal": set(),
     "null": set(),
     "names": set(),
     "addresses": {"errors", "names"},
@@ -59,7 +60,7 @@ ALLOWED = {
     "confine": {"addresses", "null", "privileges", "sandbox"},
     "cli": {
         *{"addresses", "errors", "options", "config", "command", "stats", "tuning"},
-        *{"confine", "logs", "privileges", "systemd"},
+        *{"confine", "journal", "logs", "privileges", "systemd"},
         *{"server", "foreground", "_version"},
     },
     "__main__": {"cli"},
