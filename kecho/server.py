@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import _thread
+import sys
 import threading
+import types
 import warnings
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .addresses import Address, describe_addresses
 from .config import ServerConfig, check_timeout, describe_options
@@ -62,8 +66,10 @@ class Server:
         sandbox) the workers inherit; `addresses` are known. If it raises, so does this.
 
         Raises ListenError (an OSError) when the system refuses a listener, OSError when it
-        refuses anything else, RuntimeError when the server is running already.
+        refuses anything else, RuntimeError when the server is running already, or threads are made
+        to be something else than the system's (by gevent or eventlet).
         """
+        _check_threads()
         with self._lock:
             if self.is_running:
                 raise RuntimeError("the server is running already")
@@ -201,8 +207,13 @@ class Server:
         self.stop()
 
     async def __aenter__(self) -> Self:
+        if (trio := _running_trio()) is not None:
+            # It waits for the thread when it is cancelled: __aexit__ is called then, too.
+            await trio.to_thread.run_sync(self.start)
+            return self
         import asyncio
 
+        _check_loop(asyncio)
         # In a thread: resolving a host name may take its time.
         starting = asyncio.ensure_future(asyncio.to_thread(self.start))
         try:
@@ -221,6 +232,10 @@ class Server:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if (trio := _running_trio()) is not None:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self.stop)
+            return
         import asyncio
 
         # Shielded: a task that is cancelled here still leaves a server that stops.
@@ -228,6 +243,35 @@ class Server:
 
 
 Server.__doc__ = f"{Server.__doc__}\n{describe_options()}\n"
+
+
+def _check_threads() -> None:
+    """Raises RuntimeError if a thread of Python's would run on the caller's, where a worker, which
+    waits in the kernel, would never give way."""
+    if not isinstance(_thread.start_new_thread, types.BuiltinFunctionType):
+        raise RuntimeError(
+            "threads are replaced (gevent's or eventlet's monkey patching), and a server needs the "
+            "system's: leave them out, as patch_all(thread=False), or run it as a process"
+        )
+
+
+def _running_trio() -> Any:
+    """The module, if this is a task of trio's (anyio's trio backend is the same); else None."""
+    trio = sys.modules.get("trio")
+    if trio is not None:
+        with suppress(RuntimeError):  # within asyncio, say
+            trio.lowlevel.current_task()
+            return trio
+    return None
+
+
+def _check_loop(asyncio: Any) -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError(
+            "`async with` works under asyncio and trio; elsewhere, call start() and stop()"
+        ) from None
 
 
 def _stop_forgotten(run: Run, description: str) -> None:
