@@ -295,7 +295,8 @@ def _serve(config: CommandConfig, identity: privileges.Identity | None) -> int:
     finally:
         notifier.stopping()
         notifier.close()
-    _log_fields(f"stopped after {_summary(stats)}", "stopped", stats=stats.to_dict())
+    summary = _summary(stats, config.max_connections)
+    _log_fields(f"stopped after {summary}", "stopped", stats=stats.to_dict())
     return 0
 
 
@@ -393,7 +394,8 @@ def _say_counters() -> Callable[[Server], None]:
         earlier[:] = [now]
         rate = interval.echoes / interval.seconds if interval.seconds > 0 else 0.0
         _log_fields(
-            f"{_summary(now)}; {rate:,.0f} echoes/s over {interval.seconds:.1f} s",
+            f"{_summary(now, server.config.max_connections)}; "
+            f"{rate:,.0f} echoes/s over {interval.seconds:.1f} s",
             "stats",
             stats=now.to_dict(),
             interval=interval.to_dict(),
@@ -402,14 +404,15 @@ def _say_counters() -> Callable[[Server], None]:
     return say
 
 
-def _summary(stats: Stats) -> str:
+def _summary(stats: Stats, most: int | None = None) -> str:
+    """most: connections, at once."""
     errors = {name: count for name, count in stats.errors.items() if count}
     closed = {name: count for name, count in stats.closed.items() if count}
     refused = {name: count for name, count in stats.refused.items() if count}
     parts = [
         f"{stats.seconds:.1f} s",
         f"{plural(stats.accepted, 'connection')} accepted",
-        f"{stats.active:,} active",
+        f"{stats.active:,} active" + (f" of {most:,} at most" if most is not None else ""),
         f"{plural(stats.echoes, 'echo', 'echoes')}",
         f"{stats.bytes_received:,} bytes in",
         f"{stats.bytes_sent:,} bytes out",
@@ -418,6 +421,8 @@ def _summary(stats: Stats) -> str:
     ]
     if refused:
         parts.append(f"refused {_counts(refused)}")
+    if stats.accept_pauses:
+        parts.append(f"accepting paused {plural(stats.accept_pauses, 'time')}")
     if stats.dropped_syns:
         parts.append(f"{plural(stats.dropped_syns, 'SYN')} dropped")
     if stats.udp is not None:

@@ -33,6 +33,8 @@ ENVIRONMENT_PREFIX = "KECHO_"
 MOST_THREADS = 1024
 MOST_DATAGRAMS_PER_S = 100_000_000
 LONGEST_BUSY_POLL_US = 1_000_000
+DEFAULT_KEEPALIVE_S = 60
+LONGEST_KEEPALIVE_S = 32767  # MAX_TCP_KEEPIDLE of <net/tcp.h>
 
 Dispatch = Literal["shared", "percpu"]
 BusyPoll = int | Literal["auto", "forever"]
@@ -207,6 +209,19 @@ class ServerConfig:
             optional=True,
         ),
     )
+    keepalive: int | None = option(
+        None,
+        integer(
+            "when a TCP client has sent nothing for so many seconds, ask its kernel whether it is "
+            "there, five times within as many seconds more (a second apart at least), and close "
+            f"the connection if none answers; 0: never; by default {DEFAULT_KEEPALIVE_S} where "
+            "there is a limit on connections, whose places would be lost to clients that vanished",
+            0,
+            LONGEST_KEEPALIVE_S,
+            "SECONDS",
+            optional=True,
+        ),
+    )
     idle_timeout: float | None = option(
         None,
         seconds("close a connection on which no byte has moved for so many seconds", optional=True),
@@ -325,6 +340,14 @@ class ServerConfig:
             raise OptionError(
                 "udp", "a Unix socket takes no datagrams, and --fd no UDP: give a host or port"
             )
+
+    @property
+    def keepalive_s(self) -> int:
+        """The option keepalive, or what stands for it; 0: the kernel does not ask."""
+        if self.keepalive is not None:
+            return self.keepalive
+        has_limit = self.max_connections is not None or self.max_connections_per_ip is not None
+        return DEFAULT_KEEPALIVE_S if has_limit else 0
 
     @classmethod
     def from_options(cls, options: Mapping[str, object]) -> ServerConfig:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from .errors import ListenError
 
-__all__ = ["Recipe", "adopt", "recipe_of", "set_unless_mptcp"]
+__all__ = ["Recipe", "adopt", "recipe_of", "set_keepalive", "set_unless_mptcp"]
 
 _PROTOCOLS = {
     socket.AF_INET: (socket.IPPROTO_TCP, socket.IPPROTO_MPTCP),
@@ -33,14 +33,16 @@ _SWITCHES = (
 )
 _SWITCHES_V6 = ((socket.IPPROTO_IPV6, socket.IPV6_V6ONLY),)
 
+_Setting = tuple[int, int, int | bytes]  # level, name, value
+
 _SO_TIMESTAMPING = 37  # <asm-generic/socket.h>
 _IP_RECVERR, _IPV6_RECVERR = 11, 25  # <linux/in.h>, <linux/in6.h>
 
-# Whatever its holder wanted of them, accepted sockets inherit these, and an echo needs them so:
-# level, name, value. Lingering would reset a client that is still reading, or block close(2);
-# with a low-water mark or a cork, short messages wait; stamps of what is sent, and errors of the
-# network, fill an error queue that shares the receive buffer, which nobody reads.
-_FOR_ECHOES: tuple[tuple[int, int, int | bytes], ...] = (
+# Whatever its holder wanted of them, accepted sockets inherit these, and an echo needs them so.
+# Lingering would reset a client that is still reading, or block close(2); with a low-water mark or
+# a cork, short messages wait; stamps of what is sent, and errors of the network, fill an error
+# queue that shares the receive buffer, and which nobody reads.
+_FOR_ECHOES: Sequence[_Setting] = (
     (socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0)),
     (socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1),
     (socket.SOL_SOCKET, _SO_TIMESTAMPING, 0),
@@ -49,7 +51,8 @@ _FOR_ECHOES: tuple[tuple[int, int, int | bytes], ...] = (
     (socket.IPPROTO_TCP, socket.TCP_LINGER2, 0),
     (socket.IPPROTO_IP, _IP_RECVERR, 0),
 )
-_FOR_ECHOES_V6 = ((socket.IPPROTO_IPV6, _IPV6_RECVERR, 0),)
+_FOR_ECHOES_V6: Sequence[_Setting] = ((socket.IPPROTO_IPV6, _IPV6_RECVERR, 0),)
+_PROBES = 5
 _ABSENT = (errno.ENOPROTOOPT, errno.EOPNOTSUPP)  # MPTCP has not all of them
 
 
@@ -100,7 +103,12 @@ def recipe_of(one: socket.socket) -> Recipe | None:
     )
 
 
-def adopt(fds: Sequence[int], adopted: list[socket.socket], user_timeout_ms: int) -> None:
+def adopt(
+    fds: Sequence[int],
+    adopted: list[socket.socket],
+    user_timeout_ms: int,
+    keepalive_s: int,
+) -> None:
     """Appends a duplicate of each, which listens and does not block. Raises ListenError.
 
     The caller's descriptors stay the caller's: closing the duplicate ends nothing for whoever
@@ -124,6 +132,7 @@ def adopt(fds: Sequence[int], adopted: list[socket.socket], user_timeout_ms: int
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 # 0 as well: the server before this one may have set another.
                 set_unless_mptcp(one, user_timeout_ms)
+                set_keepalive(one, keepalive_s)
         except OSError as error:
             if isinstance(error, ListenError):
                 raise
@@ -131,13 +140,31 @@ def adopt(fds: Sequence[int], adopted: list[socket.socket], user_timeout_ms: int
 
 
 def _set_for_echoes(one: socket.socket) -> None:
-    more = _FOR_ECHOES_V6 if one.family == socket.AF_INET6 else ()
-    for level, name, value in (*_FOR_ECHOES, *more):
+    _set_those_there_are(one, _FOR_ECHOES)
+    if one.family == socket.AF_INET6:
+        _set_those_there_are(one, _FOR_ECHOES_V6)
+
+
+def _set_those_there_are(one: socket.socket, options: Sequence[_Setting]) -> None:
+    for level, name, value in options:
         try:
             one.setsockopt(level, name, value)
         except OSError as error:
             if error.errno not in _ABSENT:
                 raise
+
+
+def set_keepalive(one: socket.socket, idle_s: int) -> None:
+    """For connections that are accepted from it: tcp(7). 0: it is left as it is."""
+    if idle_s:
+        interval_s = max(1, idle_s // _PROBES)
+        options = (
+            (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle_s),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval_s),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES),
+        )
+        _set_those_there_are(one, options)
 
 
 def set_unless_mptcp(one: socket.socket, user_timeout_ms: int) -> None:

@@ -13,7 +13,7 @@ from . import tuning
 from .addresses import Address, Target, resolve
 from .config import ServerConfig
 from .errors import ListenError, naming
-from .inherited import Recipe, adopt, recipe_of, set_unless_mptcp
+from .inherited import Recipe, adopt, recipe_of, set_keepalive, set_unless_mptcp
 from .listen_unix import SocketFile, listen_unix
 
 __all__ = [
@@ -98,7 +98,7 @@ def _adopt(config: ServerConfig, worker_count: int, opened: list[Listener]) -> N
     in a SO_REUSEPORT group; otherwise every worker accepts from each."""
     adopted: list[socket.socket] = []
     try:
-        adopt(config.fd, adopted, _user_timeout_ms(config))
+        adopt(config.fd, adopted, _user_timeout_ms(config), config.keepalive_s)
         addresses = [one.getsockname() for one in adopted]
         recipes = [recipe_of(one) for one in adopted]
     except BaseException:
@@ -248,6 +248,7 @@ def _bind_tcp(
     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     set_unless_mptcp(one, _user_timeout_ms(config))
+    set_keepalive(one, config.keepalive_s)
     if reuse_port:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     if target.family == socket.AF_INET6:

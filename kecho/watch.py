@@ -84,6 +84,8 @@ class Watch:
         # As the sockets count, which an inherited one did before it was this server's.
         self._dropped_before = [place.dropped_before for place in places]
         self._errors_before: dict[str, int] = {}
+        self._pauses_before = 0
+        self._limit_reached = 0  # looks that found it so
         self._quiet_looks: dict[str, int] = {}  # since a trouble was last seen
         self._not_reopened: dict[int, str] = {}
         self._has_said_by_hash = False
@@ -188,12 +190,23 @@ class Watch:
     def _report_errors(self, engine: Engine) -> None:
         """One line when a trouble begins; the counters have the rest."""
         errors: dict[str, int] = {}
-        evicted = 0
+        evicted = pauses = 0
         for one in engine.counters():
             evicted += one["closed"]["evicted"]
+            pauses += one["accept_pauses"]
             for name, count in one["errors"].items():
                 errors[name] = errors.get(name, 0) + count
         errors["evicted"] = evicted
+        before = self._errors_before
+        others = any(errors[name] != before.get(name, 0) for name in _PAUSING)
+        if self._config.max_connections is not None and pauses > self._pauses_before and not others:
+            self._limit_reached += 1
+        self._pauses_before = pauses
+        errors["limit"] = self._limit_reached
+        figures = {
+            "descriptors": (tuning.descriptor_limit(),),
+            "limit": (self._config.max_connections,),
+        }
         for name, text in _TROUBLES.items():
             if errors[name] == self._errors_before.get(name, 0):
                 self._quiet_looks[name] = (
@@ -201,7 +214,7 @@ class Watch:
                 )
                 continue
             if self._quiet_looks.get(name, _SAY_AGAIN_AFTER) >= _SAY_AGAIN_AFTER:
-                log.warning(text, *([tuning.descriptor_limit()] if "%d" in text else []))
+                log.warning(text, *figures.get(name, ()))
             self._quiet_looks[name] = 0
         self._errors_before = errors
 
@@ -298,10 +311,12 @@ class Watch:
             )
 
 
+_PAUSING = ("accept", "descriptors", "memory", "listener")  # errors upon which accepting pauses
 _TROUBLES = {
     "descriptors": "no descriptor is left for another client (RLIMIT_NOFILE %d, or fs.file-max): "
     "accepting pauses until one is closed; ulimit -n, or --max-connections",
     "memory": "the kernel has no memory for another socket or buffer: accepting pauses",
+    "limit": "--max-connections %d is reached: further clients wait in the accept queue",
     "evicted": "--max-buffer-memory is reached: clients that do not read are reset, the slowest "
     "first",
 }

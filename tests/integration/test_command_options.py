@@ -35,6 +35,7 @@ SAMPLES: dict[str, tuple[str, object, str, object, str]] = {
     "busy_poll": ("auto", "auto", "200", 200, "-1"),
     "reuse_port": ("1", True, "no", False, "maybe"),
     "max_connections": ("5", 5, "1", 1, "0"),
+    "keepalive": ("30", 30, "0", 0, "32768"),
     "idle_timeout": ("2.5", 2.5, "1e3", 1000.0, "0"),
     "write_timeout": ("1.5", 1.5, "30", 30.0, "-1"),
     "max_buffer_memory": ("1M", 1 << 20, "65536", 65536, "1T"),

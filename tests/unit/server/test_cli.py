@@ -33,6 +33,7 @@ TEXTS: dict[str, tuple[str, object]] = {
     "busy_poll": ("forever", "forever"),
     "reuse_port": ("yes", True),
     "max_connections": ("9", 9),
+    "keepalive": ("30", 30),
     "idle_timeout": ("1.5", 1.5),
     "write_timeout": ("2.5", 2.5),
     "max_buffer_memory": ("1M", 1 << 20),

@@ -160,6 +160,12 @@ def test_summary_counts_in_words_and_leaves_zeros_out() -> None:
     assert "\n" not in summary
 
 
+def test_summary_has_the_limit_on_connections_and_pauses_of_accepting() -> None:
+    summary = cli._summary(Stats(active=9, accept_pauses=3), 10)
+    assert "9 active of 10 at most" in summary
+    assert "accepting paused 3 times" in summary
+
+
 def test_line_of_counters_has_the_rate_since_the_one_before(
     log: logging.Logger,
     start_server: Callable[..., kecho.Server],

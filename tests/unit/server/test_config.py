@@ -30,6 +30,7 @@ RANGES = {
     "backlog": (0, 2**31 - 1),
     "threads": (1, 1024),
     "max_connections": (1, 2**32 - 2),
+    "keepalive": (0, 32767),
     "max_buffer_memory": (1 << 16, 1 << 62),
     "max_connections_per_ip": (1, 2**32 - 2),
     "rate_limit": (1, 1_000_000),
@@ -45,8 +46,8 @@ SECONDS = {
 }
 LONGEST_S = 2_000_000
 NONE_MEANS_UNSET = {
-    *("threads", "max_connections", "max_connections_per_ip", "rate_limit"),
-    *("idle_timeout", "write_timeout", "stats_interval", "uds"),
+    *("threads", "max_connections", "max_connections_per_ip", "rate_limit", "keepalive"),
+    *("idle_timeout", "write_timeout", "stats_interval", "uds", "max_buffer_memory"),
     *("threads", "max_connections", "idle_timeout", "stats_interval", "uds", "user", "sandbox"),
 }
 NAMES = sorted(options_of(CommandConfig))
@@ -79,6 +80,7 @@ def test_defaults_are_loopback_and_what_the_help_says() -> None:
         "busy_poll": 0,
         "reuse_port": False,
         "max_connections": None,
+        "keepalive": None,
         "idle_timeout": None,
         "write_timeout": None,
         "max_buffer_memory": None,
