@@ -215,6 +215,8 @@ def _print_config(config: CommandConfig, sources: Mapping[str, str]) -> None:
         return
     for name, value in values.items():
         shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        if name == "uds_mode" and value is not None:
+            shown = f"{value:03o}"
         if shown is None or shown == "":
             shown = "-"
         elif isinstance(shown, bool):

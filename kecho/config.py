@@ -19,6 +19,7 @@ from .options import (
     check_uds_path,
     choice,
     integer,
+    is_abstract,
     option,
     option_of,
     options_of,
@@ -81,6 +82,21 @@ def _check_fds(value: object) -> tuple[int, ...]:
 
 
 _FD = integer("a descriptor", 0, 2**31 - 1)
+_MODE = integer("permissions", 0, 0o777, optional=True)
+
+
+def _parse_mode(text: str) -> int:
+    if not text or len(text) > 4 or text.strip("01234567"):
+        raise ValueError(f"{text!r} is not an octal number such as 660")
+    return int(text, 8)
+
+
+def _check_owner(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.replace(":", "", 1) or "\0" in value:
+        raise ValueError(f"{value!r} is not a user")
+    return value
 
 
 _MICROSECONDS = integer("how long", 0, LONGEST_BUSY_POLL_US)
@@ -126,10 +142,29 @@ class ServerConfig:
         None,
         Option(
             "Unix stream socket to listen on: instead of TCP, or beside it when --host or "
-            "--port is given, too",
+            "--port is given, too; @NAME is an abstract one, which has no file (./@NAME is a file)",
             str,
             check_uds_path,
             "PATH",
+        ),
+    )
+    uds_mode: int | None = option(
+        None,
+        Option(
+            "permissions of the Unix socket's file, octal; who may write to it may connect; by "
+            "default what the umask leaves",
+            _parse_mode,
+            _MODE.check,
+            "MODE",
+        ),
+    )
+    uds_owner: str | None = option(
+        None,
+        Option(
+            "whose the Unix socket's file is, by name or number; :GROUP changes the group alone",
+            str,
+            _check_owner,
+            "USER[:GROUP]",
         ),
     )
     fd: tuple[int, ...] = option(
@@ -334,6 +369,9 @@ class ServerConfig:
                 "there is no address, no Unix socket and no descriptor to listen on",
             )
         rules_of(self.allow, self.deny)  # they agree with each other
+        for name in ("uds_mode", "uds_owner"):
+            if getattr(self, name) is not None and self.uds is not None and is_abstract(self.uds):
+                raise OptionError(name, f"the abstract socket {self.uds} has no file")
         if self.engine == "io_uring" and self.busy_poll != 0:
             raise OptionError("busy_poll", "the engine io_uring does not poll")
         if self.udp and not self.host:

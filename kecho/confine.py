@@ -10,6 +10,7 @@ from typing import Protocol
 from . import privileges, sandbox
 from .addresses import Address
 from .null import open_null
+from .options import is_abstract
 
 __all__ = ["confine"]
 
@@ -41,17 +42,18 @@ def confine(
     for fd in config.fd:
         _let_go(fd)
     sandbox.prepare()
+    path = None if config.uds is None or is_abstract(config.uds) else config.uds
     if identity is not None:
         privileges.become(identity)
-        if config.uds is not None:
-            _warn_of_file_left(config.uds)
+        if path is not None:
+            _warn_of_file_left(path)
     if config.sandbox is False:
         return
     if identity is None:
         privileges.give_up_capabilities()
     reasons = sandbox.enter(
         tcp_ports=sorted({at[1] for at in addresses if not isinstance(at, str)}),
-        socket_path=config.uds,
+        socket_path=path,
         engine=engine,
     )
     if reasons and config.sandbox:

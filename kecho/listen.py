@@ -82,7 +82,9 @@ def open_listeners(config: ServerConfig, worker_count: int) -> list[Listener]:
         if config.fd:  # before any of our own could get such a number
             _adopt(config, worker_count, opened)
         if config.uds is not None:
-            one, file = listen_unix(config.uds, config.backlog)
+            one, file = listen_unix(
+                config.uds, config.backlog, mode=config.uds_mode, owner=config.uds_owner
+            )
             opened.append(Listener(one, EVERY_QUEUE, file))
         if config.host:
             _open_tcp(config, worker_count, opened)

@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from .errors import ListenError
+from .errors import ListenError, naming
+from .options import is_abstract
 
 __all__ = ["SocketFile", "listen_unix"]
 
@@ -29,6 +30,11 @@ class SocketFile:
     def __init__(self, path: str) -> None:
         self.path = os.path.abspath(path)
         self._fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+    @property
+    def itself(self) -> str:
+        """A path that leads to it wherever it is now: proc_pid_fd(5)."""
+        return f"/proc/self/fd/{self._fd}"
 
     def is_in_place(self) -> bool:
         try:
@@ -49,30 +55,62 @@ class SocketFile:
             self._fd = -1
 
 
-def listen_unix(path: str, backlog: int) -> tuple[socket.socket, SocketFile]:
-    """The socket, and the file to remove in the end. Raises ListenError."""
+def listen_unix(
+    path: str, backlog: int, *, mode: int | None = None, owner: str | None = None
+) -> tuple[socket.socket, SocketFile | None]:
+    """The socket, and the file to remove in the end, which an abstract one has not.
+
+    mode, owner: see the options uds_mode and uds_owner. Raises ListenError.
+    """
     one = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    file = None
     try:
-        with _locked(os.path.dirname(path) or "."):
-            try:
-                one.bind(path)
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise
-                _remove_stale(path)
-                one.bind(path)
+        if is_abstract(path):
+            one.bind(b"\0" + os.fsencode(path[1:]))
             one.listen(backlog)
-            file = SocketFile(path)
-    except OSError as error:
+        else:
+            if mode is not None:
+                os.fchmod(one.fileno(), mode)  # the file has no more than this, at no time
+            with _locked(os.path.dirname(path) or "."):
+                file = _bind(one, path)
+                _own(file, mode, owner)
+                one.listen(backlog)
+    except BaseException as error:
         one.close()
-        if isinstance(error, ListenError):
+        if file is not None:
+            file.remove()
+        if not isinstance(error, OSError) or isinstance(error, ListenError):
             raise
         reason = f"cannot listen on {path!r}: {error.strerror}"
         raise ListenError("uds", error.errno, reason) from None
-    except BaseException:
-        one.close()
-        raise
     return one, file
+
+
+def _bind(one: socket.socket, path: str) -> SocketFile:
+    try:
+        one.bind(path)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        _remove_stale(path)
+        one.bind(path)
+    return SocketFile(path)
+
+
+def _own(file: SocketFile, mode: int | None, owner: str | None) -> None:
+    """Of this very file, and not of what somebody may have put in its place."""
+    if owner is not None:
+        from .privileges import find_owner
+
+        try:
+            ids = find_owner(owner)
+        except ValueError as error:
+            raise ListenError("uds_owner", None, str(error)) from None
+        with naming("chown"):
+            os.chown(file.itself, *ids)
+    if mode is not None:
+        with naming("chmod"):
+            os.chmod(file.itself, mode)
 
 
 @contextmanager

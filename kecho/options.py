@@ -22,6 +22,7 @@ __all__ = [
     "describe_size",
     "flag",
     "integer",
+    "is_abstract",
     "option",
     "option_of",
     "options_of",
@@ -217,6 +218,11 @@ def check_uds_path(value: object) -> str | None:
     if size > UDS_PATH_BYTES:
         raise ValueError(f"a path of {size} bytes; the kernel takes at most {UDS_PATH_BYTES}")
     return path
+
+
+def is_abstract(uds: str) -> bool:
+    """Whether it names a socket that has no file: unix(7)."""
+    return uds.startswith("@")
 
 
 def check_fields(config: object) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from . import _sandbox
 from .errors import OptionError
 
-__all__ = ["Identity", "become", "find_identity", "give_up_capabilities"]
+__all__ = ["Identity", "become", "find_identity", "find_owner", "give_up_capabilities"]
 
 _ID_MOST = 2**32 - 2  # the one above means "leave it as it is": setresuid(2)
 
@@ -47,6 +47,12 @@ def find_identity(text: str) -> Identity:
         raise OptionError("user", f"{user} is root, who keeps every privilege")
     groups = os.getgrouplist(name, gid) if name is not None and not colon else []
     return Identity(uid, gid, tuple(sorted({*groups} - {gid})))
+
+
+def find_owner(text: str) -> tuple[int, int]:
+    """uid and gid of ``USER``, ``USER:GROUP`` or ``:GROUP``; -1: it stays. Raises ValueError."""
+    user, _, group = text.partition(":")
+    return _find_user(user)[0] if user else -1, _find_group(group) if group else -1
 
 
 def _find_user(text: str) -> tuple[int, int | None, str | None]:

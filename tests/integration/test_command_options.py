@@ -27,6 +27,8 @@ SAMPLES: dict[str, tuple[str, object, str, object, str]] = {
     "host": ("127.0.0.2", ["127.0.0.2"], "127.0.0.3,::1", ["127.0.0.3", "::1"], ","),
     "port": ("0", 0, "65535", 65535, "65536"),
     "uds": ("flag.sock", "flag.sock", "variable.sock", "variable.sock", "x" * 108),
+    "uds_mode": ("660", 0o660, "0", 0, "1777"),
+    "uds_owner": ("0:0", "0:0", ":0", ":0", ":"),
     "fd": ("9", [9], "7,8", [7, 8], "0,-1"),
     "backlog": ("7", 7, "0", 0, "2147483648"),
     "dispatch": ("percpu", "percpu", "shared", "shared", "Shared"),

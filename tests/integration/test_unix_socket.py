@@ -31,7 +31,8 @@ from support.clients import (
     transfer_all,
 )
 from support.fixture_types import StartProcess, StartServer
-from support.server_process import ServerProcess, after, run_command
+from support.privileges import is_root
+from support.server_process import ServerProcess, after, assert_refused, run_command
 
 
 @pytest.fixture
@@ -415,3 +416,70 @@ def test_a_paused_server_takes_as_many_clients_as_its_backlog(
     for client in waiting:
         with client:
             assert echo(client, b"hello") == b"hello"
+
+
+# ---- abstract sockets, permissions and owners ---------------------------------------------------
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("sandbox", ["--sandbox", "--no-sandbox"])
+def test_a_name_with_an_at_sign_is_an_abstract_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sandbox: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = f"@kecho-{os.getpid()}"
+    with ServerProcess([f"--uds={name}", sandbox]) as process:
+        process.wait_until_listening()
+        assert f"listening on unix {name} (" in process.stderr
+        with connect("\0" + name[1:]) as client:
+            assert echo(client, b"hello") == b"hello"
+        with pytest.raises(kecho.ListenError, match="in use"):
+            kecho.Server(uds=name).start()
+        assert process.stop() == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_may_have_an_at_sign_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with kecho.Server(uds="./@x") as server, connect(str(tmp_path / "@x")) as client:
+        assert echo(client, b"hello") == b"hello"
+        assert server.addresses == ("./@x",)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o666, 0o777, 0])
+def test_the_file_has_the_permissions_that_were_asked_for_whatever_the_umask(
+    tmp_path: Path, mode: int
+) -> None:
+    path = tmp_path / "s"
+    umask = os.umask(0o027)
+    try:
+        with kecho.Server(uds=path, uds_mode=mode):
+            assert stat.S_IMODE(path.stat().st_mode) == mode
+    finally:
+        os.umask(umask)
+
+
+def test_the_file_has_the_owner_that_was_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    if not is_root():
+        with pytest.raises(kecho.ListenError, match="chown"):
+            kecho.Server(uds=path, uds_owner="0").start()
+        assert not path.exists()
+        return
+    with kecho.Server(uds=path, uds_owner="65534:65533", uds_mode=0o640):
+        facts = path.stat()
+        assert (facts.st_uid, facts.st_gid, facts.st_mode & 0o777) == (65534, 65533, 0o640)
+    with kecho.Server(uds=path, uds_owner=":65533"):
+        assert (path.stat().st_uid, path.stat().st_gid) == (os.geteuid(), 65533)
+
+
+def test_an_owner_that_is_nobody_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
+    finished = run_command(f"--uds={tmp_path / 's'}", "--uds-owner=nobody-here")
+    assert_refused(finished, 1, "--uds-owner: there is no user 'nobody-here'")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("options", [{"uds_mode": 0o600}, {"uds_owner": "0"}])
+def test_an_abstract_socket_has_neither_permissions_nor_owner(options: dict[str, object]) -> None:
+    with pytest.raises(kecho.OptionError, match="has no file"):
+        kecho.Server(uds="@x", **options)

@@ -33,7 +33,7 @@ ALLOWED = {
     "null": set(),
     "names": set(),
     "addresses": {"errors", "names"},
-    "listen_unix": {"errors"},
+    "listen_unix": {"errors", "options", "privileges"},
     "logs": set(),
     "access": {"errors"},
     "netstat": set(),
@@ -57,7 +57,7 @@ ALLOWED = {
     "privileges": {"errors", "_sandbox"},
     "sandbox": {"_sandbox"},
     "systemd": set(),
-    "confine": {"addresses", "null", "privileges", "sandbox"},
+    "confine": {"addresses", "null", "options", "privileges", "sandbox"},
     "cli": {
         *{"addresses", "errors", "options", "config", "command", "stats", "tuning"},
         *{"confine", "journal", "logs", "privileges", "systemd"},

@@ -25,6 +25,8 @@ TEXTS: dict[str, tuple[str, object]] = {
     "host": ("::1", ("::1",)),
     "port": ("80", 80),
     "uds": ("/run/kecho", "/run/kecho"),
+    "uds_mode": ("0660", 0o660),
+    "uds_owner": ("0:0", "0:0"),
     "fd": ("3", (3,)),
     "backlog": ("7", 7),
     "dispatch": ("percpu", "percpu"),

@@ -26,6 +26,7 @@ from kecho.options import flag, options_of
 pytestmark = pytest.mark.python_only
 
 RANGES = {
+    "uds_mode": (0, 0o777),
     "port": (0, 65535),
     "backlog": (0, 2**31 - 1),
     "threads": (1, 1024),
@@ -48,6 +49,7 @@ LONGEST_S = 2_000_000
 NONE_MEANS_UNSET = {
     *("threads", "max_connections", "max_connections_per_ip", "rate_limit", "keepalive"),
     *("idle_timeout", "write_timeout", "stats_interval", "uds", "max_buffer_memory"),
+    *("uds_mode", "uds_owner"),
     *("threads", "max_connections", "idle_timeout", "stats_interval", "uds", "user", "sandbox"),
 }
 NAMES = sorted(options_of(CommandConfig))
@@ -72,6 +74,8 @@ def test_defaults_are_loopback_and_what_the_help_says() -> None:
         "host": ("127.0.0.1",),
         "port": 12345,
         "uds": None,
+        "uds_mode": None,
+        "uds_owner": None,
         "fd": (),
         "backlog": 128,
         "dispatch": "shared",
