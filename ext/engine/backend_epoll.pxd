@@ -17,7 +17,8 @@ from engine.in_kernel cimport in_kernel_note
 from engine.in_ring cimport in_ring_close_idle, in_ring_end, in_ring_round
 from engine.layout cimport (
     CLOSE_ABORTED, CLOSE_IDLE, CLOSE_STALLED, CONNECTION_BUSY, CONNECTION_FINISHING,
-    CONNECTION_IN_KERNEL, CONNECTION_IN_RING, KECHO_BUFFER_BYTES, OWNERSHIP_FREE, Connection, Control, Queue, Worker,
+    CONNECTION_IN_KERNEL, CONNECTION_IN_RING, KECHO_BUFFER_BYTES, OWNERSHIP_FREE, Connection,
+    Control, Queue, Worker,
 )
 from engine.listener cimport (
     RESUME_AFTER_MS, TOKEN_LISTENERS, TOKEN_RING, TOKEN_WAKE, listeners_resume,

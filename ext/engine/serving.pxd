@@ -14,9 +14,9 @@ from engine.flow cimport flow_has_ended, flow_is_broken, flow_is_whole
 from engine.in_kernel cimport in_kernel_serve
 from engine.layout cimport (
     CLOSE_DRAINED, CLOSE_EOF, CLOSE_EVICTED, CONNECTION_ARMED_WRITE, CONNECTION_BUSY,
-    CONNECTION_FINISHING, CONNECTION_IN_KERNEL, CONNECTION_PASSED, CONNECTION_READ_TO_END, CONNECTION_REGISTERED,
-    CONNECTION_SILENT, CONNECTION_WAITED, ERROR_EPOLL, ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES,
-    Connection, Worker,
+    CONNECTION_FINISHING, CONNECTION_IN_KERNEL, CONNECTION_PASSED, CONNECTION_READ_TO_END,
+    CONNECTION_REGISTERED, CONNECTION_SILENT, CONNECTION_WAITED, ERROR_EPOLL, ERROR_RECV,
+    ERROR_SEND, KECHO_BUFFER_BYTES, Connection, Worker,
 )
 from engine.slab cimport ownership_release
 from engine.streams cimport stream_keep, stream_take

@@ -138,8 +138,8 @@ cdef inline void waiting_look_at(
 cdef inline int waiting_claim_due(
     Queue* queue, uint32_t now_ms, Connection** due, int most, uint32_t* next_ms,
 ) noexcept nogil:
-    """Owns up to `most` of them that are to be looked at by now; returns how many. next_ms: how long
-    until the first of the others, or of those that somebody else has."""
+    """Owns up to `most` of them that are to be looked at by now; returns how many. next_ms: how
+    long until the first of the others, or of those that somebody else has."""
     cdef Connection* connection
     cdef uint32_t index
     cdef int count = 0
