@@ -86,7 +86,7 @@ _MODE = integer("permissions", 0, 0o777, optional=True)
 
 
 def _parse_mode(text: str) -> int:
-    if not text or len(text) > 4 or text.strip("01234567"):
+    if not text or len(text) > 4 or text.strip("01234567") or int(text, 8) > 0o777:
         raise ValueError(f"{text!r} is not an octal number such as 660")
     return int(text, 8)
 
@@ -249,7 +249,8 @@ class ServerConfig:
         integer(
             "when a TCP client has sent nothing for so many seconds, ask its kernel whether it is "
             "there, five times within as many seconds more (a second apart at least), and close "
-            f"the connection if none answers; 0: never; by default {DEFAULT_KEEPALIVE_S} where "
+            "the connection if none answers (with --write-timeout, after that, too); 0: never; by "
+            f"default {DEFAULT_KEEPALIVE_S} where "
             "there is a limit on connections, whose places would be lost to clients that vanished",
             0,
             LONGEST_KEEPALIVE_S,
@@ -308,7 +309,7 @@ class ServerConfig:
         None,
         integer(
             "open connections of one client address at most (IPv6: of one /64); further ones are "
-            "reset",
+            "reset; one that ended counts until the client has acknowledged all of it",
             1,
             2**32 - 2,
             optional=True,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 import threading
 from typing import Any
+
+from . import background
 
 __all__ = ["give_up", "go_on", "look_up"]
 
@@ -41,44 +42,17 @@ def look_up(host: str, port: int, flags: int = 0) -> Found:
     def ask(more_flags: int = 0) -> Found:
         return [*socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags | more_flags)]
 
-    if threading.current_thread() is not threading.main_thread():
-        return ask()
     try:
         return ask(socket.AI_NUMERICHOST)  # asks nobody
     except socket.gaierror:
         pass
-    found: list[Found] = []
-    failures: list[BaseException] = []
-    answered = threading.Event()
-
-    def ask_and_tell() -> None:
-        # The main thread is to get them, or it would not wake up.
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
-            found.append(ask())
-        except BaseException as error:
-            failures.append(error)
-        finally:
-            answered.set()
-
-    asking = threading.Thread(target=ask_and_tell, name="kecho-resolver", daemon=True)
-    try:
-        asking.start()
-    except RuntimeError:  # no thread is to be had
+    if threading.current_thread() is not threading.main_thread():
         return ask()
-    _wait(answered)
-    asking.join()
-    if failures:
-        raise failures[0]
-    return found[0]
-
-
-def _wait(answered: threading.Event) -> None:
     global _is_waiting
     _is_waiting = True
     try:
         if _reason is not None:
             raise _reason
-        answered.wait()
+        return background.call(ask)
     finally:
         _is_waiting = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import _thread
 import sys
 import threading
-import types
 import warnings
 import weakref
 from collections.abc import Callable
@@ -89,7 +88,7 @@ class Server:
 
         graceful_timeout: seconds until connections that are still not done are reset; by default
         the option of that name. A connection is done when everything that it received has been
-        handed back to the kernel; an idle one is, at once. Calling it again while another thread
+        sent back, and acknowledged; an idle one is, at once. Calling it again while another thread
         waits in it can bring the end forward. Raises what wait() raises; RuntimeError when the
         server was never started.
         """
@@ -247,8 +246,10 @@ Server.__doc__ = f"{Server.__doc__}\n{describe_options()}\n"
 
 def _check_threads() -> None:
     """Raises RuntimeError if a thread of Python's would run on the caller's, where a worker, which
-    waits in the kernel, would never give way."""
-    if not isinstance(_thread.start_new_thread, types.BuiltinFunctionType):
+    waits in the kernel, would never give way. Debuggers replace the function, too, by one that
+    starts a thread of the system's."""
+    module = getattr(_thread.start_new_thread, "__module__", None) or ""
+    if module.partition(".")[0] in ("gevent", "eventlet"):
         raise RuntimeError(
             "threads are replaced (gevent's or eventlet's monkey patching), and a server needs the "
             "system's: leave them out, as patch_all(thread=False), or run it as a process"

@@ -12,7 +12,7 @@ from engine.connection cimport (
     SERVED_CLOSED, SERVED_MORE, Served, busy_note, connection_close, connection_give_back,
     evict_slowest, look_by, note_progress, untaken,
 )
-from engine.finishing cimport connection_finish, finishing_note
+from engine.finishing cimport connection_finish, finishing_end, finishing_note
 from engine.in_kernel cimport in_kernel_note
 from engine.in_ring cimport in_ring_close_idle, in_ring_end, in_ring_round
 from engine.layout cimport (
@@ -210,6 +210,8 @@ cdef inline bint _is_to_be_looked_at(Worker* worker, Connection* connection) noe
 cdef inline int _why_overdue(Worker* worker, Connection* connection) noexcept nogil:
     """A kecho_close_reason, or -1: it may stay."""
     cdef Control* control = worker.control
+    if connection.flags & CONNECTION_FINISHING:
+        return -1  # it has a limit of its own, and is looked at
     if connection.flags & CONNECTION_IN_KERNEL:
         in_kernel_note(worker, connection)
     if connection.pending != NULL or connection.flags & CONNECTION_BUSY:
@@ -302,13 +304,19 @@ cdef inline void _serve_everybody(Worker* worker) noexcept nogil:
 
 
 cdef inline void _abort_everybody(Worker* worker) noexcept nogil:
-    """By the last worker of a queue, so that it has every connection to itself."""
+    """By the last worker of a queue, so that it has every connection to itself. At the deadline, of
+    one whose FIN was sent everything was handed to the kernel, which has to do without us now."""
     cdef Queue* queue = worker.queue
     cdef uint32_t index
     cdef Connection* connection
     for index in range(slab_high_water(&queue.slab)):
         connection = slab_get(&queue.slab, index)
-        if <uint32_t>connection.ownership != OWNERSHIP_FREE:
+        if <uint32_t>connection.ownership == OWNERSHIP_FREE:
+            continue
+        if connection.flags & CONNECTION_FINISHING and (
+                atomic_u32_load(&worker.control.phase) == PHASE_DRAINING):
+            finishing_end(worker, connection)
+        else:
             connection_close(worker, connection, CLOSE_ABORTED)
 
 
@@ -316,7 +324,7 @@ cdef inline void _drain(Worker* worker) noexcept nogil:
     """Echoes what was received, and closes, until nothing is left, in the accept queues either, or
     the deadline has come, or the worker gives up."""
     cdef Control* control = worker.control
-    cdef uint64_t deadline_ms, retry_ms
+    cdef uint64_t deadline_ms, look_ms, retry_ms, wait_ms
     worker.now_ms = clock_now_ms()
     retry_ms = worker.now_ms + RESUME_AFTER_MS
     if atomic_u32_load(&control.phase) == PHASE_DRAINING:
@@ -334,7 +342,11 @@ cdef inline void _drain(Worker* worker) noexcept nogil:
         deadline_ms = atomic_u64_load_relaxed(&control.deadline_ms)
         if worker.now_ms >= deadline_ms:
             break
-        if _round(worker, <int>min(deadline_ms - worker.now_ms, <uint64_t>DRAIN_LOOK_MS)) < 0:
+        wait_ms = min(deadline_ms - worker.now_ms, <uint64_t>DRAIN_LOOK_MS)
+        if atomic_u32_load_relaxed(&worker.queue.busy) != 0:
+            look_ms = atomic_u64_load_relaxed(&worker.queue.next_look_ms)
+            wait_ms = min(wait_ms, look_ms - worker.now_ms if look_ms > worker.now_ms else 0)
+        if _round(worker, <int>wait_ms) < 0:
             break
         _look_at_busy(worker)
 

@@ -182,7 +182,10 @@ cdef inline Served connection_fail(
         reason = CLOSE_RESET
     elif error == ETIMEDOUT:
         # The listener's TCP_USER_TIMEOUT, which is write_timeout, comes before the kernel's own.
-        reason = CLOSE_TIMED_OUT if worker.control.write_timeout_ms == 0 else CLOSE_STALLED
+        # Where nothing is unacknowledged, it was a keep-alive probe that went unanswered.
+        reason = CLOSE_STALLED
+        if worker.control.write_timeout_ms == 0 or unread_bytes(connection) == 0:
+            reason = CLOSE_TIMED_OUT
     elif error == ENOMEM or error == ENOBUFS:
         count_error(worker, ERROR_MEMORY)
     else:

@@ -16,10 +16,10 @@ from engine.connection cimport (
     connection_fail, flow_let_go, look_by, note_progress,
 )
 from engine.layout cimport (
-    CLOSE_STALLED, CONNECTION_BUSY, CONNECTION_ENDED, CONNECTION_FINISHING, CONNECTION_REGISTERED,
+    CLOSE_EOF, CLOSE_STALLED, CONNECTION_BUSY, CONNECTION_ENDED, CONNECTION_FINISHING, CONNECTION_REGISTERED,
     CONNECTION_UNIX, ERROR_EPOLL, ERROR_SEND, Connection, Worker,
 )
-from engine.waiting cimport unread_bytes, waiting_look_at
+from engine.waiting cimport unread_bytes, waiting_look_at, waiting_progress
 from kernel.poll cimport POLLERR, poll, pollfd
 from kernel.socket cimport SHUT_WR, SO_ERROR, SOL_SOCKET, getsockopt, shutdown, socklen_t
 from libc.errno cimport errno
@@ -67,13 +67,23 @@ cdef inline Served connection_finish(
     connection.flags &= ~<unsigned int>CONNECTION_ENDED
     connection.finish_reason = reason
     connection.unread_bytes = unread_bytes(connection)  # the FIN is one
+    if connection.unread_bytes == 0:
+        connection_close(worker, connection, reason)
+        return SERVED_CLOSED
     atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
     busy_begin(worker, connection, 0)
-    if not connection.flags & CONNECTION_REGISTERED:
-        result = connection_arm(worker, connection, False)
+    # Before the client's own FIN (FIN_WAIT2), that ours was acknowledged is told as EPOLLOUT.
+    if reason != CLOSE_EOF or not connection.flags & CONNECTION_REGISTERED:
+        result = connection_arm(worker, connection, True)
         if result < 0:
             return connection_fail(worker, connection, -result, ERROR_EPOLL)
     return SERVED_ALL
+
+
+cdef inline void finishing_end(Worker* worker, Connection* connection) noexcept nogil:
+    """Closes it with what its FIN was sent for."""
+    busy_end(worker, connection)
+    connection_close(worker, connection, <int>connection.finish_reason)
 
 
 cdef inline Served finishing_serve(Worker* worker, Connection* connection) noexcept nogil:
@@ -82,8 +92,7 @@ cdef inline Served finishing_serve(Worker* worker, Connection* connection) noexc
     cdef uint32_t age_ms
     cdef int error
     if unread == 0:
-        busy_end(worker, connection)
-        connection_close(worker, connection, <int>connection.finish_reason)
+        finishing_end(worker, connection)
         return SERVED_CLOSED
     error = _error_of(connection.fd)
     if error != 0:
@@ -104,4 +113,5 @@ cdef inline void finishing_note(Worker* worker, Connection* connection) noexcept
         <uint32_t>worker.now_ms - atomic_u32_load_relaxed(&connection.last_active_ms))
     cdef uint32_t next_ms = min(age_ms // 8 + 1, <uint32_t>FINISHING_LOOK_MOST_MS)
     waiting_look_at(worker.queue, connection, <uint32_t>worker.now_ms + next_ms, 0)
+    waiting_progress(worker.queue, connection)  # those behind it have not been looked at
     look_by(worker, connection.look_at_ms)

@@ -148,8 +148,10 @@ struct kecho_queue {
     uint32_t waiting_head;        /* index, or KECHO_SLAB_END */
     uint32_t waiting_tail;
     uint64_t waiting_bytes; /* of all their `pending` */
-    uint32_t busy;          /* how many of them are CONNECTION_BUSY; atomic to read without it */
-    uint64_t next_look_ms;  /* atomic: when the next look at those is due */
+    uint32_t waiting_count;
+    uint32_t finishing;    /* how many of them are CONNECTION_FINISHING */
+    uint32_t busy;         /* how many of them are CONNECTION_BUSY; atomic to read without it */
+    uint64_t next_look_ms; /* atomic: when the next look at those is due */
 };
 
 /* ---- access: which clients are served --------------------------------------------------- */

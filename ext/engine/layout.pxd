@@ -134,6 +134,8 @@ cdef extern from "engine/layout.h" nogil:
         uint32_t waiting_head
         uint32_t waiting_tail
         uint64_t waiting_bytes
+        uint32_t waiting_count
+        uint32_t finishing
         uint32_t busy
         uint64_t next_look_ms
 

@@ -23,7 +23,7 @@ from libc.stdint cimport uint32_t
 cdef inline int waiting_init(Queue* queue) noexcept nogil:
     queue.waiting_head = queue.waiting_tail = KECHO_SLAB_END
     queue.waiting_bytes = 0
-    queue.busy = 0
+    queue.waiting_count = queue.finishing = queue.busy = 0
     return -pthread_mutex_init(&queue.waiting_lock, NULL)
 
 
@@ -63,12 +63,14 @@ cdef inline void waiting_begin(Queue* queue, Connection* connection) noexcept no
     elif is_busy:
         mark = LOOK_AT_BUSY
     pthread_mutex_lock(&queue.waiting_lock)
+    atomic_u32_store_relaxed(&connection.to_look_at, mark)
     _append(queue, connection)
     queue.waiting_bytes += connection.pending_end
+    queue.waiting_count += 1
+    queue.finishing += mark == LOOK_AT_FINISHING
     if is_busy:
         atomic_u32_store_relaxed(&queue.busy, queue.busy + 1)
     pthread_mutex_unlock(&queue.waiting_lock)
-    atomic_u32_store_relaxed(&connection.to_look_at, mark)
 
 
 cdef inline void waiting_progress(Queue* queue, Connection* connection) noexcept nogil:
@@ -89,6 +91,8 @@ cdef inline void waiting_end(
     pthread_mutex_lock(&queue.waiting_lock)
     _unlink(queue, connection)
     queue.waiting_bytes -= connection.pending_end
+    queue.waiting_count -= 1
+    queue.finishing -= connection.flags & CONNECTION_FINISHING != 0
     if connection.flags & CONNECTION_BUSY:
         atomic_u32_store_relaxed(&queue.busy, queue.busy - 1)
     pthread_mutex_unlock(&queue.waiting_lock)
@@ -101,7 +105,7 @@ cdef inline bint waiting_is_over(Queue* queue, Control* control) noexcept nogil:
     cdef bint is_over
     pthread_mutex_lock(&queue.waiting_lock)
     is_over = queue.waiting_bytes > control.queue_buffer_bytes and (
-        queue.waiting_head != queue.waiting_tail or queue.busy != 0)
+        queue.waiting_count - queue.finishing > 1 or queue.busy > queue.finishing)
     pthread_mutex_unlock(&queue.waiting_lock)
     return is_over
 
@@ -152,7 +156,10 @@ cdef inline int waiting_claim_due(
         if atomic_u32_load_relaxed(&connection.to_look_at) == LOOK_AT_WAITING:
             continue
         left_ms = <int>(connection.look_at_ms - now_ms)
-        if left_ms <= 0 and count < most and ownership_try(connection):
+        if count == most:
+            next_ms[0] = 1
+            break
+        if left_ms <= 0 and ownership_try(connection):
             due[count] = connection
             count += 1
         else:

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from .. import _loadgen
-from . import background
+from .. import _loadgen, background
 from .target import Target
 from .workload import Workload, link_of
 

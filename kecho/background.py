@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,12 +30,17 @@ def call(function: Callable[[], T]) -> T:
     """function(), of which a signal's handler need not await the end: getaddrinfo(3) may take long.
 
     The thread that an exception has left behind goes on until it has ended; its result is lost.
+    Where there is no thread to be had, or this is not the main one, it is called here.
     """
+    if threading.current_thread() is not threading.main_thread():
+        return function()
     results: list[T] = []
     errors: list[BaseException] = []
     has_ended = threading.Event()
 
     def work() -> None:
+        # The main thread is to get them, or it would not wake up.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             results.append(function())
         except BaseException as error:
