@@ -237,6 +237,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_collection_finish() -> None:
     """What has been imported until now need not be gone through before and after each test."""
+    # Its plugin imports it otherwise at the first test, and then looks for frozen objects in vain.
+    import hypothesis  # noqa: F401
+
     gc.collect()
     gc.freeze()
 
