@@ -68,7 +68,7 @@ def test_an_accept_that_fails_for_a_while_is_survived(
 
 @pytest.mark.parametrize("error", ["EMFILE", "ENOMEM", "EPERM"])
 def test_an_accept_that_always_fails_does_not_spin(start_traced: StartTraced, error: str) -> None:
-    server = start_traced("accept4", error)
+    server = start_traced("accept4", error, "--graceful-timeout=1")
     with connect(server.port) as client:
         client.settimeout(0.3)
         with pytest.raises(TimeoutError):

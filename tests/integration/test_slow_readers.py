@@ -100,7 +100,9 @@ def test_a_client_that_takes_nothing_is_closed(
     assert (stats.closed["stalled"], stats.errors.total) == (1, 0)
 
 
-@pytest.mark.parametrize("sandbox", ["--sandbox", "--no-sandbox"])
+@pytest.mark.parametrize(
+    "sandbox", ["--sandbox", pytest.param("--no-sandbox", marks=pytest.mark.release)]
+)
 def test_a_client_that_reads_a_little_now_and_then_is_not_closed(
     start_process: Callable[..., ServerProcess], dispatch: str, sandbox: str
 ) -> None:
