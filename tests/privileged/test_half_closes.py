@@ -97,6 +97,32 @@ def test_who_does_not_take_a_byte_for_so_long_is_reset(
     assert server.stop().closed == closed(stalled=1)
 
 
+@pytest.mark.usefixtures("impatient")
+def test_who_is_owed_something_is_not_idle(start_server: StartServer, dispatch: str) -> None:
+    server = start_server(dispatch=dispatch, idle_timeout=0.5)
+    data = random_bytes(SIZE)
+    with half_closed(server, data) as client:
+        wait_for(lambda: server.stats().bytes_sent == SIZE, "all was handed to the kernel")
+        time.sleep(READS_AFTER_S)
+        assert receive_until_end(client) == data
+    wait_for(lambda: server.stats().active == 0, "it has ended")
+    assert server.stop().closed == closed(eof=1)
+
+
+@pytest.mark.usefixtures("inside")
+def test_a_stop_without_grace_ends_with_fin_where_all_was_echoed(
+    start_server: StartServer, dispatch: str
+) -> None:
+    """Though it is not acknowledged yet: a client that reads at its leisure delays that."""
+    server = start_server(dispatch=dispatch)
+    data = random_bytes(SIZE)
+    with connect(server, receive_buffer=4096) as client:
+        client.sendall(data)
+        wait_for(lambda: server.stats().bytes_sent == SIZE, "all was handed to the kernel")
+        assert server.stop(graceful_timeout=0).closed == closed(drained=1)
+        assert receive_until_end(client) == data
+
+
 @pytest.mark.parametrize("count", [60, pytest.param(1500, marks=pytest.mark.release)])
 def test_they_count_as_connections_until_they_have_taken_everything(
     inside: Namespace, start_server: StartServer, dispatch: str, count: int
