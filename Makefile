@@ -23,6 +23,8 @@ MINUTES ?= 10
 # Tests that run beside each other: they wait more than they compute.
 JOBS ?= $(shell echo $$((3 * $$(nproc))))
 PARALLEL = -n $(JOBS) --dist worksteal
+# In a worker, too: it is started in a network namespace of its own.
+ONE_BY_ONE = -n 1
 # $(call each_of,OPTIONS,OPTIONS,OPTIONS) runs pytest with each, though one before has failed. ARGS
 # may name tests of which none has the mark: pytest's status 5.
 pytest_with = $(if $(strip $(1)),$(PY) -m pytest $(1) $(ARGS) || (($$? == 5)) || failed=1;)
@@ -92,12 +94,12 @@ plot: .venv/.plot ## draw bench.png from bench.json
 check: all .venv/.dev ## prove every behaviour once; ARGS="..." for pytest
 	@$(call each_of, \
 		$(PARALLEL) -m 'not alone and not outside', \
-		-m 'alone and not outside')
+		$(ONE_BY_ONE) -m 'alone and not outside')
 
 check-all: all .venv/.dev ## every variant of every test, storms, crowds and packages: before a release
 	@$(call each_of, \
 		--everything $(PARALLEL) -m 'not alone and not outside', \
-		--everything -m 'alone and not outside', \
+		--everything $(ONE_BY_ONE) -m 'alone and not outside', \
 		--everything --host-network -m outside)
 
 mutants: all .venv/.dev ## plant faults one at a time, which the tests must notice: hours; ARGS="..."
