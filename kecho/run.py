@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import signal
 import threading
@@ -364,8 +365,12 @@ class Run:
 
     def _accept_queues(self) -> tuple[AcceptQueue, ...]:
         assert self._engine is not None
+        overflows = self._watch.overflows() if self._watch is not None else None
+        most = math.inf if overflows is None else overflows
         return tuple(
-            AcceptQueue(place.address, figures[0] - place.dropped_before, *figures[1:3])
+            AcceptQueue(
+                place.address, int(min(figures[0] - place.dropped_before, most)), *figures[1:3]
+            )
             for place, figures in zip(self._places, self._engine.listener_figures(), strict=True)
         )
 

@@ -103,8 +103,10 @@ def _arithmetic(left: Counters, right: Counters, sign: int) -> dict[str, Any]:
 class AcceptQueue:
     """A listener's accept queue.
 
-    address: as in Server.addresses. dropped: SYNs that found it full since the server started, by
-    SO_MEMINFO; one that is sent again counts again, so these are events, not clients. length:
+    address: as in Server.addresses. dropped: SYNs that found it full since the server started: what
+    the socket has dropped (SO_MEMINFO), as far as the network's ListenOverflows bears it out, since
+    the socket counts other segments as well, such as those of a load balancer's checks; one that is
+    sent again counts again, so these are events, not clients. length:
     connections in it now; length_most: the backlog in force, of which it holds one more. Of a Unix
     socket they are not known, and 0.
     """

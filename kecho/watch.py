@@ -80,7 +80,8 @@ class Watch:
         self._groups = groups
         self._somaxconn = tuning.somaxconn()
         self._network = TcpCounters((*_SYN_QUEUE, *_LISTEN))
-        self._network_before = self._network.read()
+        self._network_before = self._network_at_first = self._network.read()
+        self._overflows: int | None = None
         # As the sockets count, which an inherited one did before it was this server's.
         self._dropped_before = [place.dropped_before for place in places]
         self._errors_before: dict[str, int] = {}
@@ -98,6 +99,14 @@ class Watch:
         self._network.close()
         while self._spares:
             self._spares.popitem()[1].close()
+
+    def overflows(self) -> int | None:
+        """SYNs that found an accept queue of this network full since this was made; None: the
+        kernel does not tell."""
+        now = self._network.read().get("ListenOverflows")
+        if now is not None:
+            self._overflows = now - self._network_at_first.get("ListenOverflows", 0)
+        return self._overflows
 
     def _keep_spares(self) -> None:
         for place in self._places:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 import socket
 import struct
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +74,36 @@ def test_dropped_syns_are_warned_about_as_the_kernel_counts_them(
         time.sleep(2.5)
         assert len(caplog.records) == warnings  # nothing overflows any more
     assert server.stop().dropped_syns == dropped
+
+
+def test_checks_of_a_load_balancer_are_no_syns_that_found_the_queue_full(
+    inside: Namespace, start_server: StartServer, dispatch: str
+) -> None:
+    """SYN, SYN-ACK, RST, as HAProxy's: the listener counts the RST among what it dropped."""
+    server = start_server(dispatch=dispatch, backlog=1024)
+    before = sum(drops_of_listeners(server.port))
+    for _ in range(20):
+        with socket.socket() as check:
+            check.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+            check.connect(("127.0.0.1", server.port))
+            reset(check)
+    wait_for(lambda: sum(drops_of_listeners(server.port)) >= before + 20, "they are counted")
+    assert server.stats().dropped_syns == 0
+    assert server.stop().dropped_syns == 0
+
+
+def drops_of_listeners(port: int) -> list[int]:
+    """Of this process, by SO_MEMINFO."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        if not Path("/proc/self/fd", name).is_socket():
+            continue
+        with socket.socket(fileno=os.dup(int(name))) as one:
+            if one.getsockname()[1:2] == (port,) and one.getsockopt(
+                socket.SOL_SOCKET, socket.SO_ACCEPTCONN
+            ):
+                found.append(dropped_by(one))
+    return found
 
 
 def dropped_by(one: socket.socket) -> int:
