@@ -44,6 +44,7 @@ def run(
     with suppress(OSError):
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
     devnull_fd = _occupy_standard_descriptors()
+    _have_streams_write_all()
     _escape_what_cannot_be_encoded()
     try:
         status = main(sys.argv[1:] if arguments is None else arguments)
@@ -59,6 +60,22 @@ def run(
     finally:
         _flush_streams(devnull_fd)
         os.close(devnull_fd)
+
+
+def _have_streams_write_all() -> None:
+    """With PYTHONUNBUFFERED, print() drops the rest of what a signal cuts off: write(2) returns
+    early, and io.TextIOWrapper on a raw file does not look at that. A buffer writes the rest."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if (
+            stream is getattr(sys, f"__{name}__")  # not one that somebody else has put there
+            and isinstance(stream, io.TextIOWrapper)
+            and isinstance(stream.buffer, io.RawIOBase)
+        ):
+            whole = open(  # noqa: SIM115
+                stream.fileno(), "w", 1, stream.encoding, stream.errors, closefd=False
+            )
+            setattr(sys, name, whole)
 
 
 def _escape_what_cannot_be_encoded() -> None:

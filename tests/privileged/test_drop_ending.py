@@ -38,6 +38,7 @@ def test_fate_of_every_socket_is_told_whichever_signal_ends_it(
     with started("--state", "time-wait", env=unbuffered, pipesize=4096) as process:
         assert process.stdout is not None
         first = process.stdout.readline()  # unread, the rest fills the pipe and makes it wait
+        wait_for(lambda: writes_to_stdout(process.pid), "the pipe is full")
         process.send_signal(number)
         assert process.stderr is not None
         rest, said = process.stdout.read(), process.stderr.read()
@@ -46,6 +47,11 @@ def test_fate_of_every_socket_is_told_whichever_signal_ends_it(
     assert process.returncode == 128 + number
     assert said == f"kecho.drop: interrupted: {told:,} dropped, {there - told:,} not tried\n"
     assert len(drop.find(states=["time-wait"])) == there - told > 0
+
+
+def writes_to_stdout(pid: int) -> bool:
+    """It waits in write(2), whose first argument is 1: proc_pid_syscall(5)."""
+    return Path(f"/proc/{pid}/syscall").read_text().split()[1:2] == ["0x1"]
 
 
 @pytest.mark.parametrize("number", ENDINGS, ids=lambda one: one.name)
