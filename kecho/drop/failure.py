@@ -8,7 +8,7 @@ from .. import command
 from . import outcome as outcomes
 from .sockets import Diag, is_unavailable
 
-__all__ = ["Failure", "of_kernel", "open_diag"]
+__all__ = ["Absent", "Failure", "of_kernel", "open_diag"]
 
 
 class Failure(Exception):
@@ -18,6 +18,10 @@ class Failure(Exception):
         super().__init__(text)
         self.text = command.one_line(text)
         self.status = status
+
+
+class Absent(Failure):
+    """What was named is not there: a namespace or a device, which may be made again."""
 
 
 def _of_opening(error: OSError, netns: str | None) -> Failure:

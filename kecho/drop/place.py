@@ -6,15 +6,11 @@ import os
 
 from .. import command
 from . import outcome as outcomes
-from .failure import Failure, open_diag
+from .failure import Absent, Failure, open_diag
 from .netns import as_found
 from .sockets import Diag
 
-__all__ = ["Absent", "Place"]
-
-
-class Absent(Failure):
-    """The namespace is not there any more, and may be made again."""
+__all__ = ["Place"]
 
 
 class Place:
@@ -40,16 +36,24 @@ class Place:
         try:
             diag = open_diag(self._where)
         except Failure as failure:
-            if failure.status == command.EXIT_USAGE and not self._is_process:
-                raise Absent(failure.text, failure.status) from None
-            raise
+            if failure.status != command.EXIT_USAGE:
+                raise
+            if self._is_process:
+                raise self._ended() from None
+            raise Absent(failure.text, failure.status) from None
         if self._is_process and diag.namespace != self._first:
             diag.close()
-            text = f"--netns {self._netns}: the process has ended, or left the namespace"
-            raise Failure(text, outcomes.EXIT_NOT_DROPPED)
+            raise self._ended()
         return diag
+
+    def _ended(self) -> Failure:
+        text = f"--netns {self._netns}: the process has ended, or left the namespace"
+        return Failure(text, outcomes.EXIT_NOT_DROPPED)
 
     @property
     def _is_process(self) -> bool:
         where = self._where or ""
-        return where.startswith("pid:") or os.path.realpath(where).startswith("/proc/")
+        try:
+            return where.startswith("pid:") or os.path.realpath(where).startswith("/proc/")
+        except OSError:  # only a link of a zombie is there and cannot be read: proc_pid_ns(5)
+            return True

@@ -24,13 +24,15 @@ class Unseen(PermissionError):
 
 
 def raise_unseen(pid: int) -> NoReturn:
-    """Why /proc has no such process.
+    """Why /proc has no such process, or tells nothing of it.
 
-    Raises ProcessLookupError: there is none; Unseen: there is one, which is hidden (hidepid=,
-    proc(5)), or /proc is not mounted.
+    Raises ProcessLookupError: there is none, or it has ended and is a zombie; Unseen: there is one,
+    which is hidden (hidepid=, proc(5)), or /proc is not mounted.
     """
     if not os.path.exists("/proc/self"):
         raise Unseen(errno.ENOENT, "/proc is not mounted, so that processes cannot be seen")
+    if os.path.exists(f"/proc/{pid}"):
+        raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended")
     try:
         os.kill(pid, 0)
     except ProcessLookupError as error:

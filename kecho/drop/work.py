@@ -18,12 +18,12 @@ from .. import command
 from . import outcome as outcomes
 from .config import PASSES_MOST, DropConfig
 from .ending import Ending
-from .failure import Failure, of_kernel
+from .failure import Absent, Failure, of_kernel
 from .filters import Filter
 from .listing import flush, list_sockets, say_lost
 from .outcome import Outcome, Result, exit_status
 from .pairs import Pair
-from .place import Absent, Place
+from .place import Place
 from .progress import Progress
 from .search import PROGRAM, Search
 

@@ -234,9 +234,11 @@ def is_gone(device: str) -> bool:
 
 
 @pytest.mark.parametrize("form", ["{}", "pid:{}", "/proc/{}/ns/net"])
-def test_watch_of_a_process_that_has_ended_ends_with_a_line(
-    process: subprocess.Popen[bytes], namespace: Namespace, stack: ExitStack, form: str
-) -> None:
+@pytest.mark.parametrize("is_reaped", [True, False], ids=["reaped", "zombie"])
+def test_watch_of_a_process_that_has_ended_is_no_wrong_usage(
+    process: subprocess.Popen[bytes], namespace: Namespace, stack: ExitStack, form: str,
+    is_reaped: bool,
+) -> None:  # fmt: skip
     with namespace:
         client, _ = Ends("127.0.0.1", stack).connect()
     asked = ("--netns", form.format(process.pid), "--watch", "0.02", "--state", "established")
@@ -244,11 +246,12 @@ def test_watch_of_a_process_that_has_ended_ends_with_a_line(
         with pytest.raises(ConnectionError):
             client.recv(1)
         process.kill()
-        process.wait(DEADLINE_S)
+        if is_reaped:
+            process.wait(DEADLINE_S)
         _, said = watch.communicate(timeout=DEADLINE_S)
-    assert watch.returncode in (2, 3)
-    assert f" dropped\nkecho.drop: error: --netns {asked[1]}: " in said or "pid:" in said
-    assert str(process.pid) in said
+    ended = "the process has ended, or left the namespace"
+    assert said.endswith(f" dropped\nkecho.drop: error: --netns {asked[1]}: {ended}\n")
+    assert watch.returncode == 3
 
 
 def test_watch_of_a_name_that_is_a_number_does_not_turn_to_a_process(
