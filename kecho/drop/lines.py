@@ -14,6 +14,9 @@ _SS_OR_NETSTAT = re.compile(
 )
 _OURS = re.compile(r"[a-z][a-z0-9-]* +(\S+) +(\S+) +\d+ +\d+ .*")
 _PROC = re.compile(r"\d+: ([0-9A-F]{8}|[0-9A-F]{32}):([0-9A-F]{4}) ([0-9A-F]+):([0-9A-F]{4}) .*")
+# udp4_format_sock() ends with inode, references, pointer and drops. Of TCP, a line ends with the
+# pointer in time-wait and syn-recv, 12 columns, and otherwise 5 behind it.
+_COLUMNS_OF_UDP = 13
 _HEADER = re.compile(
     r"Active Internet connections .*|Proto +Recv-Q .*|(?:Netid +)?(?:State +)?Recv-Q +Send-Q .*"
     r"|COMMAND +PID .*|sl +local_address .*|STATE +LOCAL .*"
@@ -40,6 +43,8 @@ def ends_of(line: str) -> tuple[str, str] | None:
     if found := _OURS.fullmatch(line):
         return found[1], found[2]
     if found := _PROC.fullmatch(line):
+        if len(line.split()) == _COLUMNS_OF_UDP:
+            raise ValueError("a line of /proc/net/udp, raw or icmp: only TCP sockets are dropped")
         return _of_proc(found[1], found[2]), _of_proc(found[3], found[4])
     return _of_lsof(line.split())
 

@@ -15,7 +15,15 @@ import pytest
 
 from kecho import drop
 from support.clients import DEADLINE_S
-from support.connections_to_drop import COMMAND, Ends, assert_alive, pair_of, run_drop, started
+from support.connections_to_drop import (
+    COMMAND,
+    Ends,
+    assert_alive,
+    make_time_wait,
+    pair_of,
+    run_drop,
+    started,
+)
 from support.namespaces import Namespace
 from support.server_process import after
 
@@ -152,3 +160,28 @@ def test_all_that_another_tool_prints_is_dropped(
     for client, _ in connections:
         with pytest.raises(ConnectionError):
             client.recv(1)
+
+
+@pytest.mark.parametrize("table", ["udp", "udp6", "raw"])
+def test_line_of_proc_of_what_is_no_tcp_socket_is_refused(
+    inside: Namespace, stack: ExitStack, table: str
+) -> None:
+    family = socket.AF_INET6 if table == "udp6" else socket.AF_INET
+    ends = Ends("::1" if table == "udp6" else "127.0.0.1", stack)
+    client, server = ends.connect()
+    kind = socket.SOCK_RAW if table == "raw" else socket.SOCK_DGRAM
+    proto = socket.IPPROTO_ICMP if table == "raw" else 0
+    other = stack.enter_context(socket.socket(family, kind, proto))
+    other.bind(client.getsockname())  # the same ends as the connection has
+    other.connect(client.getpeername())
+    finished = run_drop(text=Path(f"/proc/thread-self/net/{table}").read_text())
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert "line 2: a line of /proc/net/udp, raw or icmp: only TCP" in finished.stderr
+    assert_alive((client, server))
+
+
+def test_line_of_proc_of_a_time_wait_has_fewer_columns_and_is_dropped(ends: Ends) -> None:
+    make_time_wait(ends, 1)
+    lines = Path("/proc/thread-self/net/tcp").read_text().splitlines(keepends=True)
+    finished = run_drop(text="".join(line for line in lines if " 0A " not in line))
+    assert (finished.returncode, finished.stderr) == (0, "kecho.drop: 1 dropped\n")
