@@ -35,9 +35,10 @@ def find(
 
     pairs: Pair, (local address, local port, peer address, peer port) or "LOCAL PEER" each.
     states: names of ss, such as "time-wait"; local, peer: "10.0.0.0/8", ":80", ":80-90",
-    "fe80::1%eth0"; not_local, not_peer: what is left out, the same way; family: 4 or 6; idle:
-    seconds in which it has neither sent nor received data. Needs no privilege. Raises ValueError (a
-    wrong value) and OSError: PermissionError for what cannot be seen, ProcessLookupError for a
+    "fe80::1%eth0" with the device that the socket is bound to (most are bound to none); not_local,
+    not_peer: what is left out, the same way; family: 4 or 6; idle: seconds in which it has neither
+    sent nor received data. Needs no privilege. Raises ValueError (a wrong value, or no such device
+    to leave out) and OSError: PermissionError for what cannot be seen, ProcessLookupError for a
     process that is not there.
     """
     inodes = None
@@ -59,6 +60,7 @@ def find(
     )
     listed = None if pairs is None else as_pairs(pairs)
     with Diag(netns) as diag:
+        diag.check_devices(wanted)
         return diag.find(wanted, pairs=listed, listeners=listeners)
 
 

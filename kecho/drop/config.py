@@ -62,7 +62,8 @@ class DropConfig:
         (),
         _repeatable(
             "the local end: address, prefix/length, port, :port, :low-high, address:port or"
-            " [ipv6]:port, with a device as address%eth0 or %eth0; may be given again",
+            " [ipv6]:port, with the device that the socket is bound to (most are bound to none) as"
+            " address%eth0 or %eth0; may be given again",
             parse_range,
             "END",
         ),
@@ -71,10 +72,21 @@ class DropConfig:
         (), _repeatable("the peer's end, the same way; may be given again", parse_range, "END")
     )
     not_local: tuple[str, ...] = option(
-        (), _repeatable("not with this local end; may be given again", parse_range, "END")
+        (),
+        _repeatable(
+            "not with this local end, the same way; a device has to be there; may be given again",
+            parse_range,
+            "END",
+        ),
     )
     not_peer: tuple[str, ...] = option(
-        (), _repeatable("not with this end of the peer's; may be given again", parse_range, "END")
+        (),
+        _repeatable(
+            "not with this end of the peer's, the same way; a device has to be there; may be given"
+            " again",
+            parse_range,
+            "END",
+        ),
     )
     pid: tuple[str, ...] = option(
         (), _repeatable("held by this process; may be given again", _pid, "PID")

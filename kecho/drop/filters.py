@@ -74,6 +74,11 @@ class Filter:
             and not (self.not_peer and of_not_peer.hold(*peer))
         )
 
+    def absent_device(self, index_of: IndexOf) -> str | None:
+        """One that is to be left out and is not there, so that it would leave out nothing."""
+        scopes = (one.scope for one in (*self.not_local, *self.not_peer) if one.scope)
+        return next((one for one in scopes if index_of(one) is None), None)
+
     def mask(self, listeners: bool) -> int:
         """For the kernel: 1 << state for each that may match."""
         wanted = self.states or frozenset(NAMES.values()) - {"close"}

@@ -7,7 +7,7 @@ from dataclasses import replace
 from .. import command
 from . import outcome as outcomes
 from .config import DropConfig
-from .failure import Failure, of_kernel
+from .failure import Absent, Failure, of_kernel
 from .filters import Filter
 from .pairs import Pair
 from .process import inodes_of, namespace_of
@@ -24,6 +24,15 @@ class Search:
     def __init__(self, config: DropConfig, pairs: list[Pair] | None, wanted: Filter) -> None:
         self._config, self.pairs, self.wanted = config, pairs, wanted
         self._told: set[str] = set()  # processes of which it was said that they are not there
+
+    def check_devices(self, diag: Diag) -> None:
+        """Raises Absent if a device that is to be left out is not there, or Failure."""
+        try:
+            diag.check_devices(self.wanted)
+        except ValueError as error:
+            raise Absent(f"--not-local, --not-peer: {error}", command.EXIT_USAGE) from None
+        except OSError as error:
+            raise of_kernel(error) from None
 
     def find(self, diag: Diag) -> list[Socket]:
         """Raises Failure."""

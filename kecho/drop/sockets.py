@@ -133,6 +133,13 @@ class Diag:
     def close(self) -> None:
         self._handle.close()
 
+    def check_devices(self, wanted: Filter) -> None:
+        """Raises ValueError if one that is to be left out is not there now, and OSError."""
+        self._devices.forget()
+        absent = wanted.absent_device(self._devices.index)
+        if absent is not None:
+            raise ValueError(f"there is no device {absent!r}, so that nothing would be left out")
+
     # ---- looking ------------------------------------------------------------------------------
 
     def find(

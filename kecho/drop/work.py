@@ -39,6 +39,7 @@ def work(config: DropConfig, pairs: list[Pair] | None, wanted: Filter, ending: E
         if not config.list:
             return _Run(config, place, search, ending).run()
         with place.open() as diag:
+            search.check_devices(diag)
             return list_sockets(config, search.find(diag))
     except Failure as failure:
         command.say_error(PROGRAM, failure.text)
@@ -75,6 +76,7 @@ class _Run:
         # Dropping is never cut off from its outcomes: a batch is short, and the kernel's patience
         # bounded.
         try:
+            self.search.check_devices(self.diag)
             with self.ending.raises_from(math.inf):
                 return self._run()
         finally:
@@ -148,20 +150,22 @@ class _Run:
         self.is_incomplete = True
 
     def _is_there_after(self, wait_s: float) -> bool:
-        """Waits; whether the namespace is there then. Nothing keeps it alive meanwhile."""
+        """Waits; whether the namespace is there then, and the devices that are to be left out.
+        Nothing keeps it alive meanwhile."""
         if not self.place.is_own:
             self.diag.close()
         with self.ending.raises_from(1):
             if self.ending.count:
                 raise KeyboardInterrupt
             time.sleep(wait_s)
-        if self.place.is_own:
-            return True
         try:
-            self.diag = self.place.open()
+            if not self.place.is_own:
+                self.diag = self.place.open()
+            self.search.check_devices(self.diag)
         except Absent as failure:
             if not self.is_absent:
-                command.say_error(PROGRAM, f"{failure.text}; it is looked for again each time")
+                until = "nothing is dropped until it is there again"
+                command.say_error(PROGRAM, f"{failure.text}; {until}")
             self.is_absent = True
             return False
         self.is_absent = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from kecho import drop
 from kecho.drop import Result
 from support.clients import DEADLINE_S
-from support.connections_to_drop import run_drop
+from support.connections_to_drop import Ends, assert_alive, pair_of, run_drop, started
 from support.namespaces import Namespace
 
 pytestmark = pytest.mark.privileged
@@ -149,3 +150,55 @@ def test_filter_by_device_is_by_its_name_first(inside: Namespace, stack: ExitSta
         assert finished.returncode == 0, finished.stderr
         assert left() == left_over
     assert cookie(first) not in left()
+
+
+@pytest.mark.parametrize("out", ["--not-local", "--not-peer"])
+@pytest.mark.parametrize("more", [[], ["--list"], ["--json"], ["--watch", "600"]], ids=" ".join)
+def test_device_to_leave_out_that_is_not_there_is_refused_before_a_look(
+    inside: Namespace, stack: ExitStack, out: str, more: list[str]
+) -> None:
+    connection = Ends("127.0.0.1", stack).connect()
+    for asked in (["--state", "established"], pair_of(connection[0]).split()):
+        for text in ("%eht0", "127.0.0.1%eht0:1"):
+            finished = run_drop(*asked, out, "%lo", out, text, *more)
+            assert (finished.returncode, finished.stdout) == (2, "")
+            assert finished.stderr == (
+                "kecho.drop: error: --not-local, --not-peer: there is no device 'eht0',"
+                " so that nothing would be left out\n"
+            )
+    assert_alive(connection)
+    with pytest.raises(ValueError, match="no device 'eht0'"):
+        drop.find(**{out[2:].replace("-", "_"): ["%eht0"]})
+
+
+def test_watch_drops_nothing_while_a_device_to_leave_out_is_not_there(
+    inside: Namespace, stack: ExitStack
+) -> None:
+    add_device(inside, "x0", 3)
+    ends = Ends("127.0.0.1", stack)
+    asked = ("--state", "established", "--not-local", "%x0", "--watch", "0.02")
+    with started(*asked) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        ends.connect()
+        assert process.stdout.readline().startswith("dropped")
+        inside.run("ip", "link", "delete", "x0")
+        assert "until it is there again" in process.stderr.readline()
+        connection = ends.connect()
+        assert_alive(connection)
+        add_device(inside, "x0", 4)
+        with pytest.raises(ConnectionAbortedError):
+            connection[0].recv(1)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=DEADLINE_S)
+
+
+def test_only_a_socket_that_is_bound_to_a_device_is_meant_by_it(
+    inside: Namespace, stack: ExitStack
+) -> None:
+    ends = Ends("127.0.0.1", stack)
+    ends.connect()  # over lo, as it happens
+    for out in ("--not-local", "--not-peer"):
+        assert run_drop("--list", "--state", "established", out, "%lo").stdout.count("\n") == 3
+    said = " ".join(run_drop("--help").stdout.split())
+    assert "the device that the socket is bound to (most are bound to none)" in said

@@ -218,7 +218,7 @@ def test_watch_follows_a_name_and_keeps_no_namespace_alive(ends: Ends, stack: Ex
         for count in range(3):
             named.connect()
             named.delete()
-            assert "it is looked for again" in process.stderr.readline()
+            assert "until it is there again" in process.stderr.readline()
             wait_for(partial(is_gone, f"kecho{count}"), "the namespace is gone")
             named.make(f"kecho{count + 1}")
         named.connect()
@@ -266,7 +266,7 @@ def test_watch_of_a_name_that_is_a_number_does_not_turn_to_a_process(
         named.connect()
         named.delete()
         assert process.stderr is not None
-        assert "it is looked for again" in process.stderr.readline()
+        assert "until it is there again" in process.stderr.readline()
         assert_alive(connection)
         named.make("kecho1")
         named.connect()
