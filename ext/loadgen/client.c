@@ -309,6 +309,21 @@ static void note_end(struct client *client, uint64_t now) {
                              now < client->end_ns ? now : client->end_ns);
 }
 
+/* Open: where the server does not keep up, what is owed grows through all of the time. */
+static void note_owed(const struct client *client, uint64_t now, uint64_t *counter, uint64_t at_ns,
+                      bool *is_noted) {
+    if (client->settings.mode != MODE_OPEN || *is_noted || now < at_ns)
+        return;
+    *is_noted = true;
+    atomic_u64_store_relaxed(counter, client->pending);
+}
+
+static uint64_t half_of_time_ns(const struct client *client) {
+    uint64_t end_ns = client->end_ns; /* a stop may have brought it forward */
+    return end_ns > client->measure_ns ? client->measure_ns + (end_ns - client->measure_ns) / 2
+                                       : end_ns;
+}
+
 int client_run(struct client *client, uint64_t start_ns, uint64_t measure_ns, uint64_t end_ns) {
     client->measure_ns = measure_ns;
     client->end_ns = end_ns;
@@ -318,7 +333,7 @@ int client_run(struct client *client, uint64_t start_ns, uint64_t measure_ns, ui
     begin_workload(client);
 
     int result = 0;
-    bool ended = false;
+    bool ended = false, half_noted = false, end_noted = false;
     uint64_t give_up_ns = UINT64_MAX; /* on what is still outstanding */
     for (uint64_t now = now_ns(); result == 0 && !is_over(client, now); now = now_ns()) {
         uint64_t until_ns = UINT64_MAX;
@@ -331,6 +346,8 @@ int client_run(struct client *client, uint64_t start_ns, uint64_t measure_ns, ui
             /* After the tick that sees the timeout of what is sent at the end. */
             give_up_ns = now + client->settings.timeout_ns + 2 * TICK_NS;
         }
+        note_owed(client, now, &client->counters.owed_half, half_of_time_ns(client), &half_noted);
+        note_owed(client, now, &client->counters.owed, client->end_ns, &end_noted);
         if (now >= give_up_ns)
             break;
         if (now >= client->end_ns) {

@@ -100,8 +100,9 @@ struct client_counters {
     /* Closed: of the time that messages were outstanding, what lies within the measured time of
      * those that are not in the figures, and beyond it of those that are. */
     uint64_t carried_in_ns, carried_out_ns;
-    uint64_t reconnects; /* connections that the peer ended, and that were opened anew */
-    uint64_t unended;    /* connections whose peer did not end them after our FIN */
+    uint64_t owed_half, owed; /* open: outstanding at half of the measured time, and at its end */
+    uint64_t reconnects;      /* connections that the peer ended, and that were opened anew */
+    uint64_t unended;         /* connections whose peer did not end them after our FIN */
     uint64_t errors[ERROR_KINDS];
 };
 

@@ -304,6 +304,8 @@ static PyObject *client_object_counters(PyObject *self, PyObject *Py_UNUSED(igno
         {"between_ns", &counters->between_ns},
         {"carried_in_ns", &counters->carried_in_ns},
         {"carried_out_ns", &counters->carried_out_ns},
+        {"owed_half", &counters->owed_half},
+        {"owed", &counters->owed},
         {"reconnects", &counters->reconnects},
         {"unended", &counters->unended},
     };

@@ -302,7 +302,7 @@ def check_results(results: Sequence[Result]) -> None:
 
 _ADDED_UP = (
     *("client_cpu_s", "server_cpu_s", "unanswered", "open_s", "lost", "time_wait_cleared"),
-    *("late", "duplicates", "reordered", "reconnects"),
+    *("late", "duplicates", "reordered", "reconnects", "owed_half", "owed"),
 )
 _NUMBERS_OBSERVED = {*_ADDED_UP, "others_cpu_share", "stolen_cpu_share", "client_rss_bytes"}
 

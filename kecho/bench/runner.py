@@ -30,7 +30,7 @@ _SETTLE_S_PER_THREAD = 0.0002
 _LOOK_S = 0.1
 _INTERVAL_S = 1.0
 _STOP_S = 5.0
-_COUNTS_OBSERVED = ("late", "duplicates", "reordered", "reconnects")
+_COUNTS_OBSERVED = ("late", "duplicates", "reordered", "reconnects", "owed_half", "owed")
 _LATENCY_OF_MODE = {"closed": "service", "open": "response", "connect": "response"}
 
 

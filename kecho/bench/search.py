@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from .amounts import rate_text
 from .condition import Condition, is_percentile
+from .pace import is_achieved, is_kept_up
 from .result import Result
-from .verdict import BEYOND, LATE_MOST, is_achieved, late_share
+from .verdict import BEYOND, LATE_MOST, late_share
 
 __all__ = ["Found", "find_rate", "least_rate"]
 
@@ -117,6 +118,13 @@ def find_rate(
         return (
             not result.errors
             and is_achieved(rate, result.echoes, result.duration_s)
+            and is_kept_up(
+                rate,
+                result.duration_s,
+                result.observed.get("owed_half", 0),
+                result.observed.get("owed", 0),
+                result.latency.get("response"),
+            )
             and result.main_latency is not None
             and condition.holds(result)
         )

@@ -8,11 +8,12 @@ from typing import Any
 from ..command import plural
 from .amounts import rate_text
 from .histogram import Histogram
+from .pace import is_achieved, is_kept_up
 from .result import Verdict
 from .witness import Observation
 from .workload import Workload
 
-__all__ = ["BEYOND", "LATE_MOST", "is_achieved", "judge", "late_share"]
+__all__ = ["BEYOND", "LATE_MOST", "judge", "late_share"]
 
 _SATURATED = 0.95  # of a CPU
 _OTHERS_MOST = 0.10  # of all CPU time
@@ -28,7 +29,6 @@ BEYOND = 10  # samples that have to lie beyond a percentile for it to mean somet
 _PERCENTILES = (50, 90, 99, 99.9, 99.99)
 _PORTS_MOST = 0.8
 _TIME_WAIT_S = 60.0
-_ACHIEVED_LEAST = 0.98  # of the rate asked for
 _NEEDS_LONG_S = 0.2  # clock ticks of 10 ms say nothing about shorter runs
 
 
@@ -69,6 +69,17 @@ def judge(
             f"{rate_text(workload.rate)} messages/s were asked for, {rate_text(achieved)} were "
             "echoed"
         )
+    elif workload.rate and not is_kept_up(
+        workload.rate,
+        duration_s,
+        sum(one["owed_half"] for one in threads),
+        owed := sum(one["owed"] for one in threads),
+        latency.get("response"),
+    ):
+        reasons.append(
+            f"{rate_text(workload.rate)} messages/s were asked for, the server did not keep up: "
+            f"{plural(owed, 'message was', 'messages were')} still owed at the end"
+        )
     if workload.udp:
         _judge_loss(threads, echoes, reasons, notes)
     _judge_client(workload, threads, reasons, notes)
@@ -99,13 +110,6 @@ def judge(
     if not workload.verify:
         notes.append("the bytes of the replies were not compared (--no-verify)")
     return Verdict(tuple(reasons), tuple(notes))
-
-
-def is_achieved(rate: float, echoes: int, duration_s: float) -> bool:
-    """Whether so many of the messages that were due in the time have been echoed. By where the
-    time begins in the schedule, it holds one message less or more than rate x time."""
-    due = rate * duration_s
-    return echoes > 0 and echoes >= min(_ACHIEVED_LEAST * due, due - 1)
 
 
 def _judge_loss(

@@ -29,6 +29,43 @@ def test_an_open_loop_is_not_slower_for_replies_that_come_after_the_end() -> Non
     assert not any("were asked for" in reason for reason in result.verdict.reasons)
 
 
+@pytest.mark.slow_under_sanitizers
+def test_a_constant_delay_of_most_of_the_time_is_no_lag() -> None:
+    with faulty_servers.delays(0.4) as peer:
+        result = measure(peer, mode="open", rate=400.0, connections=200)
+    assert result.echoes == 200
+    assert not any("were asked for" in reason for reason in result.verdict.reasons)
+
+
+@pytest.mark.parametrize("options", [{}, {"warmup": 0.5}, {"connections": 2, "processes": 2}])
+def test_a_server_that_answers_after_the_end_has_not_kept_up(options: dict[str, object]) -> None:
+    with faulty_servers.delays(0.005) as peer:
+        result = measure(
+            peer,
+            **{"mode": "open", "rate": 1000.0, "depth": 1, "connections": 1, **options},
+            timeout=10.0,
+        )
+    assert result.echoes == 500
+    assert not result.errors
+    owed = result.observed["owed"]
+    assert 0 < result.observed["owed_half"] < owed
+    said = f"did not keep up: {owed:,} messages were still owed at the end"
+    assert any(said in reason for reason in result.verdict.reasons)
+
+
+def test_a_rate_at_which_replies_lag_ever_more_is_not_held() -> None:
+    workload = Workload(mode="open", rate=1000.0, connections=1, depth=1, duration=0.5, timeout=10)
+    with faulty_servers.delays(0.005) as peer:
+
+        def run_at(rate: float) -> Result:
+            one = bench.run(replace(workload, port=peer.port, rate=rate))
+            return replace(one, observed={**one.observed, "interrupted": True})
+
+        found = find_rate(run_at, condition.parse("p50<5s"), 1000.0)
+    assert not found.results[0].errors
+    assert found.rate is None
+
+
 def test_a_rate_is_found_where_every_reply_takes_long() -> None:
     workload = Workload(mode="open", rate=400.0, connections=100, threads=2, duration=0.25)
     with faulty_servers.delays(DELAY_S) as peer:

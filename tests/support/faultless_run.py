@@ -32,7 +32,7 @@ THREAD = {
                 "unended",
                 "reconnects",
             ),
-            *("carried_in_ns", "carried_out_ns"),
+            *("carried_in_ns", "carried_out_ns", "owed_half", "owed"),
         ),
         0,
     ),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from kecho.bench import Histogram, Verdict, Workload
+from kecho.bench.pace import is_kept_up
 from kecho.bench.verdict import judge
 from support.faultless_run import QUIET, THREAD
 
@@ -71,6 +73,24 @@ def test_what_spoils_a_run_is_named(changes: dict[str, Any], said: str) -> None:
 )
 def test_one_is_no_plural(changes: dict[str, Any], said: str) -> None:
     assert any(said in reason for reason in verdict(**changes).reasons)
+
+
+@pytest.mark.parametrize(
+    ("owed_half", "owed", "delays_ms", "is_right"),
+    [
+        (2500, 5000, range(5000), False),  # served at half of the rate
+        (7500, 10_000, range(5000, 10_000), False),  # the same after a warm-up
+        (200, 200, [100], True),  # a constant delay
+        (5000, 8000, [4000], True),  # one of most of the time
+        (0, 90, [1] * 99 + [100], True),  # a hiccup at the end
+        (5000, 0, range(5000), True),  # a lag that was made up for
+    ],
+)
+def test_what_is_owed_grows_where_the_server_does_not_keep_up(
+    owed_half: int, owed: int, delays_ms: Iterable[int], is_right: bool
+) -> None:
+    response = Histogram.of([ms * 1_000_000 + 1 for ms in delays_ms])
+    assert is_kept_up(2000.0, 5.0, owed_half, owed, response) == is_right
 
 
 def test_when_every_datagram_is_lost_all_are() -> None:
