@@ -145,6 +145,7 @@ int client_adopt(struct client *client, int fd, uint64_t connect_ns) {
     }
     connection->state = CONNECTION_OPEN;
     connection->moved_ns = now_ns();
+    connection->has_replied = true;
     connection->allowed = connection->sent = connection->replied = 1;
     client->next_unopened = 1;
     client->attempts = 1;

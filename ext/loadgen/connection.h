@@ -18,7 +18,7 @@ enum connection_state {
     CONNECTION_OPEN,
     CONNECTION_DONE,   /* has got all it waited for; to be ended after the event */
     CONNECTION_ENDING, /* has sent FIN, and the peer's is awaited: goodbye.h */
-    CONNECTION_RETRY,  /* connect is to be tried again at moved_ns */
+    CONNECTION_RETRY,  /* connect is to be tried again at retry_ns */
     CONNECTION_FAILED, /* ended by an error, stays closed */
 };
 
@@ -45,7 +45,10 @@ struct connection {
     uint64_t replied;
     uint64_t resent;   /* messages before this one have been sent on an earlier connection, too */
     uint64_t began_ns; /* when connect was called */
-    uint64_t moved_ns; /* when bytes came, or were sent with none outstanding */
+    uint64_t retry_ns; /* RETRY: when to call connect next */
+    /* When bytes came, or a message was due or first sent with none outstanding. Another connection
+     * for what is outstanding is no news of it. */
+    uint64_t moved_ns;
     /* Stamps of the messages replied..allowed, at message & stamp_mask. `one` until there are
      * more at once. */
     struct stamp *stamps;

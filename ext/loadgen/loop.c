@@ -12,6 +12,12 @@
 
 #define RETRY_NS (10 * MS)
 
+static void retry_later(struct client *client, struct connection *connection, uint64_t now) {
+    connection->began_ns = 0; /* another connect, not the same one again */
+    client->connecting++;
+    traffic_retry_at(client, connection, now + RETRY_NS);
+}
+
 /* After the peer has ended a connection that another one is to follow: at once if a reply had come
  * on it. What was outstanding is sent again, and its time goes on. */
 static void reconnect(struct client *client, struct connection *connection) {
@@ -23,10 +29,7 @@ static void reconnect(struct client *client, struct connection *connection) {
         traffic_connect(client, connection);
         return;
     }
-    connection->state = CONNECTION_RETRY;
-    connection->began_ns = 0; /* another connect, not the same one again */
-    connection->moved_ns = now + RETRY_NS;
-    client->connecting++;
+    retry_later(client, connection, now);
 }
 
 /* ---- after a turn ---------------------------------------------------------------------------- */
@@ -48,12 +51,8 @@ void loop_after_turn(struct client *client, struct connection *connection) {
         return;
     if (connection->state == CONNECTION_CLOSED)
         traffic_connect(client, connection);
-    if (connection->state == CONNECTION_FAILED) {
-        connection->state = CONNECTION_RETRY;
-        connection->began_ns = 0; /* another connect, not the same one again */
-        connection->moved_ns = now_ns() + RETRY_NS;
-        client->connecting++;
-    }
+    if (connection->state == CONNECTION_FAILED)
+        retry_later(client, connection, now_ns());
 }
 
 static void handle_event(struct client *client, const struct epoll_event *event) {
@@ -103,6 +102,13 @@ static bool is_waiting_for_reply(const struct connection *connection) {
     return connection->replied < connection->sent || connection->sent_bytes > 0;
 }
 
+static bool has_waited_too_long(const struct client *client, const struct connection *connection,
+                                uint64_t now, uint64_t timeout_ns) {
+    bool waits = is_waiting_for_reply(connection) ||
+                 (client->settings.reconnect && connection->replied < connection->allowed);
+    return waits && now > connection->moved_ns && now - connection->moved_ns > timeout_ns;
+}
+
 static void tick_connecting(struct client *client, struct connection *connection, uint64_t now,
                             uint64_t timeout_ns) {
     bool is_retry = connection->state == CONNECTION_RETRY;
@@ -113,17 +119,19 @@ static void tick_connecting(struct client *client, struct connection *connection
         client->connecting--;
         return;
     }
-    if (is_retry && now >= connection->moved_ns) {
+    if (is_retry && now >= connection->retry_ns) {
         if (connection->began_ns == 0)
             connection->began_ns = now;
         traffic_try_connect(client, connection);
-    } else if (is_retry && connection->moved_ns < client->tick_ns) {
-        client->tick_ns = connection->moved_ns;
+    } else if (is_retry && connection->retry_ns < client->tick_ns) {
+        client->tick_ns = connection->retry_ns;
     }
     if (connection->state == CONNECTION_CONNECTING || connection->state == CONNECTION_RETRY) {
         uint64_t began_ns = connection->began_ns;
         if (began_ns != 0 && now > began_ns && now - began_ns > timeout_ns)
             traffic_fail(client, connection, ERROR_CONNECT_TIMEOUT, 0);
+        else if (has_waited_too_long(client, connection, now, timeout_ns))
+            traffic_fail(client, connection, ERROR_TIMEOUT, 0);
     }
     loop_after_turn(client, connection);
 }
@@ -140,8 +148,8 @@ static void tick(struct client *client, uint64_t now) {
             tick_connecting(client, connection, now, timeout_ns);
         else if (client->settings.datagrams)
             udp_tick(client, connection, now);
-        else if (connection->state == CONNECTION_OPEN && is_waiting_for_reply(connection) &&
-                 now > connection->moved_ns && now - connection->moved_ns > timeout_ns) {
+        else if (connection->state == CONNECTION_OPEN &&
+                 has_waited_too_long(client, connection, now, timeout_ns)) {
             traffic_fail(client, connection, traffic_kind_of_ending(connection, ERROR_TIMEOUT), 0);
             loop_after_turn(client, connection);
         }

@@ -111,6 +111,13 @@ int traffic_watch(struct client *client, struct connection *connection) {
     return epoll_ctl(client->epoll_fd, EPOLL_CTL_ADD, connection->fd, &event);
 }
 
+void traffic_retry_at(struct client *client, struct connection *connection, uint64_t at_ns) {
+    connection->state = CONNECTION_RETRY;
+    connection->retry_ns = at_ns;
+    if (at_ns < client->tick_ns)
+        client->tick_ns = at_ns;
+}
+
 void traffic_try_connect(struct client *client, struct connection *connection) {
     const struct settings *settings = &client->settings;
     const union address *source = NULL;
@@ -122,10 +129,7 @@ void traffic_try_connect(struct client *client, struct connection *connection) {
     int result = connection_connect(connection, &settings->server, settings->server_size, source,
                                     settings->source_size, settings->datagrams);
     if (result == -EAGAIN) { /* AF_UNIX: the backlog is full */
-        connection->state = CONNECTION_RETRY;
-        connection->moved_ns = now_ns() + BACKLOG_RETRY_NS;
-        if (connection->moved_ns < client->tick_ns)
-            client->tick_ns = connection->moved_ns;
+        traffic_retry_at(client, connection, now_ns() + BACKLOG_RETRY_NS);
         return;
     }
     if (result != 0 && result != -EINPROGRESS) {
@@ -185,7 +189,8 @@ static void stamp_begun(struct client *client, struct connection *connection, ui
 
 static void note_sent(struct client *client, struct connection *connection, uint32_t size,
                       uint64_t now) {
-    if (connection->sent == connection->replied && connection->sent_bytes == 0)
+    if (connection->sent == connection->replied && connection->sent_bytes == 0 &&
+        connection->sent >= connection->resent)
         connection->moved_ns = now;
     bool is_stream = client->settings.mode == MODE_STREAM;
     if (is_stream && is_measured(client, now))
@@ -257,6 +262,8 @@ void traffic_allow(struct client *client, struct connection *connection, uint64_
         traffic_note_error(client, connection, ERROR_OVERRUN, -result);
         return;
     }
+    if (connection->allowed == connection->replied)
+        connection->moved_ns = due_ns;
     connection_stamp(connection, connection->allowed)->due_ns = due_ns;
     connection->allowed++;
     client->pending++;
@@ -278,7 +285,6 @@ void traffic_send_more(struct client *client, struct connection *connection) {
 
 static void established(struct client *client, struct connection *connection, uint64_t now) {
     connection->state = CONNECTION_OPEN;
-    connection->moved_ns = now;
     connection->has_replied = false;
     client->connecting--;
     count(&client->counters.opened, 1);

@@ -84,6 +84,9 @@ void traffic_connect(struct client *client, struct connection *connection);
 /* The same connect once more: `began_ns` stays what it was. */
 void traffic_try_connect(struct client *client, struct connection *connection);
 
+/* Has a connect called at `at_ns`. */
+void traffic_retry_at(struct client *client, struct connection *connection, uint64_t at_ns);
+
 /* After the event that a connect has ended, one way or the other. */
 void traffic_finish_connect(struct client *client, struct connection *connection);
 

@@ -96,9 +96,11 @@ def was_interrupted(result: Result) -> bool:
 
 
 def _has_failed(result: Result) -> bool:
-    """Lost datagrams are what was measured, unless all of them are."""
-    all_lost = bool(result.workload.get("udp")) and not result.echoes
-    return bool(result.error_count or result.partial or all_lost)
+    """Lost datagrams are what was measured, unless all of them are; and where connections are only
+    held, nothing has to be echoed meanwhile."""
+    nothing = not result.echoes and result.workload["mode"] != "idle"
+    unanswered = result.observed.get("unanswered")
+    return bool(result.error_count or result.partial or unanswered or nothing)
 
 
 def _save(results: Sequence[Result], found: Found | None, options: dict[str, Any]) -> bool:

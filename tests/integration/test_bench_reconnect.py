@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from kecho import OptionError, bench
 from kecho.bench import Result, Workload
 from support import faulty_servers
+from support.server_process import run_python
 
 LENGTH = 64
 MODES: list[dict[str, Any]] = [{"mode": "closed"}, {"mode": "open", "rate": 200.0}]
@@ -60,8 +63,55 @@ def test_a_server_that_ends_every_connection_without_a_reply_is_not_stormed() ->
         answered = measure(peer, mode="closed", connections=1)
     assert result.echoes == 0
     assert result.observed["unanswered"] == 1
+    assert result.errors == {"timeout": 1}
     assert not result.verdict.valid
     assert answered.echoes > 0
+
+
+@pytest.mark.parametrize("options", MODES)
+def test_the_timeout_is_of_the_message_and_not_of_the_connection_that_it_is_sent_on(
+    options: dict[str, Any],
+) -> None:
+    with faulty_servers.closes_at_once() as peer:
+        begun_s = time.monotonic()
+        result = measure(peer, probe=False, duration=60.0, timeout=0.3, **options)
+    assert time.monotonic() - begun_s < 30
+    assert result.errors == {"timeout": 3}
+    assert result.partial
+
+
+def test_a_message_that_is_answered_late_on_the_way_is_no_timeout() -> None:
+    """Each is answered within the timeout; all of them take longer."""
+    with faulty_servers.ends_after(1, LENGTH) as peer:
+        result = measure(peer, mode="closed", depth=4, connections=2, duration=1.0, timeout=0.5)
+    assert not result.errors
+    assert result.observed["unanswered"] == 0
+
+
+@pytest.mark.parametrize("last_s", ["0.2", "10"])
+def test_a_server_that_answers_nothing_is_exit_status_1(last_s: str) -> None:
+    with faulty_servers.closes_at_once() as peer:
+        finished = run_python(
+            *("-m", "kecho.bench", f":{peer.port}", "--reconnect", "--no-probe", "-c", "1"),
+            *("--mode", "closed", "-d", last_s, "--timeout", "0.4"),
+        )
+    assert finished.returncode == 1, finished.stdout
+
+
+def test_connects_follow_each_other_every_10_ms() -> None:
+    with faulty_servers.closes_at_once() as peer:
+        measure(peer, mode="closed", probe=False, connections=1, duration=1.0, timeout=5.0)
+        gaps_s = sorted(after - before for before, after in pairwise(peer.accepted_at_s))
+    assert gaps_s[len(gaps_s) // 4] < 0.04  # of some, whatever else runs here
+
+
+def test_after_the_probes_reply_the_next_connection_is_made_at_once() -> None:
+    def longest_ns() -> int:
+        with faulty_servers.ends_after(1, LENGTH) as peer:
+            result = measure(peer, mode="closed", connections=1, duration=0.05)
+        return result.latency["service"].max
+
+    assert any(longest_ns() < 10_000_000 for _ in range(20))
 
 
 def test_a_server_that_is_gone_is_an_error() -> None:

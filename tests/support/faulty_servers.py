@@ -32,6 +32,7 @@ class Peer:
         self._threads: list[threading.Thread] = []
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.accepted = 0
+        self.accepted_at_s: list[float] = []
         self.most: int | None = None  # connections that are taken
         self.port: int = self._listener.getsockname()[1]
 
@@ -66,6 +67,7 @@ class Peer:
                 connection.close()
                 continue
             self.accepted += 1
+            self.accepted_at_s.append(time.monotonic())
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
                 self._connections.add(connection)
