@@ -123,12 +123,15 @@ def say(text: str) -> None:
         _write(f"{text}\n", sys.stderr)
 
 
-def show(program: str, text: str, stream: TextIO | None = None) -> bool:
-    """Writes text to stdout, or another stream, and raises nothing: False if it was not taken.
+def show(program: str, text: str, *, to_stderr: bool = False) -> bool:
+    """Writes text to stdout or stderr, and raises nothing: False if it was not taken. A stream that
+    is closed takes nothing, and what is meant for stderr does not go to stdout then.
 
     Then `program` says why on stderr, unless the reader has just had enough.
     """
-    stream = stream or sys.stdout
+    stream: TextIO | None = sys.stderr if to_stderr else sys.stdout
+    if stream is None:
+        return False
     try:
         _write(text, stream)
     except OSError as error:
@@ -137,7 +140,7 @@ def show(program: str, text: str, stream: TextIO | None = None) -> bool:
         if error.errno != errno.EPIPE:
             say_error(program, f"{_name(stream)}: {error.strerror or error}")
         return False
-    return stream is not None
+    return True
 
 
 def _name(stream: TextIO) -> str:

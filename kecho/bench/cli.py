@@ -267,7 +267,10 @@ def _measure(workloads: list[Workload], extra: dict[str, Any], ending: signals.E
             repeats: list[Result] = []
             try:
                 for _ in range(extra["repeat"] or 1):
-                    repeats.append(run(workload, server_pid=server_pid, on_progress=show))
+                    try:
+                        repeats.append(run(workload, server_pid=server_pid, on_progress=show))
+                    finally:
+                        ending.interrupt = None  # the run's
                     if was_interrupted(repeats[-1]):
                         break
                     if ending.number:  # it came when the run had ended by itself

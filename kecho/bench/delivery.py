@@ -80,7 +80,9 @@ def deliver(
     text = "\n".join(report.text(result, options["percentiles"]) for result in results)
     if found is not None:
         text += f"\n{found.text()}"
-    is_delivered &= command.show(PROGRAM, text, sys.stderr if is_taken else sys.stdout)
+    is_shown = command.show(PROGRAM, text, to_stderr=is_taken)
+    # Who takes the file from stdout and has closed stderr has what he wants.
+    is_delivered &= is_shown or (is_taken and sys.stderr is None)
     if failure is not None:
         command.say_error(PROGRAM, failure.strerror or str(failure))
     if any(was_interrupted(result) for result in results):

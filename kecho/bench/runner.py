@@ -76,16 +76,13 @@ def run(
     finally:
         if first is not None:
             first.socket.close()  # nothing if it has been taken over
-    try:
-        conductor = _Conductor(workload, crew, target, server_pid, on_progress)
-        with signals.heard() as ending:
-            ending.interrupt = conductor.interrupt
-            try:
-                return conductor.conduct(ports)
-            finally:
-                ending.interrupt = None
-    finally:
-        crew.close()
+    with signals.heard() as ending:
+        try:
+            conductor = _Conductor(workload, crew, target, server_pid, on_progress)
+            ending.interrupt = conductor.interrupt  # until the caller has the result
+            return conductor.conduct(ports)
+        finally:
+            crew.close()
 
 
 def _crew(

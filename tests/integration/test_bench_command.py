@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,42 @@ def test_the_command_measures_a_server_of_its_own(tmp_path: Path) -> None:
     assert paths["csv"].read_text().startswith("mode,connections")
     assert paths["hgrm"].read_text().splitlines()[-2].startswith("#[Max")
     assert paths["hlog"].read_text().count("Tag=") == len(result.latency)
+
+
+@pytest.mark.e2e
+@about_python
+def test_with_stderr_closed_stdout_is_the_file_that_was_asked_for_and_no_table() -> None:
+    finished = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$@" 2>&-', "sh", *(sys.executable, "-m", "kecho.bench")]
+        + ["--spawn", "-c", "3", "--rounds", "1", "--json", "-"],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    assert finished.returncode == 0
+    assert Result.from_json(finished.stdout).echoes == 3
+
+
+@pytest.mark.e2e
+@about_python
+@pytest.mark.parametrize("crew", ["crew.Crew", "processes.ProcessCrew"])
+def test_a_signal_that_comes_when_all_is_measured_loses_nothing(tmp_path: Path, crew: str) -> None:
+    saved = tmp_path / "result.json"
+    processes = "2" if crew == "processes.ProcessCrew" else "1"
+    script = f"""
+        import os, signal, sys
+        from kecho.bench import cli, crew, processes
+        close = {crew}.close
+        def close_at_a_signal(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            close(self)
+        {crew}.close = close_at_a_signal
+        sys.exit(cli.main(["--spawn", "-c", "4", "--mode", "closed", "-d", "0.2", "--repeat", "2",
+            "--processes", "{processes}", "--json", {str(saved)!r}]))
+    """
+    finished = run_python("-c", textwrap.dedent(script))
+    assert finished.returncode == 130, finished.stderr
+    assert Result.from_json(saved.read_text()).echoes > 0
 
 
 @pytest.mark.e2e
