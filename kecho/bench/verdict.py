@@ -25,6 +25,7 @@ _BURST_LATE_MOST = 0.9  # a burst lasts: its end is late by nature, but not by a
 _AWAY_MOST = 0.02  # of the run, at one go
 _AWAY_LEAST_S = 0.05
 _LITTLE_TOLERANCE = 0.10
+_BEYOND_MOST = 0.05  # of the time that messages took
 BEYOND = 10  # samples that have to lie beyond a percentile for it to mean something
 _PERCENTILES = (50, 90, 99, 99.9, 99.99)
 _PORTS_MOST = 0.8
@@ -355,14 +356,20 @@ def _judge_little(
 ) -> None:
     """In a closed loop, as many messages are outstanding as are allowed: throughput x mean service
     time has to say so (J. D. C. Little, 1961), but for those that the client itself has in hand,
-    from a reply that it compares to the next message that it makes. What is waited for beyond the
-    measured time is no part of it."""
+    from a reply that it compares to the next message that it makes. Waiting beyond the measured
+    time is no part of it."""
     if workload.mode != "closed" or not echoes or duration_s <= 0:
         return
     carried_ns = sum(one["carried_in_ns"] - one["carried_out_ns"] for one in threads)
     outstanding = (echoes * latency["service"].mean + carried_ns) / 1e9 / duration_s
     in_hand = sum(one["between_ns"] for one in threads) / 1e9 / duration_s
     expected = workload.total_connections * workload.deepest
+    beyond = -carried_ns / 1e9 / duration_s / expected
+    if beyond > _BEYOND_MOST:
+        notes.append(
+            f"{beyond / (beyond + 1):.0%} of the messages' time lies beyond the end, and they count in "
+            "full: the rate may be too high; a longer --duration, or --warmup"
+        )
     if abs(outstanding + in_hand - expected) > _LITTLE_TOLERANCE * expected:
         reasons.append(
             f"throughput x mean service time is {outstanding:.1f} outstanding messages, "

@@ -98,6 +98,14 @@ def test_a_message_that_outlasts_the_time_is_no_contradiction_of_littles_law() -
         result = measure(peer, connections=5, duration=0.6)
     assert result.echoes == 10
     assert not any("Little" in reason for reason in result.verdict.reasons)
+    # Of each connection's two messages of 0.4 s in 0.6 s, and in full figures nonetheless.
+    assert any("lies beyond the end" in note for note in result.verdict.notes)
+
+
+def test_after_a_warmup_as_much_is_carried_in_as_out() -> None:
+    with faulty_servers.delays(0.1) as peer:
+        result = measure(peer, connections=5, duration=1.05, warmup=0.55)
+    assert not any("beyond the end" in note for note in result.verdict.notes)
 
 
 @pytest.mark.parametrize("options", [{}, {"mode": "open", "rate": 500.0}, {"mode": "connect"}])

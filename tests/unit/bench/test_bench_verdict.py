@@ -125,6 +125,7 @@ def test_littles_law_is_of_the_measured_time_alone(carried: int, is_right: bool)
         threads=[{**THREAD, "carried_out_ns": carried}],
     )
     assert judged.valid == is_right
+    assert any("of the messages' time lies beyond" in note for note in judged.notes) == is_right
     carried_in = [{**THREAD, "carried_in_ns": carried}]
     latency = {"service": Histogram({1000: 1_000_000})}
     assert verdict(latency=latency, echoes=1_000_000, threads=carried_in).valid == is_right
