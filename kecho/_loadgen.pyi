@@ -42,7 +42,8 @@ class Client:
         reconnect: bool,
         keep_ends: bool,
     ) -> None:
-        """mode: index into MODES. address: packed, or a path for AF_UNIX. sources: packed
+        """mode: index into MODES. address: packed, or a path for AF_UNIX (abstract: a
+        zero byte and a name). sources: packed
         addresses one after the other; empty: the kernel's choice. scope: of link-local addresses
         among all of them. datagrams: UDP, in the modes closed and open."""
     def adopt(self, fd: int, connect_ns: int) -> None:

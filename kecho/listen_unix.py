@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from .errors import ListenError, naming
-from .options import is_abstract
+from .options import is_abstract, uds_address
 
 __all__ = ["SocketFile", "listen_unix"]
 
@@ -66,7 +66,7 @@ def listen_unix(
     file = None
     try:
         if is_abstract(path):
-            one.bind(b"\0" + os.fsencode(path[1:]))
+            one.bind(uds_address(path))
             one.listen(backlog)
         else:
             if mode is not None:

@@ -29,6 +29,7 @@ __all__ = [
     "seconds",
     "size",
     "switch",
+    "uds_address",
 ]
 
 UDS_PATH_BYTES = 107  # sizeof sockaddr_un.sun_path, less the closing NUL: unix(7)
@@ -223,6 +224,12 @@ def check_uds_path(value: object) -> str | None:
 def is_abstract(uds: str) -> bool:
     """Whether it names a socket that has no file: unix(7)."""
     return uds.startswith("@")
+
+
+def uds_address(uds: str) -> bytes:
+    """What bind(2) and connect(2) take for it: a path, or a zero byte and a name."""
+    path = os.fsencode(uds)
+    return b"\0" + path[1:] if is_abstract(uds) else path
 
 
 def check_fields(config: object) -> None:

@@ -37,7 +37,9 @@ static int read_address(union address *out, socklen_t *out_size, int family, con
         *out_size = sizeof out->v6;
     } else if (family == AF_UNIX && size > 0 && size < (Py_ssize_t)sizeof out->local.sun_path) {
         memcpy(out->local.sun_path, bytes, (size_t)size);
-        *out_size = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + (size_t)size + 1);
+        /* The name of an abstract socket ends where the address does: unix(7). */
+        size_t closing = bytes[0] == '\0' ? 0 : 1;
+        *out_size = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + (size_t)size + closing);
     } else {
         PyErr_SetString(PyExc_ValueError, "the address does not fit its family");
         return -1;

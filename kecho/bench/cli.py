@@ -131,6 +131,8 @@ def _main(arguments: Sequence[str]) -> int:
             raise OptionError(
                 "spawn", "starts a server of its own: no TARGET, --host, --port or --uds"
             )
+        if "uds" in values and (other := values.keys() & {"host", "port"}):
+            raise OptionError("uds", f"is another place than {flag(min(other))} says")
         workloads = _workloads(values, extra)
         check_kinds(workloads[0].mode, extra)
     except OptionError as error:
@@ -182,12 +184,16 @@ def _place_of(flags: dict[str, Any]) -> dict[str, str]:
     target = flags.pop("target", None)
     if target is None:
         return {}
-    place = {name: "1" if value is True else value for name, value in parse_place(target).items()}
-    contrary = {"host", "uds", *place} if "uds" in place or "host" in place else {*place}
+    place = {name: _word(value) for name, value in parse_place(target).items()}
+    contrary = {"host", "port", "uds"} if "uds" in place else {"uds", *place}
     for name in sorted(contrary & flags.keys()):
         if flags[name] != place.get(name):
             raise ValueError(f"{flag(name)} says another place than {target!r}")
     return place
+
+
+def _word(value: str | bool) -> str:
+    return str(int(value)) if isinstance(value, bool) else value
 
 
 def _parse(name: str, text: str) -> Any:

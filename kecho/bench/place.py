@@ -26,7 +26,7 @@ def parse(text: str) -> dict[str, Any]:
     if found["scheme"] not in ("tcp", "udp"):
         raise ValueError(f"{text!r}: there are tcp://, udp:// and unix:PATH")
     place = _host_and_port(found["rest"].removesuffix("/"))
-    return {**place, "udp": True} if found["scheme"] == "udp" else place
+    return {**place, "udp": found["scheme"] == "udp"}
 
 
 def _host_and_port(text: str) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .. import background
+from ..options import uds_address
 from .workload import Workload
 
 __all__ = ["Target", "TargetError", "addresses_of"]
@@ -20,7 +20,8 @@ class TargetError(OSError):
 
 @dataclass(frozen=True)
 class Target:
-    """family: AF_INET, AF_INET6 or AF_UNIX. address: packed, or a path. name: for a person.
+    """family: AF_INET, AF_INET6 or AF_UNIX. address: packed, or of a Unix socket as
+    bind(2) takes it. name: for a person.
     datagrams: by UDP. is_local: on this host, by whatever address. pid: of the server, where the
     kernel says it."""
 
@@ -46,8 +47,8 @@ class Target:
 def addresses_of(workload: Workload) -> Iterator[tuple[Target, object]]:
     """Where the server may be, with what connect(2) takes. Raises TargetError."""
     if workload.uds is not None:
-        path = os.fsencode(workload.uds)
-        yield Target(socket.AF_UNIX, path, 0, 0, f"unix {workload.uds}", True), workload.uds
+        address = uds_address(workload.uds)
+        yield Target(socket.AF_UNIX, address, 0, 0, f"unix {workload.uds}", True), address
         return
     try:
         kind = socket.SOCK_DGRAM if workload.udp else socket.SOCK_STREAM

@@ -121,7 +121,13 @@ class Workload:
     )
     port: int = option(12345, integer("its port", 1, 65535))
     uds: str | None = option(
-        None, Option("its Unix stream socket, instead of TCP", str, check_uds_path, "PATH")
+        None,
+        Option(
+            "its Unix stream socket, instead of TCP (@NAME: an abstract one)",
+            str,
+            check_uds_path,
+            "PATH",
+        ),
     )
     udp: bool = option(
         False,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import kecho
+from kecho.bench import Workload, run
 from support.server_process import run_python
 
 SHORT = ["-c", "3", "--rounds", "1", "--json", "-"]
@@ -64,6 +65,25 @@ def test_a_unix_target_is_measured(
     assert bench(f"unix:{path}", *SHORT)[0]["echoes"] == 3
 
 
+@pytest.mark.parametrize("mode", ["burst", "closed"])
+def test_an_abstract_socket_is_measured(
+    start_server: Callable[..., kecho.Server], mode: str
+) -> None:
+    name = "@kecho-bench-target"
+    start_server(uds=name)
+    result = run(Workload(uds=name, mode=mode, connections=3, duration=0.1))
+    assert not result.errors
+    assert result.echoes >= 3
+    assert result.observed["address"] == f"unix {name}"
+
+
+@pytest.mark.e2e
+@pytest.mark.slow_under_sanitizers
+def test_a_server_of_ones_own_may_have_an_abstract_socket() -> None:
+    result, _ = bench("--spawn=--uds @kecho-bench-spawned", *SHORT)
+    assert result["echoes"] == 3
+
+
 @pytest.mark.e2e
 @pytest.mark.slow_under_sanitizers
 def test_a_udp_target_is_measured(start_server: Callable[..., kecho.Server]) -> None:
@@ -79,6 +99,10 @@ def test_a_udp_target_is_measured(start_server: Callable[..., kecho.Server]) -> 
         (["10.0.0.1:7", "--port", "8"], "--port says another place"),
         (["10.0.0.1", "--uds", "/run/x"], "--uds says another place"),
         (["unix:/run/x", "--host", "10.0.0.1"], "--host says another place"),
+        (["unix:/run/x", "--port", "7"], "--port says another place than 'unix:/run/x'"),
+        ([":7", "--uds", "/run/x"], "--uds says another place than ':7'"),
+        (["--uds", "/run/x", "--port", "7"], "--uds: is another place than --port says"),
+        (["tcp://10.0.0.1", "--udp"], "--udp says another place than 'tcp://10.0.0.1'"),
         (["udp://10.0.0.1", "--no-udp"], "--udp says another place"),
         (["10.0.0.1:70000"], "--port: 70000 is not between 1 and 65535"),
         (["/run/x"], "'/run/x' is neither a host nor an address; a path is unix:PATH"),
