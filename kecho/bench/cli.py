@@ -2,8 +2,8 @@
 
 The table goes to stdout, everything else that is said to stderr. Exit status: 0 measured (lost
 datagrams are a measurement, unless all of them are); 1 errors, messages without an answer, nothing
-to measure, or nothing could be measured; 2 wrong usage; 3 a --fail-if of compare came true; 128 + N
-ended by signal N (130: Ctrl-C), with the partial result printed and saved.
+to measure, or nothing could be measured; 2 wrong usage; 3 a --fail-if of compare came true; 128 +
+N ended by signal N (130: Ctrl-C), with the partial result printed and saved.
 """
 
 from __future__ import annotations
