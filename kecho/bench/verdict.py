@@ -367,8 +367,8 @@ def _judge_little(
     beyond = -carried_ns / 1e9 / duration_s / expected
     if beyond > _BEYOND_MOST:
         notes.append(
-            f"{beyond / (beyond + 1):.0%} of the messages' time lies beyond the end, and they count "
-            "in full: the rate may be too high; a longer --duration, or --warmup"
+            f"{beyond / (beyond + 1):.0%} of the messages' time lies beyond the end, and they "
+            "count in full: the rate may be too high; a longer --duration, or --warmup"
         )
     if abs(outstanding + in_hand - expected) > _LITTLE_TOLERANCE * expected:
         reasons.append(
