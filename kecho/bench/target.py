@@ -47,8 +47,8 @@ class Target:
 def addresses_of(workload: Workload) -> Iterator[tuple[Target, object]]:
     """Where the server may be, with what connect(2) takes. Raises TargetError."""
     if workload.uds is not None:
-        address = uds_address(workload.uds)
-        yield Target(socket.AF_UNIX, address, 0, 0, f"unix {workload.uds}", True), address
+        path = uds_address(workload.uds)
+        yield Target(socket.AF_UNIX, path, 0, 0, f"unix {workload.uds}", True), path
         return
     try:
         kind = socket.SOCK_DGRAM if workload.udp else socket.SOCK_STREAM

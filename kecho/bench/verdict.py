@@ -364,8 +364,7 @@ def _judge_little(
     outstanding = (echoes * latency["service"].mean + carried_ns) / 1e9 / duration_s
     in_hand = sum(one["between_ns"] for one in threads) / 1e9 / duration_s
     expected = workload.total_connections * workload.deepest
-    beyond = -carried_ns / 1e9 / duration_s / expected
-    if beyond > _BEYOND_MOST:
+    if (beyond := -carried_ns / 1e9 / duration_s / expected) > _BEYOND_MOST:
         notes.append(
             f"{beyond / (beyond + 1):.0%} of the messages' time lies beyond the end, and they "
             "count in full: the rate may be too high; a longer --duration, or --warmup"
