@@ -16,8 +16,8 @@ from engine.connection cimport (
     connection_fail, flow_let_go, look_by, note_progress,
 )
 from engine.layout cimport (
-    CLOSE_EOF, CLOSE_STALLED, CONNECTION_BUSY, CONNECTION_ENDED, CONNECTION_FINISHING, CONNECTION_REGISTERED,
-    CONNECTION_UNIX, ERROR_EPOLL, ERROR_SEND, Connection, Worker,
+    CLOSE_EOF, CLOSE_STALLED, CONNECTION_BUSY, CONNECTION_ENDED, CONNECTION_FINISHING,
+    CONNECTION_REGISTERED, CONNECTION_UNIX, ERROR_EPOLL, ERROR_SEND, Connection, Worker,
 )
 from engine.waiting cimport unread_bytes, waiting_look_at, waiting_progress
 from kernel.poll cimport POLLERR, poll, pollfd
