@@ -201,9 +201,9 @@ class Named:
         namespace._outside, namespace.fd = [], os.open(f"/run/netns/{self.name}", os.O_RDONLY)
         try:
             with namespace, ExitStack() as stack:
-                client, _ = Ends("127.0.0.1", stack).connect()
-                with pytest.raises(ConnectionError):
-                    client.recv(1)
+                ends = Ends("127.0.0.1", stack)
+                with pytest.raises(ConnectionError):  # of connect(2), where the look comes first
+                    ends.connect()[0].recv(1)
         finally:
             namespace.close()
 
