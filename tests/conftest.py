@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 import kecho
 from support import own_network, tiers
@@ -28,6 +29,10 @@ from support.traced_server import StartTraced, TracedServer
 
 DISPATCHES = ("shared", "percpu")
 KERNEL_LOG = pytest.StashKey[KernelLog]()
+
+# An example may take long on a busy machine.
+settings.register_profile("kecho", deadline=None)
+settings.load_profile("kecho")
 
 # For those who test benchmarks/. At the end: kecho is that of the build in question.
 sys.path.append(str(Path(__file__).parents[1]))
@@ -237,9 +242,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_collection_finish() -> None:
     """What has been imported until now need not be gone through before and after each test."""
-    # Its plugin imports it otherwise at the first test, and then looks for frozen objects in vain.
-    import hypothesis  # noqa: F401
-
     gc.collect()
     gc.freeze()
 

@@ -45,7 +45,7 @@ def client(inside: Namespace, stack: ExitStack) -> socket.socket:
 @pytest.fixture
 def process_name() -> Iterator[None]:
     comm = Path("/proc/thread-self/comm")
-    before = comm.read_bytes()
+    before = comm.read_bytes().removesuffix(b"\n")
     comm.write_bytes("pröcess€\x1b[7m".encode())
     yield
     comm.write_bytes(before)
