@@ -122,7 +122,7 @@ def test_an_idle_connection_is_closed_in_time(polling: StartServer) -> None:
 
 
 def test_an_idle_connection_is_closed_beside_one_that_never_pauses(polling: StartServer) -> None:
-    server = polling(idle_timeout=0.4)
+    server = polling(idle_timeout=1.0)
     with connect(server) as idle, connect(server) as busy:
         assert echo(idle, b"spoken") == b"spoken"
         idle.setblocking(False)

@@ -174,11 +174,11 @@ def test_an_inherited_socket_has_the_write_timeout_of_its_present_server(
             server.stop()
 
 
-@pytest.mark.slow_under_sanitizers  # the timeout is two seconds
+@pytest.mark.slow_under_sanitizers  # the timeout is five seconds
 def test_a_client_that_comes_back_in_time_gets_every_byte(
     start_server: StartServer, dispatch: str
 ) -> None:
-    server = start_server(dispatch=dispatch, write_timeout=2.0)
+    server = start_server(dispatch=dispatch, write_timeout=5.0)
     data = plenty()[: 32 << 20]
     received = bytearray()
     with connect(server, **SMALL) as client:
