@@ -290,6 +290,7 @@ def test_own_time_wait_is_dropped_by_a_sweep_once_it_is_there() -> None:
     assert (freed, dropped) == (2, 2)
 
 
+@pytest.mark.slow_under_sanitizers  # which need /proc
 def test_without_proc_a_run_is_measured_and_says_what_it_does_not_know() -> None:
     script = f"""
         mount -t tmpfs none /proc && exec '{sys.executable}' -m kecho.bench --spawn \\
