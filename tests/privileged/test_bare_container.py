@@ -21,7 +21,8 @@ from support.server_process import ServerProcess, after, only_child
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
-pytestmark = [pytest.mark.e2e, pytest.mark.privileged]
+# A sanitizer's runtime needs /proc and much memory, and is loaded into what mounts, which then fails.
+pytestmark = [pytest.mark.e2e, pytest.mark.privileged, pytest.mark.slow_under_sanitizers]
 
 
 @pytest.fixture
@@ -91,7 +92,6 @@ def memory_group(limit_bytes: int) -> Iterator[Path | None]:
         group.rmdir()
 
 
-@pytest.mark.slow_under_sanitizers  # whose shadow takes more memory than there is
 def test_clients_that_do_not_read_do_not_have_a_server_of_little_memory_killed(
     inside: Namespace, stack: ExitStack
 ) -> None:
@@ -128,7 +128,6 @@ def test_clients_that_do_not_read_do_not_have_a_server_of_little_memory_killed(
     assert process.stop() == 0
 
 
-@pytest.mark.slow_under_sanitizers  # which need /proc
 def test_pid_1_of_a_bare_container_serves_and_drains(
     inside: Namespace, stack: ExitStack, tmp_path: Path, dispatch: str
 ) -> None:

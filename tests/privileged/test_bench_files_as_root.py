@@ -49,6 +49,7 @@ def test_a_link_that_another_user_could_have_made_is_refused(own: Path, whose: s
     assert not (own / "victim").exists()
 
 
+@pytest.mark.slow_under_sanitizers  # whose runtime is loaded into what mounts, which then fails
 def test_stdout_by_its_name_stays_a_link(own: Path) -> None:
     """In a /dev of its own: were it replaced, then for the whole machine."""
     script = f"""
