@@ -21,7 +21,7 @@ from support.server_process import ServerProcess, after, only_child
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
-# A sanitizer's runtime needs /proc and much memory, and is loaded into what mounts, which then fails.
+# A sanitizer's runtime needs /proc and much memory; mount(8), into which it is loaded, fails.
 pytestmark = [pytest.mark.e2e, pytest.mark.privileged, pytest.mark.slow_under_sanitizers]
 
 
