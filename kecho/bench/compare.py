@@ -46,7 +46,7 @@ class Comparison:
 
 def compare(first: Result, second: Result, more: Sequence[str] = ()) -> list[Comparison]:
     """Every metric that both have, but for errors; `more` are further percentiles. ValueError if
-    they do not stand together: a service time is not to be divided by a response time."""
+    they cannot be combined: a service time is not to be divided by a response time."""
     check_alike(
         [one.workload["mode"] for one in (first, second)],
         [one.main_latency for one in (first, second)],

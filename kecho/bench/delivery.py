@@ -1,6 +1,6 @@
 """What becomes of results: the files that were asked for first, and then what a person reads.
 
-Whoever reads may be gone, and a file system full: neither costs a result that can be put away.
+A reader that has gone, or a file system that is full, costs no result that can still be saved.
 """
 
 from __future__ import annotations

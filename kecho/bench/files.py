@@ -73,7 +73,7 @@ def descriptor_of(path: str) -> int | None:
 
 
 def reason_of(error: OSError | ValueError) -> str:
-    """Without the file's name, which whoever says it puts in front."""
+    """The reason alone. The caller puts the file's name in front of it."""
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 

@@ -24,7 +24,7 @@ td { padding: .1rem 1rem .1rem 0; vertical-align: top; overflow-wrap: anywhere }
 
 
 def to_html(results: Sequence[Result]) -> str:
-    """Raises ValueError if they do not stand together, ImportError without matplotlib."""
+    """Raises ValueError if they cannot be combined, ImportError without matplotlib."""
     check_results(results)
     valid = all(result.verdict.valid for result in results)
     parts = [

@@ -32,7 +32,7 @@ def plot(results: Sequence[Result], path: str | Path | BinaryIO, format: str | N
 
     A burst: response time by connection; any: percentiles on a nines axis, and over time; several:
     latency against connections or throughput, a line for each file that they are of. Raises
-    ValueError if there is nothing to draw or they do not stand together, OSError if the file cannot
+    ValueError if there is nothing to draw or they cannot be combined, OSError if the file cannot
     be written, ImportError without matplotlib.
     """
     import matplotlib

@@ -153,8 +153,8 @@ class Result:
         """Counts added up and histograms merged exactly.
 
         The runs came one after the other, so that their durations add up, or were simultaneous
-        (several hosts), so that their rates do. ValueError without a result, or if they do not
-        stand together.
+        (several hosts), so that their rates do. ValueError without a result, or if they cannot
+        be combined.
         """
         if not results:
             raise ValueError("there is no result to merge")
@@ -292,7 +292,7 @@ class Result:
 
 
 def check_results(results: Sequence[Result]) -> None:
-    """ValueError unless they may stand together: kecho.bench.together."""
+    """ValueError unless they can be combined: kecho.bench.together."""
     check_alike(
         [one.workload["mode"] for one in results],
         [one.main_latency for one in results],

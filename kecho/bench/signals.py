@@ -49,13 +49,13 @@ def heard(
 ) -> Iterator[Ending]:
     """Within `with`, these signals end what goes on; within another one, nothing is changed.
 
-    to_the_last: this process is a command. Once one has come, further ones are ignored after
-    `with`, too: it is about to exit with the status that says so. A signal that was blocked at the
-    start is let through, and SIGTERM is heard even if it was ignored: whoever started this process
-    has left that behind, and otherwise nothing but SIGKILL would end it.
+    to_the_last: this process is a command. After the first signal, further ones are ignored until
+    the process exits, which it is about to do with that signal's status. A blocked signal is
+    unblocked, and SIGTERM is handled even if it was ignored: the parent left the process in that
+    state, and otherwise only SIGKILL could end it.
 
-    Nor is it in a thread that is not the main one, or for a signal that somebody else handles or
-    ignores: nohup(1) ignores SIGHUP, a shell SIGINT for what runs in its background.
+    Nothing is changed in a thread other than the main one, or for a signal that is handled or
+    ignored already: nohup(1) ignores SIGHUP, a shell ignores SIGINT for its background jobs.
     """
     global _current
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""What may stand together in a picture, a page, a sum or a comparison. One rule for all of them."""
+"""Which results may share a picture, a page, a sum or a comparison. One rule for all of them."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def check_alike(
             first, first_name = known[0]
             if value != first:
                 raise ValueError(
-                    f"{first_name} {said.format(first)}, {name} {said.format(value)}: they do not "
-                    "stand together"
+                    f"{first_name} {said.format(first)}, {name} {said.format(value)}: they "
+                    "cannot be combined"
                 )
 
 

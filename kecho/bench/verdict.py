@@ -257,7 +257,7 @@ def _judge_absence(
 def _judge_quotas(
     workload: Workload, observation: Observation, reasons: list[str], notes: list[str]
 ) -> None:
-    """Whoever has used up the CPU quota of his cgroup stands still until the period's end."""
+    """A process that has used up its cgroup's CPU quota does not run until the period ends."""
     # As for a saturated server: without a schedule, it sets the pace.
     servers = reasons if workload.mode == "open" else notes
     clients = notes if workload.mode == "stream" else reasons

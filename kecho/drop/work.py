@@ -58,7 +58,7 @@ class _Run:
     ) -> None:
         self.config, self.place, self.search, self.ending = config, place, search, ending
         self.diag = place.open()
-        self.is_absent = False  # the network namespace, for now
+        self.is_absent = False  # at the last look: the network namespace, or a device to leave out
         self.counts: Counter[str] = Counter()
         self.kinds: dict[tuple[str, int | None], Outcome] = {}  # one of each
         self.survivors: set[object] = set()  # what is there still, and has been told

@@ -4,7 +4,10 @@ connections are the server's, and not orphans of the kernel."""
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import socket
+import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -50,8 +53,12 @@ def half_closed(server: kecho.Server | int, data: bytes) -> Iterator[socket.sock
 
 
 @pytest.mark.usefixtures("impatient")
-def test_every_byte_comes_however_late_it_is_read(start_server: StartServer, dispatch: str) -> None:
-    server = start_server(dispatch=dispatch)
+@pytest.mark.parametrize("idle_timeout", [None, 0.5])
+def test_every_byte_comes_however_late_it_is_read(
+    start_server: StartServer, dispatch: str, idle_timeout: float | None
+) -> None:
+    """A client that is owed something is not idle."""
+    server = start_server(dispatch=dispatch, idle_timeout=idle_timeout)
     data = random_bytes(SIZE)
     with half_closed(server, data) as client:
         wait_for(lambda: server.stats().bytes_sent == SIZE, "all was handed to the kernel")
@@ -97,18 +104,6 @@ def test_who_does_not_take_a_byte_for_so_long_is_reset(
     assert server.stop().closed == closed(stalled=1)
 
 
-@pytest.mark.usefixtures("impatient")
-def test_who_is_owed_something_is_not_idle(start_server: StartServer, dispatch: str) -> None:
-    server = start_server(dispatch=dispatch, idle_timeout=0.5)
-    data = random_bytes(SIZE)
-    with half_closed(server, data) as client:
-        wait_for(lambda: server.stats().bytes_sent == SIZE, "all was handed to the kernel")
-        time.sleep(READS_AFTER_S)
-        assert receive_until_end(client) == data
-    wait_for(lambda: server.stats().active == 0, "it has ended")
-    assert server.stop().closed == closed(eof=1)
-
-
 @pytest.mark.usefixtures("inside")
 def test_a_stop_without_grace_ends_with_fin_where_all_was_echoed(
     start_server: StartServer, dispatch: str
@@ -118,9 +113,17 @@ def test_a_stop_without_grace_ends_with_fin_where_all_was_echoed(
     data = random_bytes(SIZE)
     with connect(server, receive_buffer=4096) as client:
         client.sendall(data)
-        wait_for(lambda: server.stats().bytes_sent == SIZE, "all was handed to the kernel")
+        wait_for(lambda: handed_to_tcp(server, client) == SIZE, "all was handed to the kernel")
         assert server.stop(graceful_timeout=0).closed == closed(drained=1)
         assert receive_until_end(client) == data
+
+
+def handed_to_tcp(server: kecho.Server, client: socket.socket) -> int:
+    """What the client's kernel has, or the server's socket holds for it: with --engine sockmap the
+    kernel has counted bytes as sent that may still wait for its own work."""
+    received = int.from_bytes(fcntl.ioctl(client, termios.FIONREAD, bytes(4)), sys.byteorder)
+    ends = drop.find(local=[f":{server.port}"], states=["established"])
+    return received + sum(one.send_queue for one in ends)
 
 
 @pytest.mark.parametrize("count", [60, pytest.param(1500, marks=pytest.mark.release)])

@@ -167,9 +167,9 @@ def of_mode(mode: str) -> Result:
 
 
 @pytest.mark.parametrize("use", [compare.text, lambda *pair: Result.merge(pair)])
-def test_runs_of_different_modes_do_not_stand_together(use: Callable[..., object]) -> None:
+def test_runs_of_different_modes_cannot_be_combined(use: Callable[..., object]) -> None:
     """Their times count from different moments, though they are all called response times."""
-    with pytest.raises(ValueError, match=r"mode burst, .* is of mode connect: they do not stand"):
+    with pytest.raises(ValueError, match=r"mode burst, .* is of mode connect: they cannot be"):
         use(of_mode("burst"), of_mode("connect"))
 
 
