@@ -81,7 +81,8 @@ def test_a_destroyed_listener_listens_again_on_its_port(
                 with socket.create_connection(address, timeout=DEADLINE_S) as new:
                     assert echo(new, b"after") == b"after"
             assert echo(old, b"meanwhile") == b"meanwhile"
-    assert len(said(caplog, "was closed from outside .* listening again")) == 3 * sockets
+    pattern = "was closed from outside .* listening again"  # said a moment after it is so
+    wait_for(lambda: len(said(caplog, pattern)) == 3 * sockets, "all of them are told")
     stats = server.stop()
     assert stats.accepted == stats.closed["eof"] == 31
     assert stats.errors["listener"] == 3 * sockets
