@@ -1,4 +1,4 @@
-"""--engine sockmap: has the kernel echo TCP connections, if it can."""
+"""--engine sockmap: has the kernel echo TCP connections."""
 
 from __future__ import annotations
 
@@ -28,22 +28,15 @@ def open_flows(config: ServerConfig, *, has_unix: bool) -> tuple[int, ...]:
     """The descriptors of the kernel's echo for an Engine, which are the caller's; () where the
     workers echo.
 
-    has_unix: a Unix socket is among the listeners. Raises EngineError, unless the engine is auto:
-    then a line says why it is epoll.
+    has_unix: a Unix socket is among the listeners. Raises EngineError if the kernel cannot echo.
     """
-    if config.engine not in ("sockmap", "auto"):
+    if config.engine != "sockmap":
         return ()
-    try:
-        if has_unix or config.udp:
-            raise EngineError(
-                None, f"TCP alone: the kernel does not echo {'Unix sockets' if has_unix else 'UDP'}"
-            )
-        return _open(_capacity(config))
-    except EngineError as error:
-        if config.engine != "auto":
-            raise
-        log.info("engine: epoll, for sockmap is not to be had: %s", error.reason)
-        return ()
+    if has_unix or config.udp:
+        raise EngineError(
+            None, f"TCP alone: the kernel does not echo {'Unix sockets' if has_unix else 'UDP'}"
+        )
+    return _open(_capacity(config))
 
 
 def _open(capacity: int) -> tuple[int, ...]:

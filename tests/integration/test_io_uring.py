@@ -20,9 +20,7 @@ from pathlib import Path
 
 import pytest
 
-import kecho
 from kecho._engine import Engine, try_io_uring
-from kecho.io_uring import ring_entries
 from support.clients import (
     DEADLINE_S,
     connect,
@@ -38,7 +36,7 @@ from support.clients import (
 )
 from support.engines import needs_io_uring
 from support.fixture_types import StartProcess, StartServer
-from support.server_process import ServerProcess, assert_refused, run_command, run_script
+from support.server_process import ServerProcess
 
 CHUNK_BYTES = 4096  # KECHO_CHUNK_BYTES: what fills one is a stream
 CHUNKS = 512  # KECHO_CHUNKS: a ring's buffers
@@ -317,55 +315,6 @@ def test_a_socket_with_no_room_at_all_waits_like_one_with_little() -> None:
                 assert 0 < sent < len(data)
                 assert receive_exactly(client, sent) == data[:sent]
             wait_for(lambda: engine.counters()[0]["closed"]["eof"] == 1, "it has ended")
-
-
-# ---- when it cannot be had ----------------------------------------------------------------------
-
-
-def test_it_does_not_poll() -> None:
-    with pytest.raises(kecho.OptionError, match="busy_poll: the engine io_uring does not poll"):
-        kecho.Server(engine="io_uring", busy_poll="auto")
-    finished = run_command("--port", "0", "--engine", "io_uring", "--busy-poll", "200")
-    assert_refused(finished, 2, "--busy-poll", "io_uring")
-
-
-@needs_io_uring
-def test_a_process_that_may_not_make_rings_says_so() -> None:
-    finished = run_script(
-        """
-        import kecho
-        "localhost".encode("idna")  # the codec is found now, while files can be opened
-        from kecho import _sandbox
-        server = kecho.Server(port=0, engine="io_uring")
-        _sandbox.set_no_new_privileges()
-        _sandbox.filter_calls(for_a_file=False, for_flows=False, for_rings=True)
-        try:
-            server.start()
-        except kecho.EngineError as error:
-            print(error)
-        """
-    )
-    assert finished.stderr == ""
-    assert "io_uring_setup: Operation not permitted" in finished.stdout
-    assert "kernel.io_uring_disabled" in finished.stdout
-
-
-@pytest.mark.parametrize(
-    ("number", "advice"), [(errno.ENOSYS, "CONFIG_IO_URING"), (errno.EMFILE, "io_uring_setup")]
-)
-def test_what_is_missing_is_said(number: int, advice: str) -> None:
-    def fail(_: int) -> None:
-        raise OSError(number, f"io_uring_setup: {os.strerror(number)}")
-
-    with pytest.raises(kecho.EngineError, match=advice) as raised:
-        ring_entries(kecho.ServerConfig(engine="io_uring"), fail)
-    assert raised.value.errno == number
-
-
-def test_an_older_kernel_is_told_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kecho.io_uring.VERSION", (6, 0))
-    with pytest.raises(kecho.EngineError, match=r"takes Linux 6\.1 or newer"):
-        ring_entries(kecho.ServerConfig(engine="io_uring"), lambda _: None)
 
 
 # ---- what a ring can do -------------------------------------------------------------------------

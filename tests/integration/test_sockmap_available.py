@@ -1,4 +1,4 @@
-"""--engine sockmap where it cannot be had, and --engine auto."""
+"""--engine sockmap where it cannot be had, and behind the sandbox."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ import kecho
 from kecho.sandbox import IS_SANITIZED
 from support.clients import (
     DEADLINE_S,
-    connect,
     connected,
     receive_exactly,
 )
 from support.engines import needs_sockmap
 from support.fixture_types import StartProcess, StartServer
-from support.server_process import ServerProcess
+from support.server_process import ServerProcess, run_command
 
 
 def said(error: pytest.ExceptionInfo[kecho.EngineError]) -> str:
@@ -39,17 +38,11 @@ def test_udp_is_refused_in_one_line() -> None:
     assert said(error) == "engine: TCP alone: the kernel does not echo UDP"
 
 
-def test_auto_falls_back_to_epoll_and_says_so(
-    start_server: StartServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level("INFO", "kecho"):
-        server = start_server(uds=str(tmp_path / "s"), engine="auto")
-    assert server.engine == "epoll"
-    lines = [one.getMessage() for one in caplog.records if "engine" in one.getMessage()]
-    assert lines == [
-        "engine: epoll, for sockmap is not to be had: "
-        "TCP alone: the kernel does not echo Unix sockets"
-    ]
+def test_the_kernels_echo_is_called_experimental() -> None:
+    """What its echo waits for is the kernel's shared work queue, which no server can bound."""
+    said = " ".join(run_command("--help").stdout.split())
+    assert "sockmap, experimental:" in said
+    assert "may stall connections for seconds" in said
 
 
 def test_epoll_says_nothing_about_engines(
@@ -79,19 +72,6 @@ def test_without_privileges_one_line_says_what_is_missing(unprivileged: tuple[st
     assert len(lines) == 1
     assert lines[0].startswith("kecho: error: --engine: bpf(BPF_")
     assert lines[0].endswith("Operation not permitted; it takes root, or CAP_BPF and CAP_NET_ADMIN")
-
-
-def test_without_privileges_auto_serves_by_epoll(unprivileged: tuple[str, ...]) -> None:
-    process = ServerProcess(["--engine", "auto"], before=unprivileged)
-    try:
-        process.wait_until_listening()
-        assert "engine epoll" in process.stderr
-        assert "engine: epoll, for sockmap is not to be had: " in process.stderr
-        with connect(process.port) as client:
-            client.sendall(b"x")
-            assert receive_exactly(client, 1) == b"x"
-    finally:
-        process.kill()
 
 
 @needs_sockmap
