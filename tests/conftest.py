@@ -20,7 +20,7 @@ import pytest
 from hypothesis import settings
 
 import kecho
-from support import own_network, tiers
+from support import fuzzing, own_network, tiers
 from support.clients import DEADLINE_S
 from support.engines import BESIDE_EPOLL, why_no
 from support.kernel_log import KernelLog, troubles
@@ -50,6 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="stay in the host's network instead of entering a namespace",
     )
+    fuzzing.options(group)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -104,6 +105,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (kept if is_kept else left_out).append(item)
     config.hook.pytest_deselected(items=left_out)
     items[:] = kept
+    fuzzing.prepare(kept, config)
 
 
 @pytest.fixture
@@ -113,6 +115,12 @@ def engine(request: pytest.FixtureRequest) -> str:
     if name in BESIDE_EPOLL and (reason := why_no(name)) is not None:
         pytest.skip(reason)
     return name
+
+
+@pytest.fixture
+def fuzz(request: pytest.FixtureRequest, tmp_path: Path) -> fuzzing.Fuzz:
+    """fuzz(target, seeds=..., refusals=...): see support.fuzzing."""
+    return fuzzing.make(request, tmp_path)
 
 
 @pytest.fixture(params=DISPATCHES)
