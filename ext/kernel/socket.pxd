@@ -45,7 +45,11 @@ cdef extern from "<sys/socket.h>" nogil:
     int shutdown(int fd, int how)
     int connect(int fd, const sockaddr* address, socklen_t length)
     int accept4(int fd, sockaddr* address, socklen_t* length, int flags)
+    int getsockname(int fd, sockaddr* address, socklen_t* length)
     ssize_t recv(int fd, void* buffer, size_t length_bytes, int flags)
+    ssize_t recvfrom(
+        int fd, void* buffer, size_t length_bytes, int flags, sockaddr* address, socklen_t* length
+    )
     ssize_t send(int fd, const void* buffer, size_t length_bytes, int flags)
     int setsockopt(int fd, int level, int option, const void* value, socklen_t length_bytes)
     int getsockopt(int fd, int level, int option, void* value, socklen_t* length_bytes)

@@ -3,16 +3,16 @@
 This is the only file of it that knows the GIL.
 """
 from common.errors cimport system_error
+from kernel.clock cimport clock_now_ms
 from kernel.inet_diag cimport (
     INET_DIAG_NOCOOKIE, SOCK_DESTROY, SOCK_DIAG_BY_FAMILY, inet_diag_msg, inet_diag_sockid,
 )
 from kernel.netlink cimport (
     AF_NETLINK, NETLINK_CAP_ACK, NETLINK_SOCK_DIAG, NLM_F_ACK, NLM_F_DUMP, SOL_NETLINK,
-    sockaddr_nl,
 )
 from kernel.sched cimport CLONE_NEWNET, setns
 from kernel.socket cimport (
-    AF_INET, AF_INET6, SOCK_CLOEXEC, SOCK_RAW, bind, setsockopt, sockaddr, socket,
+    AF_INET, AF_INET6, SOCK_CLOEXEC, SOCK_RAW, setsockopt, socket,
 )
 from libc.errno cimport errno
 from libc.stdint cimport UINT32_MAX, uint8_t, uint16_t, uint32_t, uint64_t
@@ -22,7 +22,8 @@ from posix.unistd cimport close
 from sockdiag.details cimport Seen
 from sockdiag.wire cimport (
     ASK_MOST, AWAKE_BIT, BATCH_MOST, LOST, REPLY_BYTES, TRIES_MOST, Found, Request,
-    ask_for_details, exchange_batch, exchange_dump, fill_request, read_answers, read_dump,
+    ask_for_details, connect_to_kernel, exchange_batch, exchange_dump, fill_request, read_answers,
+    read_dump, receive,
 )
 
 import os
@@ -43,17 +44,14 @@ cdef enum:
 
 
 cdef int _open_netlink() except -1:
-    cdef sockaddr_nl address
-    cdef int on = 1, error
+    cdef int on = 1, result
     cdef int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG)
     if fd < 0:
         raise system_error(errno, "socket(NETLINK_SOCK_DIAG)")
-    memset(&address, 0, sizeof(address))
-    address.nl_family = AF_NETLINK
-    if bind(fd, <sockaddr*>&address, sizeof(address)) < 0:
-        error = errno
+    result = connect_to_kernel(fd)
+    if result < 0:
         close(fd)
-        raise system_error(error, "bind(NETLINK_SOCK_DIAG)")
+        raise system_error(-result, "connect(NETLINK_SOCK_DIAG)")
     # Acks of errors then leave out the request; Linux 4.3, and only to save room.
     setsockopt(fd, SOL_NETLINK, NETLINK_CAP_ACK, &on, sizeof(on))
     return fd
@@ -129,6 +127,7 @@ cdef class Handle:
     def __cinit__(self, *, int namespace_fd=-1, uint64_t patience_ms=10000):
         self._dump_fd = self._destroy_fd = -1
         self._patience_ms = patience_ms
+        self._sequence = <uint32_t>int.from_bytes(os.urandom(4), "little")
         self._lock = Lock()
         self._buffer = <uint8_t*>malloc(REPLY_BYTES)
         if self._buffer == NULL:
@@ -269,14 +268,26 @@ cdef class Handle:
 # ---- the parsers alone, for tests ---------------------------------------------------------------
 
 
-def parse_dump(bytes datagram not None, uint32_t sequence):
-    """(whether the dump ends here, sockets as dump() gives them) of a datagram. Raises OSError."""
+def receive_from_kernel(int fd, uint64_t patience_ms=0):
+    """The next datagram that the kernel has sent to a netlink socket. Raises OSError."""
+    cdef uint8_t[4096] buffer
+    cdef ssize_t size
+    with nogil:
+        size = receive(fd, buffer, sizeof(buffer), clock_now_ms() + patience_ms)
+    if size < 0:
+        raise system_error(<int>-size, "recvfrom")
+    return (<const char*>buffer)[:size]
+
+
+def parse_dump(bytes datagram not None, uint32_t sequence, uint32_t port_id=0):
+    """(whether the dump ends here, sockets as dump() gives them) of a datagram that came to this
+    port id. Raises OSError."""
     cdef Found found
     cdef int result
     memset(&found, 0, sizeof(found))
     try:
         result = read_dump(
-            <uint8_t*><char*>datagram, <size_t>len(datagram), sequence, &found
+            <uint8_t*><char*>datagram, <size_t>len(datagram), port_id, sequence, &found
         )
         if result < 0:
             raise system_error(-result, "SOCK_DIAG_BY_FAMILY")
@@ -286,7 +297,8 @@ def parse_dump(bytes datagram not None, uint32_t sequence):
 
 
 def parse_answers(
-    bytes datagram not None, uint32_t first, uint32_t count, uint32_t idle_ms=0
+    bytes datagram not None, uint32_t first, uint32_t count, uint32_t idle_ms=0,
+    uint32_t port_id=0
 ):
     """What states() would return for `count` requests from number `first` on."""
     cdef int[BATCH_MOST] answers
@@ -296,7 +308,7 @@ def parse_answers(
     for i in range(count):
         answers[i] = LOST
     read_answers(
-        <const uint8_t*><const char*>datagram, <size_t>len(datagram), first, count, idle_ms,
-        answers,
+        <const uint8_t*><const char*>datagram, <size_t>len(datagram), port_id, first, count,
+        idle_ms, answers,
     )
     return [answers[i] for i in range(count)]

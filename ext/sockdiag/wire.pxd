@@ -1,7 +1,9 @@
 """The wire: one request and its replies on a NETLINK_SOCK_DIAG socket, without the GIL.
 
-Functions return >= 0 or -errno. A reply is known by the sequence number of its request; others,
-left over from an exchange that was given up, are passed over.
+Functions return >= 0 or -errno. A reply comes from the kernel, whose port id is 0, names our port
+id and the sequence number of its request. Others are passed over: they are left over from an
+exchange that was given up, or somebody has forged them, which takes CAP_NET_ADMIN over the network
+namespace, as whoever made it has (netlink(7); netlink_sendmsg() in net/netlink/af_netlink.c).
 """
 from kernel.clock cimport clock_now_ms
 from kernel.inet_diag cimport (
@@ -9,11 +11,14 @@ from kernel.inet_diag cimport (
     inet_diag_sockid,
 )
 from kernel.netlink cimport (
-    NLMSG_DONE, NLMSG_ERROR, NLMSG_OVERRUN, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, nlmsgerr,
-    nlmsghdr,
+    AF_NETLINK, NLMSG_DONE, NLMSG_ERROR, NLMSG_OVERRUN, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST,
+    nlmsgerr, nlmsghdr, sockaddr_nl,
 )
 from kernel.poll cimport POLLIN, poll, pollfd
-from kernel.socket cimport AF_INET, AF_INET6, MSG_DONTWAIT, MSG_TRUNC, recv, send
+from kernel.socket cimport (
+    AF_INET, AF_INET6, MSG_DONTWAIT, MSG_TRUNC, connect, getsockname, recv, recvfrom, send,
+    sockaddr, socklen_t,
+)
 from libc.errno cimport EAGAIN, EBADMSG, EINTR, EMSGSIZE, ENOBUFS, ENOMEM, ETIMEDOUT, errno
 from libc.stdint cimport UINT32_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport realloc
@@ -47,6 +52,30 @@ cdef struct Found:
     size_t room
 
 
+cdef inline int connect_to_kernel(int fd) noexcept nogil:
+    """Has the kernel refuse what others send to this socket, with ECONNREFUSED, whatever they may;
+    what they sent before is thrown away. It binds the socket, too: netlink_connect()."""
+    cdef sockaddr_nl kernel
+    cdef uint8_t byte
+    memset(&kernel, 0, sizeof(kernel))
+    kernel.nl_family = AF_NETLINK
+    if connect(fd, <sockaddr*>&kernel, sizeof(kernel)) < 0:
+        return -errno
+    while recv(fd, &byte, sizeof(byte), MSG_DONTWAIT) >= 0 or errno == EINTR:
+        pass
+    return 0
+
+
+cdef inline int read_port_id(int fd, uint32_t* port_id) noexcept nogil:
+    """Our own, which stands in the kernel's replies."""
+    cdef sockaddr_nl own
+    cdef socklen_t size_bytes = sizeof(own)
+    if getsockname(fd, <sockaddr*>&own, &size_bytes) < 0:
+        return -errno
+    port_id[0] = own.nl_pid
+    return 0
+
+
 cdef inline int send_all(int fd, const void* data, size_t size_bytes) noexcept nogil:
     """A netlink datagram goes as a whole or not at all; ENOBUFS: the kernel had no memory for it,
     which may be over in a moment."""
@@ -67,21 +96,28 @@ cdef inline int send_all(int fd, const void* data, size_t size_bytes) noexcept n
 cdef inline ssize_t receive(
     int fd, uint8_t* buffer, size_t room_bytes, uint64_t deadline_ms
 ) noexcept nogil:
-    """The next datagram, or -ETIMEDOUT at the deadline; -EMSGSIZE if it did not fit."""
+    """The kernel's next datagram, or -ETIMEDOUT at the deadline; -EMSGSIZE if it did not fit."""
     cdef pollfd waited
+    cdef sockaddr_nl sender
+    cdef socklen_t sender_bytes
     cdef ssize_t size
     cdef uint64_t now_ms
     while True:
-        size = recv(fd, buffer, room_bytes, MSG_DONTWAIT | MSG_TRUNC)
-        if size >= 0:
+        sender_bytes = sizeof(sender)
+        size = recvfrom(
+            fd, buffer, room_bytes, MSG_DONTWAIT | MSG_TRUNC, <sockaddr*>&sender, &sender_bytes
+        )
+        if size >= 0 and sender_bytes == sizeof(sender) and sender.nl_pid == 0:
             return size if <size_t>size <= room_bytes else -EMSGSIZE
-        if errno == EINTR:
+        if size < 0 and errno == EINTR:
             continue
-        if errno != EAGAIN:
+        if size < 0 and errno != EAGAIN:
             return -errno
         now_ms = clock_now_ms()
         if now_ms >= deadline_ms:
             return -ETIMEDOUT
+        if size >= 0:
+            continue  # somebody else's
         waited.fd = fd
         waited.events = POLLIN
         waited.revents = 0
@@ -148,7 +184,7 @@ cdef inline bint has_known_family(const uint8_t* payload) noexcept nogil:
 
 
 cdef inline int read_dump(
-    uint8_t* data, size_t size_bytes, uint32_t sequence, Found* found
+    uint8_t* data, size_t size_bytes, uint32_t port_id, uint32_t sequence, Found* found
 ) noexcept nogil:
     """Takes one datagram of a dump apart: 1 at the end of the dump, 0 before it."""
     cdef size_t offset = 0
@@ -160,7 +196,7 @@ cdef inline int read_dump(
         if header.nlmsg_len < sizeof(nlmsghdr) or header.nlmsg_len > size_bytes - offset:
             return -EBADMSG
         payload_bytes = header.nlmsg_len - sizeof(nlmsghdr)
-        if header.nlmsg_seq == sequence:
+        if header.nlmsg_seq == sequence and header.nlmsg_pid == port_id:
             if header.nlmsg_type == SOCK_DIAG_BY_FAMILY:
                 if payload_bytes < sizeof(inet_diag_msg) or not has_known_family(
                     data + offset + sizeof(nlmsghdr)
@@ -188,7 +224,8 @@ cdef inline int read_dump(
 
 
 cdef inline int collect_dump(
-    int fd, uint8_t* buffer, uint32_t sequence, uint64_t patience_ms, Found* found
+    int fd, uint8_t* buffer, uint32_t port_id, uint32_t sequence, uint64_t patience_ms,
+    Found* found,
 ) noexcept nogil:
     """The rest of a dump that was asked for; -ETIMEDOUT after `patience_ms` of silence."""
     cdef ssize_t size
@@ -197,7 +234,7 @@ cdef inline int collect_dump(
         size = receive(fd, buffer, REPLY_BYTES, clock_now_ms() + patience_ms)
         if size < 0:
             return <int>size
-        result = read_dump(buffer, <size_t>size, sequence, found)
+        result = read_dump(buffer, <size_t>size, port_id, sequence, found)
     return result if result < 0 else 0
 
 
@@ -209,20 +246,23 @@ cdef inline int exchange_dump(
     After ENOBUFS what is left is read to its end, since the kernel begins no other dump before,
     and thrown away: one that may have a hole would make a socket look gone.
     """
-    cdef int result, tries = 0
+    cdef uint32_t port_id = 0
+    cdef int tries = 0, result = read_port_id(fd, &port_id)
+    if result < 0:
+        return result
     while True:
         found.count = 0
         result = send_all(fd, request, sizeof(Request))
         if result == 0:
             result = collect_dump(
-                fd, buffer, request.header.nlmsg_seq, patience_ms, found
+                fd, buffer, port_id, request.header.nlmsg_seq, patience_ms, found
             )
             if result != -ENOBUFS:
                 return result
             while result == -ENOBUFS and tries + 1 < TRIES_MOST:
                 tries += 1
                 result = collect_dump(
-                    fd, buffer, request.header.nlmsg_seq, patience_ms, found
+                    fd, buffer, port_id, request.header.nlmsg_seq, patience_ms, found
                 )
         if result < 0:
             return result
@@ -249,8 +289,8 @@ cdef inline int read_answer(
 
 
 cdef inline uint32_t read_answers(
-    const uint8_t* data, size_t size_bytes, uint32_t first, uint32_t count, uint32_t idle_ms,
-    int* answers,
+    const uint8_t* data, size_t size_bytes, uint32_t port_id, uint32_t first, uint32_t count,
+    uint32_t idle_ms, int* answers,
 ) noexcept nogil:
     """Puts each answer to requests first .. first + count - 1 in its place; how many were new."""
     cdef size_t offset = 0
@@ -261,7 +301,7 @@ cdef inline uint32_t read_answers(
         if header.nlmsg_len < sizeof(nlmsghdr) or header.nlmsg_len > size_bytes - offset:
             break
         index = header.nlmsg_seq - first
-        if index < count and answers[index] == LOST:
+        if header.nlmsg_pid == port_id and index < count and answers[index] == LOST:
             answers[index] = read_answer(
                 header.nlmsg_type, data + offset + sizeof(nlmsghdr),
                 header.nlmsg_len - sizeof(nlmsghdr), idle_ms,
@@ -282,10 +322,12 @@ cdef inline int exchange_batch(
     Returns -errno if the batch was not sent at all. What was not answered stays LOST.
     """
     cdef uint32_t first = requests[0].header.nlmsg_seq
-    cdef uint32_t i, answered = 0
+    cdef uint32_t i, port_id = 0, answered = 0
     cdef ssize_t size
     cdef uint64_t deadline_ms
-    cdef int result
+    cdef int result = read_port_id(fd, &port_id)
+    if result < 0:
+        return result
     for i in range(count):
         answers[i] = LOST
     result = send_all(fd, requests, count * sizeof(Request))
@@ -303,5 +345,7 @@ cdef inline int exchange_batch(
         elif size < 0:
             break
         else:
-            answered += read_answers(buffer, <size_t>size, first, count, idle_ms, answers)
+            answered += read_answers(
+                buffer, <size_t>size, port_id, first, count, idle_ms, answers
+            )
     return 0

@@ -49,17 +49,19 @@ def enter() -> None:
 
 
 def _enter_as_ordinary_user() -> None:
-    uid, gid = os.geteuid(), os.getegid()
+    enter_with_users(os.geteuid(), os.getegid())
+    _drop_capabilities()
+
+
+def enter_with_users(uid: int, gid: int) -> None:
+    """Enters a network namespace and a user namespace that owns it, in which this user, who needs
+    no privilege, is `uid` and has every capability. OSError where that is refused."""
+    maps = f"{uid} {os.geteuid()} 1", f"{gid} {os.getegid()} 1"
     checked(LIBC.unshare(CLONE_NEWUSER | CLONE_NEWNET))
-    for name, text in (
-        ("setgroups", "deny"),
-        ("uid_map", f"{uid} {uid} 1"),
-        ("gid_map", f"{gid} {gid} 1"),
-    ):
+    for name, text in zip(("setgroups", "uid_map", "gid_map"), ("deny", *maps), strict=True):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
     _set_loopback_up()
-    _drop_capabilities()
 
 
 def _set_loopback_up() -> None:

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from kecho import _sockdiag
 from support.chosen_kernel import NUMBERS, identity
 
+SOCK_DIAG = 4  # NETLINK_SOCK_DIAG
 
-def message(kind: int, sequence: int, payload: bytes) -> bytes:
-    return struct.pack("=IHHII", 16 + len(payload), kind, 0, sequence, 0) + payload
+
+def message(kind: int, sequence: int, payload: bytes, port_id: int = 0) -> bytes:
+    return struct.pack("=IHHII", 16 + len(payload), kind, 0, sequence, port_id) + payload
 
 
 def test_acks_are_told_apart_by_their_number() -> None:
@@ -25,6 +27,35 @@ def test_acks_are_told_apart_by_their_number() -> None:
     )
     answers = _sockdiag.parse_answers(datagram, 10, 4)
     assert answers == [0, _sockdiag.UNANSWERED, -errno.ENOENT, -errno.EOPNOTSUPP]
+
+
+def test_message_to_another_port_id_or_number_is_passed_over() -> None:
+    found, done = bytes([2, 1]) + bytes(70), bytes(4)
+    for sequence, port_id in ((7, 4242), (8, 77), (6, 77)):
+        datagram = message(20, sequence, found, port_id) + message(3, sequence, done, port_id)
+        assert _sockdiag.parse_dump(datagram, 7, 77) == (False, [])
+        answers = _sockdiag.parse_answers(datagram, 7, 1, port_id=77)
+        assert answers == [_sockdiag.UNANSWERED]
+    ended, rows = _sockdiag.parse_dump(message(20, 7, found, 77) + message(3, 7, done, 77), 7, 77)
+    assert (ended, len(rows)) == (True, 1)
+
+
+def test_datagram_of_anybody_but_the_kernel_is_passed_over() -> None:
+    with (
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, SOCK_DIAG) as ours,
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, SOCK_DIAG) as theirs,
+    ):
+        ours.bind((0, 0))
+        try:
+            theirs.sendto(message(3, 1, bytes(4)), ours.getsockname())
+        except PermissionError:
+            pytest.skip("needs CAP_NET_ADMIN")
+        with pytest.raises(TimeoutError):
+            _sockdiag.receive_from_kernel(ours.fileno())
+        theirs.sendto(message(3, 1, bytes(4)), ours.getsockname())
+        ours.sendto(struct.pack("=IHHII", 16, 4711, 5, 1, 0), (0, 0))  # NLM_F_REQUEST | NLM_F_ACK
+        reply = _sockdiag.receive_from_kernel(ours.fileno(), 10_000)
+    assert struct.unpack_from("=HxxI", reply, 4) == (2, 1)
 
 
 @given(st.binary(max_size=400), st.integers(0, 3))
