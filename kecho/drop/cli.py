@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, BinaryIO
 
 from .. import command
 from .._version import __version__
@@ -21,12 +21,14 @@ from .devices import as_name
 from .ending import Ending
 from .filters import Filter, make_filter
 from .lines import ends_of
-from .pairs import Pair, PairError, make_pair, parse_endpoint, parse_pairs
+from .pairs import Pair, PairError, make_pair, pairs_in, parse_endpoint
+from .table import PairTable
 from .work import PROGRAM, work
 
 __all__ = ["main"]
 
 INPUT_BYTES_MOST = 64 << 20
+LINE_BYTES_MOST = 1 << 20
 
 DESCRIPTION = """\
 Drops TCP sockets (TCP only): the pairs that are given, as netstat and ss print them (the local
@@ -159,15 +161,15 @@ def _filter(config: DropConfig, families: set[int]) -> Filter:
     )
 
 
-def _pairs(words: Sequence[str], has_filter: bool) -> list[Pair] | None:
+def _pairs(words: Sequence[str], has_filter: bool) -> Collection[Pair] | None:
     """Those of the command line, or of standard input; None: the filter says it all."""
     if list(words) == ["-"]:
-        return parse_pairs(_standard_input())
+        return _pairs_of_standard_input()
     if words:
         return _pairs_of_words(words)
     if has_filter or not _may_be_fed_pairs():
         return None
-    return parse_pairs(_standard_input())
+    return _pairs_of_standard_input()
 
 
 def _pairs_of_words(words: Sequence[str]) -> list[Pair]:
@@ -206,13 +208,23 @@ def _may_be_fed_pairs() -> bool:
         return False
 
 
-def _standard_input() -> bytes:
+def _pairs_of_standard_input() -> PairTable:
     if sys.stdin is None:
         raise OptionError("standard input", "is closed")
     try:
-        data = sys.stdin.buffer.read(INPUT_BYTES_MOST + 1)
+        return PairTable(pairs_in(_lines(sys.stdin.buffer)))
     except OSError as error:
         raise OptionError("standard input", error.strerror or str(error)) from None
-    if len(data) > INPUT_BYTES_MOST:
-        raise PairError(0, f"standard input has more than {INPUT_BYTES_MOST:,} bytes")
-    return data
+
+
+def _lines(file: BinaryIO) -> Iterator[str]:
+    """One after the other, so that the memory is that of their pairs."""
+    left, number = INPUT_BYTES_MOST, 0
+    while line := file.readline(LINE_BYTES_MOST + 1):
+        number += 1
+        left -= len(line)
+        if left < 0:
+            raise PairError(0, f"standard input has more than {INPUT_BYTES_MOST:,} bytes")
+        if len(line) > LINE_BYTES_MOST:
+            raise PairError(number, f"more than {LINE_BYTES_MOST:,} bytes")
+        yield as_name(line.removesuffix(b"\n"))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from .devices import as_name, check_name
 from .lines import ends_of, is_header
 
-__all__ = ["Endpoint", "Pair", "PairError", "as_pair", "parse_pair", "parse_pairs"]
+__all__ = ["Endpoint", "Pair", "PairError", "as_pair", "pairs_in", "parse_pair", "parse_pairs"]
 
 LONGEST_LINE = 65536  # ss names all processes that hold a socket
 UNSPECIFIED = ("0.0.0.0", "::")
@@ -156,24 +156,27 @@ def _lines(text: str | bytes) -> Iterator[str]:
         begin = end + 1
 
 
-def parse_pairs(text: str | bytes) -> list[Pair]:
-    """The pairs in lines as parse_pair() takes them; headers, blank lines and # comments are
-    skipped.
-
-    Each pair comes once. Raises PairError, which names the first wrong line: then there is none.
-    """
-    found: dict[Pair, None] = {}
-    for number, line in enumerate(_lines(text), 1):
+def pairs_in(lines: Iterable[str]) -> Iterator[Pair]:
+    """Of lines as parse_pairs() takes them, as they come. Raises PairError at a wrong one."""
+    for number, line in enumerate(lines, 1):
         try:
             if "\0" in line:
                 raise ValueError("a NUL character")
             # Not within a word: a device may be called "a#b".
             line = COMMENT.split(line.removesuffix("\r"), 1)[0].strip(" \t")
             if line and not is_header(line):
-                found[parse_pair(line)] = None
+                yield parse_pair(line)
         except ValueError as error:
             raise PairError(number, str(error)) from None
-    return list(found)
+
+
+def parse_pairs(text: str | bytes) -> list[Pair]:
+    """The pairs in lines as parse_pair() takes them; headers, blank lines and # comments are
+    skipped.
+
+    Each pair comes once. Raises PairError, which names the first wrong line: then there is none.
+    """
+    return list(dict.fromkeys(pairs_in(_lines(text))))
 
 
 def may_be_cut(pair: Pair) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from .. import command
@@ -21,7 +22,7 @@ PROGRAM = "kecho.drop"
 class Search:
     """pairs: None if the filter says it all. wanted: the filter but for --pid."""
 
-    def __init__(self, config: DropConfig, pairs: list[Pair] | None, wanted: Filter) -> None:
+    def __init__(self, config: DropConfig, pairs: Collection[Pair] | None, wanted: Filter) -> None:
         self._config, self.pairs, self.wanted = config, pairs, wanted
         self._told: set[str] = set()  # processes of which it was said that they are not there
 

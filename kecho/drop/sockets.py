@@ -10,7 +10,7 @@ import errno
 import os
 import socket as sockets_of_python
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, Self
 
 from .. import _sockdiag
@@ -34,6 +34,8 @@ MAY_FAIL_SILENTLY = frozenset({"fin-wait-1", "closing", "last-ack"})
 # cookie: half-open to established, established to time-wait (tried on Linux 6.18).
 LAST_STATE = "time-wait"
 V4_MAPPED = "::ffff:"
+# Outcomes of pairs that are not there: each takes a kilobyte.
+TOLD_AT_ONCE = 10_000
 # Of socket(AF_NETLINK): every kernel with a network has it, so it is a filter that says so.
 REFUSED = (errno.EAFNOSUPPORT, errno.EPERM, errno.EACCES)
 
@@ -143,7 +145,7 @@ class Diag:
     # ---- looking ------------------------------------------------------------------------------
 
     def find(
-        self, wanted: Filter, *, pairs: Sequence[Pair] | None = None, listeners: bool = False
+        self, wanted: Filter, *, pairs: Collection[Pair] | None = None, listeners: bool = False
     ) -> list[Socket]:
         """Sockets that match the filter and, if given, are one of the pairs. Raises OSError."""
         found = self._look(wanted, listeners, _ports_of(pairs) if pairs else None)
@@ -209,9 +211,10 @@ class Diag:
     # ---- dropping -----------------------------------------------------------------------------
 
     def drop_pairs(
-        self, pairs: Sequence[Pair], wanted: Filter, *, listeners: bool = False, dry: bool = False
+        self, pairs: Collection[Pair], wanted: Filter, *, listeners: bool = False, dry: bool = False
     ) -> Iterator[list[Outcome]]:
-        """An outcome for each pair, in the end for all; batches as of drop_sockets()."""
+        """An outcome for each pair, in the end for all; batches as of drop_sockets(), and before
+        them those of pairs that nothing is done about."""
         by_ends = _by_ends(self._look(Filter(), True, _ports_of(pairs)))
         untouched: list[Outcome] = []
         targets: list[Socket] = []
@@ -229,6 +232,11 @@ class Diag:
                 untouched.append(Outcome(pair, Result.PROTECTED, matching[0], reason=reason))
             else:
                 targets += matching
+            if len(untouched) == TOLD_AT_ONCE:
+                yield untouched
+                untouched = []
+                if self._is_stopped:
+                    return
         if untouched:
             yield untouched
         unique = dict.fromkeys(targets)
@@ -385,14 +393,15 @@ def _by_ends(found: Iterable[Socket]) -> dict[Any, list[Socket]]:
     return by_ends
 
 
-def _ports_of(pairs: Sequence[Pair]) -> tuple[int, int]:
+def _ports_of(pairs: Iterable[Pair]) -> tuple[int, int]:
     """Ports that all of them share, which the kernel filters by; 0 is any."""
-    local = {pair.local.port for pair in pairs}
-    peer = {pair.peer.port for pair in pairs}
-    return (
-        local.pop() if len(local) == 1 else 0,
-        peer.pop() if len(peer) == 1 else 0,
-    )
+    local = peer = -1
+    for pair in pairs:
+        local = pair.local.port if local in (-1, pair.local.port) else 0
+        peer = pair.peer.port if peer in (-1, pair.peer.port) else 0
+        if local == peer == 0:
+            break
+    return max(local, 0), max(peer, 0)
 
 
 def is_unavailable(error: OSError) -> bool:

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -30,9 +30,9 @@ from .search import PROGRAM, Search
 __all__ = ["PROGRAM", "work"]
 
 
-def work(config: DropConfig, pairs: list[Pair] | None, wanted: Filter, ending: Ending) -> int:
+def work(config: DropConfig, pairs: Collection[Pair] | None, wanted: Filter, ending: Ending) -> int:
     """pairs: None if the filter says it all; none at all match nothing, and end it."""
-    if pairs == []:
+    if pairs is not None and not pairs:
         config = replace(config, watch=None, until_empty=False)
     search, place = Search(config, pairs, wanted), Place(config.netns)
     try:
@@ -62,8 +62,8 @@ class _Run:
         self.counts: Counter[str] = Counter()
         self.kinds: dict[tuple[str, int | None], Outcome] = {}  # one of each
         self.survivors: set[object] = set()  # what is there still, and has been told
-        self.rows: list[dict[str, Any]] = []
         self.row_counts: Counter[str] = Counter()
+        self.has_rows = False  # of a JSON document that has been begun
         self.total = self.untried = 0  # of this pass
         self.is_incomplete = False
         self.lost: OSError | None = None  # of stdout
@@ -116,7 +116,7 @@ class _Run:
         """Prints what is left to print; whether a signal has cut it off, as nobody reads it."""
         try:
             with self.ending.raises_from(max(2, self.ending.count + 1)):
-                if self.config.json and (self.config.watch is None or self.rows):
+                if self.config.json and (self.config.watch is None or self.has_rows):
                     self._print_json()
                 flush()
         except KeyboardInterrupt:
@@ -205,8 +205,7 @@ class _Run:
 
     def _tell(self, batch: list[Outcome]) -> None:
         if self.config.json:
-            self.rows += [one.to_dict() for one in batch]
-            self.row_counts.update(one.result for one in batch)
+            self._print_rows(batch)
         elif not self.config.quiet and batch:
             print("\n".join(_line(one, self.config.dry_run) for one in batch))
 
@@ -234,12 +233,21 @@ class _Run:
         status = exit_status(self.kinds.values())
         return outcomes.EXIT_NOT_DROPPED if self.is_incomplete and status < 3 else status
 
+    def _print_rows(self, batch: list[Outcome]) -> None:
+        """As they come: there may be millions."""
+        if batch:
+            begun = ", " if self.has_rows else '{"outcomes": ['
+            self.has_rows = True
+            self.row_counts.update(one.result for one in batch)
+            print(begun + ", ".join(json.dumps(one.to_dict()) for one in batch), end="")
+
     def _print_json(self) -> None:
-        counts = {**self.row_counts, **self._open_counts()}
-        text = json.dumps({"outcomes": self.rows, "counts": counts})
-        self.rows = []
+        """The end of the document."""
+        begun = "" if self.has_rows else '{"outcomes": ['
+        counts = json.dumps({**self.row_counts, **self._open_counts()})
+        self.has_rows = False
         self.row_counts.clear()
-        print(text)
+        print(f'{begun}], "counts": {counts}}}')
 
     def _open_counts(self) -> dict[str, int]:
         """Of this pass, those without an outcome."""
@@ -261,7 +269,7 @@ class _Run:
             words = {"dropped": "would be dropped"} if self.config.dry_run else {}
             parts = [f"{count:,} {words.get(name, name)}" for name, count in self.counts.items()]
             parts += [f"{count:,} {name}" for name, count in self._open_counts().items()]
-            if self.search.pairs == []:
+            if self.search.pairs is not None and not self.search.pairs:
                 parts.append("standard input has no pairs: nothing matches")
             if not parts and self.failure is None:
                 parts.append("nothing matches")

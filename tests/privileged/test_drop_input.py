@@ -116,14 +116,43 @@ def test_pipe_without_pairs_matches_nothing(ends: Ends, text: str, more: list[st
     assert_alive(connection)
 
 
-def test_more_input_than_is_read_is_refused_before_it_is_looked_at(tmp_path: Path) -> None:
-    with (tmp_path / "large").open("w+b") as large:
-        large.truncate((64 << 20) + 1)
-        finished = subprocess.run(
-            [*COMMAND], stdin=large, capture_output=True, text=True, timeout=DEADLINE_S
-        )
+def refused(given: Any) -> str:
+    finished = subprocess.run(
+        [*COMMAND, "-"], stdin=given, capture_output=True, text=True, timeout=DEADLINE_S
+    )
     assert finished.returncode == 2
-    assert "more than 67,108,864 bytes" in finished.stderr
+    assert finished.stdout == ""
+    return finished.stderr
+
+
+def test_input_of_any_length_is_read_to_a_bound(tmp_path: Path) -> None:
+    line = b"#" * ((1 << 20) - 1) + b"\n"
+    with (tmp_path / "large").open("w+b") as large:
+        for _ in range(65):
+            large.write(line)
+        large.seek(0)
+        assert "more than 67,108,864 bytes" in refused(large)
+    with open("/dev/zero", "rb") as endless:
+        assert "standard input, line 1: more than 1,048,576 bytes" in refused(endless)
+
+
+@pytest.mark.release
+@pytest.mark.python_only
+@pytest.mark.timeout(1200)
+def test_pairs_take_little_memory(inside: Namespace, tmp_path: Path) -> None:
+    count = 200_000
+    with (tmp_path / "pairs").open("w+") as pairs:
+        for i in range(count):
+            pairs.write(f"10.{i >> 16}.{i >> 8 & 255}.{i & 255}:{1 + i % 65535} 10.0.0.1:80\n")
+        pairs.seek(0)
+        wrapped = after("resource.setrlimit(resource.RLIMIT_DATA, 2 * (64 << 20,))")
+        for more in ([], ["--json"]):
+            pairs.seek(0)
+            finished = subprocess.run(
+                [*wrapped, *COMMAND, "-", *more], stdin=pairs, capture_output=True, timeout=600
+            )
+            assert finished.returncode == 1, finished.stderr
+            assert finished.stdout.count(b"gone") == count + bool(more)
 
 
 TOOLS = {

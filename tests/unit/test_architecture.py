@@ -69,7 +69,7 @@ ALLOWED = {
         f"drop.{name}": set()
         for name in (
             *("__init__", "__main__", "api", "devices", "ending", "filters", "lines", "netns"),
-            *("outcome", "pairs", "process", "progress", "ranges", "states"),
+            *("outcome", "pairs", "process", "progress", "ranges", "states", "table"),
         )
     },
     "drop.sockets": {"_sockdiag"},

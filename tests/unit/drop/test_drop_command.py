@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kecho import _sockdiag
-from kecho.drop import Diag, cli, failure
+from kecho.drop import Diag, cli, failure, sockets
 from kecho.drop.outcome import exit_status
 from support.chosen_kernel import PAIR_A, A, Kernel, row
 
@@ -106,6 +106,20 @@ def test_list_alone_lists_all_but_listeners(
             assert (status, said) == (0, "")
             assert "established" in out
             assert "listen" not in out
+
+
+def test_json_of_many_batches_is_one_document(
+    run_with: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "TOLD_AT_ONCE", 10)
+    there = [row("established", "10.0.0.1", 1 + i, "10.0.0.9", 22, cookie=i) for i in range(300)]
+    pairs = [f"10.0.0.1:{1 + i} 10.0.0.9:22" for i in range(325)]
+    status, out, said = run_with(Kernel(*there), "--json", *pairs)
+    told = json.loads(out)
+    assert (status, said) == (1, "")
+    assert told["counts"] == {"gone": 25, "dropped": 300}
+    assert {one["local"] for one in told["outcomes"]} == {pair.split()[0] for pair in pairs}
+    assert len(told["outcomes"]) == 325
 
 
 def test_what_is_left_out_is_not_dropped(run_with: Run) -> None:

@@ -13,7 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kecho.drop import Endpoint, Pair, PairError, parse_pairs
-from kecho.drop.pairs import as_pair
+from kecho.drop.pairs import as_pair, canonical, parse_pair
+from kecho.drop.table import PairTable
 
 pytestmark = pytest.mark.python_only
 
@@ -212,6 +213,20 @@ def test_memory_does_not_grow_with_lines_that_are_passed_over() -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize(("end", "most_bytes"), [("10.0.{}.{}:80", 36), ("[fe80::{}:{}]:80", 60)])
+def test_table_of_pairs_takes_a_few_bytes_for_each(end: str, most_bytes: int) -> None:
+    count = 5000
+    some = [parse_pair(f"{end.format(i >> 8, i & 255)} {end.format(1, 2)}") for i in range(count)]
+    tracemalloc.start()
+    try:
+        table = PairTable(some)
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(table) == count
+    assert taken <= most_bytes * count + 10_000
+
+
 def is_v4(text: str) -> bool:
     address = ipaddress.ip_address(text)
     return address.version == 4 or address.ipv4_mapped is not None
@@ -246,6 +261,29 @@ def test_any_input_is_pairs_or_names_a_line(text: str | bytes) -> None:
     lines = text.count("\n") if isinstance(text, str) else text.count(b"\n")
     assert 1 <= line <= lines + 1
     assert parse_pairs("\n".join(map(str, pairs))) == pairs
+
+
+pairs = st.builds(
+    lambda ends, scopes: Pair(Endpoint(ends[0], 7, scopes[0]), Endpoint(ends[1], 9, scopes[1])),
+    st.one_of(
+        *(st.tuples(*2 * [st.ip_addresses(v=v).map(str).map(canonical)]) for v in (4, 6))
+    ).filter(lambda ends: is_v4(ends[0]) == is_v4(ends[1])),
+    st.tuples(scopes, scopes),
+)
+
+
+@given(st.lists(pairs), pairs)
+def test_table_holds_each_pair_once_in_their_order(some: list[Pair], other: Pair) -> None:
+    table = PairTable([*some, *some])
+    assert list(table) == list(dict.fromkeys(some))
+    assert len(table) == len(set(some))
+    assert all(one in table for one in some)
+    assert (other in table) == (other in some)
+
+
+def test_table_that_grows_many_times_loses_none() -> None:
+    some = [Pair(Endpoint("10.0.0.1", 1 + i), Endpoint("10.0.0.2", 2)) for i in range(5000)]
+    assert list(PairTable(some)) == some
 
 
 @given(st.lists(st.one_of(st.none(), st.integers(), st.text(max_size=20)), max_size=5))
