@@ -69,7 +69,7 @@ class ProcessCrew:
         with theirs:
             command = _CHILD.format(path=sys.path, fd=theirs.fileno())
             child = subprocess.Popen(
-                [sys.executable, "-c", command],
+                [sys.executable, "-P", "-c", command],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno(), *more_fds],
                 process_group=0,

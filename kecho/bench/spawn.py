@@ -109,7 +109,8 @@ sys.exit(main())
 
 
 def _command(watched_fd: int) -> Sequence[str]:
-    return [sys.executable, "-c", _SCRIPT.format(fd=watched_fd, path=sys.path)]
+    # -P: not from the current directory, before it has our path.
+    return [sys.executable, "-P", "-c", _SCRIPT.format(fd=watched_fd, path=sys.path)]
 
 
 def _wait_until_listening(child: subprocess.Popen[str]) -> Spawned:

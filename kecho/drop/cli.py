@@ -1,4 +1,4 @@
-"""python -m kecho.drop: drops the TCP sockets it is told, and no others.
+"""kecho-drop: drops the TCP sockets it is told, and no others.
 
 Outcomes and lists go to stdout, a summary and errors to stderr. Exit statuses: EPILOG.
 """
@@ -47,7 +47,10 @@ CAP_SYS_ADMIN, too; or what was asked for cannot be seen: a process of another u
 hidepid, in another network namespace, or without /proc; 5 the kernel cannot: it needs
 CONFIG_INET_DIAG_DESTROY (Linux 4.9) and Linux 6.0 for time-wait; 128 + N: signal N (SIGINT,
 SIGTERM, SIGHUP) came before the end; it ends --watch with one of the others. --list needs no
-privilege."""
+privilege.
+
+As root, run the command kecho-drop, or python -P -m kecho.drop: without -P, python -m takes modules
+from the current directory, whoever has put them there."""
 
 
 OPTIONS = options_of(DropConfig)

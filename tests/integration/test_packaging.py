@@ -19,6 +19,7 @@ import pytest
 
 import kecho
 from support.clients import DEADLINE_S, echo
+from support.planted_modules import plant
 
 # Compiling them with a sanitizer's preloads proves nothing more.
 pytestmark = [
@@ -197,6 +198,18 @@ def test_it_is_the_installed_package_that_is_imported(
     script = "import kecho, kecho._engine; print(kecho.__file__); print(kecho._engine.__file__)"
     for file in succeed([installed.python, "-c", script], tmp_path).splitlines():
         assert Path(file).is_relative_to(installed.path)
+
+
+@pytest.mark.parametrize("name", ["kecho", "kecho-bench", "kecho-drop"])
+def test_installed_script_takes_no_module_from_the_current_directory(
+    installed: Environment, tmp_path: Path, name: str
+) -> None:
+    trace = plant(tmp_path)
+    command = str(installed.path / "bin" / name)
+    assert succeed([command, "--version"], tmp_path) == f"kecho {kecho.__version__}\n"
+    if name == "kecho-drop":
+        assert run([command, "--list", "--peer", ":1"], tmp_path).returncode == 1
+    assert not trace.exists(), trace.read_text()
 
 
 def test_pip_installs_from_a_source_directory_elsewhere(
