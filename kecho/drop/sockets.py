@@ -33,7 +33,6 @@ MAY_FAIL_SILENTLY = frozenset({"fin-wait-1", "closing", "last-ack"})
 # A socket leaves it only for good. In every other one it can go on to another state with the same
 # cookie: half-open to established, established to time-wait (tried on Linux 6.18).
 LAST_STATE = "time-wait"
-V4_MAPPED = "::ffff:"
 # Outcomes of pairs that are not there: each takes a kilobyte.
 TOLD_AT_ONCE = 10_000
 # Of socket(AF_NETLINK): every kernel with a network has it, so it is a filter that says so.
@@ -173,10 +172,10 @@ class Diag:
 
     def _socket(self, row: _sockdiag.Row) -> Socket:
         local, peer = row[2], row[4]
-        mapped = local.startswith(V4_MAPPED) and peer.startswith(V4_MAPPED)
+        mapped = _is_mapped(local) and _is_mapped(peer)
         if mapped:
             local, peer = local[7:], peer[7:]
-        elif local.startswith(V4_MAPPED) and peer == "::":
+        elif _is_mapped(local) and peer == "::":
             mapped, local, peer = True, local[7:], "0.0.0.0"  # a listener
         return Socket(
             NAMES.get(row[1], str(row[1])),
@@ -369,6 +368,11 @@ def _open(namespace_fd: int) -> _sockdiag.Handle:
         if said.startswith("setns") and error.errno == errno.EPERM:
             raise Unseen(error.errno, f"{said}: it needs CAP_SYS_ADMIN, use sudo") from None
         raise
+
+
+def _is_mapped(address: str) -> bool:
+    """As inet_ntop(3) writes it; ::ffff:0:1.2.3.4, which is translated (RFC 2765), has no dots."""
+    return address.startswith("::ffff:") and "." in address
 
 
 def _as_asked(

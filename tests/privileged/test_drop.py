@@ -290,6 +290,15 @@ def test_interface_of_a_pair_must_match(inside: Namespace, stack: ExitStack) -> 
     assert drop.drop(drop.parse_pairs(text.format("1")))[0].result is Result.DROPPED
 
 
+def test_translated_address_is_no_v4_mapped_one(inside: Namespace, stack: ExitStack) -> None:
+    address = "::ffff:0:102:304"
+    inside.run("ip", "-6", "address", "add", f"{address}/128", "dev", "lo")
+    ends = Ends(address, stack)
+    client, _ = ends.connect()
+    assert [one.local_address for one in drop.find(not_peer=["10.0.0.0/8"])] == [address] * 2
+    assert_dropped(ends.pair(client), "established")
+
+
 def test_queues_owner_and_process_are_told(ends: Ends) -> None:
     client, server = ends.connect()
     client.sendall(b"12345")

@@ -29,6 +29,15 @@ def test_pair_that_shows_as_v4_mapped_is_the_same_pair() -> None:
     assert len(kernel.asked) == 1
 
 
+def test_address_that_begins_like_a_v4_mapped_one_is_left_as_it_is() -> None:
+    ends = ("::ffff:0:102:304", 1000, "::ffff:0:102:305", 80)
+    kernel = Kernel(row("established", *ends), row("listen", *ends[:2], "::", 0))
+    looked = Diag(handle=kernel).find(make_filter(not_peer=["10.0.0.0/8"]), listeners=True)
+    assert [one.local_address for one in looked] == [ends[0]] * 2
+    assert not any(one.is_mapped for one in looked)
+    assert drop_pairs(kernel, "[::ffff:0:102:304]:1000 [::ffff:0:102:305]:80") == [Result.DROPPED]
+
+
 @pytest.mark.parametrize(
     "other",
     [
