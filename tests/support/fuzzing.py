@@ -58,10 +58,12 @@ BYTES = (b"\0", b"\n", b"\r\n", b"\x1b[2J", b"\x9b", b"\xff\xfe", b"\xed\xa0\x80
 
 @dataclass(frozen=True)
 class Fuzzed:
-    """What came of a run without a failure: how many inputs were taken, and how many refused."""
+    """What came of a run without a failure: how many inputs were taken, and how many refused; the
+    CPU time of the slowest."""
 
     accepted: int
     refused: int
+    slowest_s: float
 
 
 class Fuzz:
@@ -231,12 +233,14 @@ def main() -> None:
     mutator = Mutator(seed, corpus, words, most)
     seen: set[object] = set()
     counts = {"accepted": 0, "refused": 0}
+    slowest_s = 0.0
     first, until = iter(seeds), time.monotonic() + seconds
     while (data := next(first, None)) is not None or time.monotonic() < until:
         data = mutator.next() if data is None else data
         running[4 : 4 + len(data)] = data
         running[:4] = struct.pack("=I", len(data))
         signal.setitimer(signal.ITIMER_PROF, cpu_most_s)
+        begun_s = time.process_time()
         try:
             kind = kind_of(target(data))
             counts["accepted"] += 1
@@ -247,7 +251,8 @@ def main() -> None:
             counts["refused"] += 1
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
+        slowest_s = max(slowest_s, time.process_time() - begun_s)
         if kind not in seen and len(seen) < CORPUS_MOST:
             seen.add(kind)
             corpus.append(data)
-    print(json.dumps(counts))
+    print(json.dumps({**counts, "slowest_s": slowest_s}))
