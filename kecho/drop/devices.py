@@ -52,7 +52,7 @@ class Devices:
         """Of the device with this index; "if3", as ss prints it, where there is none."""
         if index not in self._names:
             try:
-                reply = fcntl.ioctl(self._fd, SIOCGIFNAME, struct.pack("16si20x", b"", index))
+                reply = fcntl.ioctl(self._fd, SIOCGIFNAME, struct.pack("16sI20x", b"", index))
                 self._names[index] = as_name(reply[:16].partition(b"\0")[0])
             except OSError:
                 self._names[index] = f"if{index}"

@@ -132,6 +132,8 @@ def _parse_scoped(text: str) -> Range:
     # A name holds neither of the two, but it may hold brackets.
     end = min((at for at in (rest.find("/"), rest.find(":")) if at >= 0), default=len(rest))
     scope, rest = rest[:end], rest[end:]
+    if "%" in rest:
+        raise ValueError(f"{shortened(text)} names more than one device")
     if address.startswith("[") and "]" not in address:
         if not scope.endswith("]"):
             raise ValueError(f"{shortened(text)} is not [IPV6%DEVICE]:PORT")

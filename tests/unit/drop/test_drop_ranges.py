@@ -132,7 +132,7 @@ def test_range_over_a_device_holds_what_it_says(
 @pytest.mark.parametrize(
     "text",
     ["fe80::1%", "%", "[fe80::1%eth0:80", "[fe80::1]80%eth0", "%eth0:", "%a b", "x%eth0",
-     "fe80::1%sixteen-letters-", "*%/8"],
+     "fe80::1%sixteen-letters-", "*%/8", "fe80::1%eth0:80%eth1", "::" + "%e:" * 20_000],
 )  # fmt: skip
 def test_wrong_range_over_a_device_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
