@@ -96,7 +96,7 @@ check: all .venv/.dev ## prove every behaviour once; ARGS="..." for pytest
 		$(PARALLEL) -m 'not alone and not outside', \
 		$(ONE_BY_ONE) -m 'alone and not outside')
 
-check-all: all .venv/.dev ## every variant of every test, storms, crowds and packages: before a release
+check-all: all .venv/.dev ## every variant of every test, storms, crowds, fuzzers and packages: before a release
 	@$(call each_of, \
 		--everything $(PARALLEL) -m 'not alone and not outside', \
 		--everything $(ONE_BY_ONE) -m 'alone and not outside', \
