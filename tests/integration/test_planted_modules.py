@@ -48,7 +48,6 @@ BENCH = ("--spawn", "--mode", "closed", "-c", "2", "-d", "0.05")
     [
         ("kecho", ["--help"]),
         ("kecho-drop", ["--list", "--peer", ":1"]),
-        ("kecho-bench", [*BENCH]),
         ("kecho-bench", [*BENCH, "--processes", "2"]),
     ],
 )

@@ -10,8 +10,8 @@ In a test, by the fixture `fuzz`:
 
 An input fails if the target raises something that is not among `refusals`, takes more than 5 s of
 CPU, needs more than 256 MB of data in all (RLIMIT_DATA of the process; Linux 4.7 counts private
-mappings), or ends the process. `make check` fuzzes for a second, `make check-all` for ten minutes,
---fuzz-seconds for as long as it says. --fuzz-seed goes through the same inputs again.
+mappings), or ends the process. `make check` fuzzes for half a second, `make check-all` for ten
+minutes, --fuzz-seconds for as long as it says. --fuzz-seed goes through the same inputs again.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CPU_MOST_S = 50.0 if IS_SANITIZED else 5.0
 DATA_MOST_BYTES = 256 << 20  # not under a sanitizer: its shadow memory is data
 INPUT_MOST_BYTES = 64 << 10
 CORPUS_MOST = 1000
-SHORT_S, LONG_S = 1.0, 600.0
+SHORT_S, LONG_S = 5.0 if IS_SANITIZED else 0.5, 600.0
 PATIENCE_S = 90  # for a target that waits and takes no CPU
 
 NUMBERS = (

@@ -42,7 +42,7 @@ def deadly(data: bytes) -> None:
 
 @pytest.fixture
 def short(tmp_path: Path) -> Fuzz:
-    return Fuzz(60, 7, tmp_path, cpu_most_s=0.5)
+    return Fuzz(60, 7, tmp_path, cpu_most_s=0.2)
 
 
 def test_inputs_that_are_taken_or_refused_are_counted(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_inputs_that_are_taken_or_refused_are_counted(tmp_path: Path) -> None:
     ("target", "why"),
     [
         (wrong, "KeyError"),
-        (slow, "more than 0.5 s"),
+        (slow, "more than 0.2 s"),
         pytest.param(
             large, "MemoryError", marks=pytest.mark.skipif(IS_SANITIZED, reason="no bound there")
         ),

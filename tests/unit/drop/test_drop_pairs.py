@@ -9,7 +9,7 @@ import sys
 import tracemalloc
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kecho.drop import Endpoint, Pair, PairError, parse_pairs
@@ -272,7 +272,8 @@ pairs = st.builds(
 )
 
 
-@given(st.lists(pairs), pairs)
+@given(st.lists(pairs, max_size=8), pairs)
+@settings(max_examples=40)
 def test_table_holds_each_pair_once_in_their_order(some: list[Pair], other: Pair) -> None:
     table = PairTable([*some, *some])
     assert list(table) == list(dict.fromkeys(some))
