@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -141,8 +142,10 @@ def test_pid_1_of_a_bare_container_serves_and_drains(
         process.wait_until_listening()
         with connect(process.port) as client:
             assert echo(client, b"hello") == b"hello"
+            asked = time.monotonic()
             os.kill(only_child(process.pid), signal.SIGTERM)
             assert client.recv(1) == b""
         assert process.wait() == 0
+        assert time.monotonic() - asked < 1
     assert "drained=1" in process.stderr
     assert "error" not in process.stderr.replace("errors none", "")
