@@ -56,12 +56,12 @@ def receive_all(one: socket.socket, count: int) -> list[bytes]:
     return [one.recv(65536) for _ in range(count)]
 
 
-def receive_waiting(one: socket.socket, quiet_s: float = 0.3) -> list[bytes]:
-    """What comes until nothing has come for so long."""
+def receive_waiting(one: socket.socket, least: int = 0, quiet_s: float = 0.3) -> list[bytes]:
+    """What comes until nothing has come for so long. least: as many are waited for."""
     found = []
-    one.settimeout(quiet_s)
     with contextlib.suppress(TimeoutError):
         while True:
+            one.settimeout(DEADLINE_S if len(found) < least else quiet_s)
             found.append(one.recv(65536))
     one.settimeout(DEADLINE_S)
     return found
