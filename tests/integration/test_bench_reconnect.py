@@ -109,7 +109,8 @@ def test_after_the_probes_reply_the_next_connection_is_made_at_once() -> None:
     def longest_ns() -> int:
         with faulty_servers.ends_after(1, LENGTH) as peer:
             result = measure(peer, mode="closed", connections=1, duration=0.05)
-        return result.latency["service"].max
+        service = result.latency.get("service")  # none in so short a time, on a busy machine
+        return service.max if service else 1 << 63
 
     assert any(longest_ns() < 10_000_000 for _ in range(20))
 

@@ -37,7 +37,7 @@ def test_a_storm_of_half_open_connections_is_not_noticed(
 ) -> None:
     prepare_half_open(namespace.run)
     namespace.set("net.ipv4.tcp_syncookies", syncookies)
-    namespace.set("net.ipv4.tcp_synack_retries", 1)
+    namespace.set("net.ipv4.tcp_synack_retries", 3)  # 15 s, longer than the storm
     arguments = ["--dispatch", dispatch, "--threads=2", "--backlog=1024", "--log-format=json"]
     with namespace:
         process = ServerProcess(arguments)
