@@ -18,7 +18,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .config import ServerConfig
-    from .errors import EngineError, ListenError, OptionError
+    from .errors import EngineError, ListenerLostError, ListenError, OptionError
     from .foreground import serve
     from .server import Server
     from .stats import AcceptQueue, Counters, NamedCounts, Stats, UdpCounters
@@ -28,6 +28,7 @@ __all__ = [
     "Counters",
     "EngineError",
     "ListenError",
+    "ListenerLostError",
     "NamedCounts",
     "OptionError",
     "Server",
@@ -43,6 +44,7 @@ _MODULE_OF = {
     "Counters": "stats",
     "EngineError": "errors",
     "ListenError": "errors",
+    "ListenerLostError": "errors",
     "NamedCounts": "stats",
     "OptionError": "errors",
     "Server": "server",

@@ -54,16 +54,9 @@ class Engine:
         """Stops at once: every connection is reset. Returns at once; any thread."""
     def forget(self) -> None:
         """In the child after fork(2): closes its copies of every descriptor, quietly."""
-    def listener_figures(self) -> list[tuple[int, int, int, bool, bool]]:
+    def listener_figures(self) -> list[tuple[int, int, int, bool]]:
         """Of each listener: SYNs that it dropped, connections that wait in its accept queue, how
-        many may, whether it is dead (accept said so), and whether it listens. Any thread."""
-    def listener_fd(self, number: int) -> int:
-        """For looking at it; it stays the engine's, and its number the same."""
-    def revive_listener(self, number: int, fd: int) -> None:
-        """Puts a listening socket in the place of a dead one; -1: it listens after all.
-
-        The caller closes `fd`. Raises OSError, EBADF when the engine has stopped accepting.
-        """
+        many may, and whether it is dead, which it is not for a stop. Any thread."""
     def unaccepted(self) -> tuple[int, int, int]:
         """Once every worker has ended: how many clients were left in accept queues and reset, the
         errno of the accept4 that left them there (0: there was no time to try), and how many were

@@ -3,8 +3,8 @@
 Flags, environment variables and defaults come from the options of CommandConfig; a flag wins over
 the environment, the environment over the default. Everything is said on stderr.
 
-Exit status: 0 after a stop by SIGINT, SIGTERM or SIGHUP, 1 when the system refuses something, 2 for
-wrong usage.
+Exit status: 0 after a stop by SIGINT, SIGTERM or SIGHUP, 1 when the system refuses something or
+closes a listener, 2 for wrong usage.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .addresses import describe_addresses
 from .command import plural
 from .config import BENCH, ServerConfig, check_options, environment_variable
 from .confine import confine
-from .errors import EngineError, ListenError, OptionError
+from .errors import EngineError, ListenerLostError, ListenError, OptionError
 from .journal import is_journal, with_priority
 from .logs import stderr_handler
 from .options import Option, choice, describe_size, flag, option, options_of, seconds, switch
@@ -282,6 +282,7 @@ def _serve(config: CommandConfig, identity: privileges.Identity | None) -> int:
         _say_where(server)
         notifier.ready()
 
+    status = 0
     try:
         stats = foreground.run(
             server,
@@ -294,12 +295,14 @@ def _serve(config: CommandConfig, identity: privileges.Identity | None) -> int:
             heartbeat_interval=notifier.watchdog_interval_s,
             is_last=True,
         )
+    except ListenerLostError:  # said when it was seen
+        stats, status = server.stats(), command.EXIT_FAILED
     finally:
         notifier.stopping()
         notifier.close()
     summary = _summary(stats, config.max_connections)
     _log_fields(f"stopped after {summary}", "stopped", stats=stats.to_dict())
-    return 0
+    return status
 
 
 def _say_descriptors(config: CommandConfig) -> None:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["EngineError", "ListenError", "OptionError", "TuningError", "naming"]
+__all__ = [
+    "EngineError",
+    "ListenError",
+    "ListenerLostError",
+    "OptionError",
+    "TuningError",
+    "naming",
+]
 
 
 class OptionError(ValueError):
@@ -41,6 +48,25 @@ class ListenError(OSError):
 
     def __reduce__(self) -> tuple[type[ListenError], tuple[str, int | None, str]]:
         return type(self), (self.option, self.errno, self.reason)
+
+
+class ListenerLostError(OSError):
+    """A listener of a running server was closed from outside (SOCK_DESTROY, as by ``ss -K``), or
+    shut down by another process that has it, too. The server has drained and ended.
+
+    addresses: where, as in Server.addresses. errno: None; no call failed.
+    """
+
+    def __init__(self, addresses: tuple[object, ...], reason: str) -> None:
+        super().__init__(None, reason)
+        self.addresses = addresses
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+    def __reduce__(self) -> tuple[type[ListenerLostError], tuple[tuple[object, ...], str]]:
+        return type(self), (self.addresses, self.reason)
 
 
 class EngineError(OSError):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from .errors import ListenError
 
-__all__ = ["Recipe", "adopt", "recipe_of", "set_keepalive", "set_unless_mptcp"]
+__all__ = ["Before", "adopt", "set_keepalive", "set_unless_mptcp"]
 
 _PROTOCOLS = {
     socket.AF_INET: (socket.IPPROTO_TCP, socket.IPPROTO_MPTCP),
@@ -21,17 +21,8 @@ _PROTOCOLS = {
     socket.AF_UNIX: (0,),
 }
 
-_IP_FREEBIND = 15  # <linux/in.h>
 _SO_MEMINFO = 55  # <asm-generic/socket.h>, Linux 4.12
 _SK_MEMINFO_DROPS, _SK_MEMINFO_VARS = 8, 9  # <linux/sock_diag.h>
-_INTERFACE_NAME_BYTES = 16  # IFNAMSIZ: socket(7), SO_BINDTODEVICE
-
-# What decides where a socket may be bound, and whom it is open to: level, name.
-_SWITCHES = (
-    (socket.SOL_SOCKET, socket.SO_REUSEPORT),
-    (socket.IPPROTO_IP, _IP_FREEBIND),
-)
-_SWITCHES_V6 = ((socket.IPPROTO_IPV6, socket.IPV6_V6ONLY),)
 
 _Setting = tuple[int, int, int | bytes]  # level, name, value
 
@@ -57,50 +48,29 @@ _ABSENT = (errno.ENOPROTOOPT, errno.EOPNOTSUPP)  # MPTCP has not all of them
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What a socket has to be given to listen where and as an inherited one did."""
+class Before:
+    """What an inherited TCP listener was like when it was taken over."""
 
-    protocol: int
     backlog: int
-    shares: bool  # SO_REUSEPORT
-    switches: tuple[tuple[int, int, int], ...]  # level, name, value
-    device: bytes  # SO_BINDTODEVICE; empty: none
-    dropped: int  # SYNs, until now
+    dropped: int  # SYNs
 
-    def apply(self, one: socket.socket) -> None:
-        """Raises OSError."""
-        for level, name, value in self.switches:
-            one.setsockopt(level, name, value)
-        if self.device:
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self.device)
-
-
-def recipe_of(one: socket.socket) -> Recipe | None:
-    """Read while it listens: afterwards the backlog is not told any more. None: of a Unix socket,
-    which nothing destroys from outside. Raises OSError."""
-    if one.family == socket.AF_UNIX:
-        return None
-    switches = _SWITCHES + (_SWITCHES_V6 if one.family == socket.AF_INET6 else ())
-    # For a listener tcpi_sacked stands for the backlog: tcp_get_info() in net/ipv4/tcp.c.
-    info = b""
-    with suppress(OSError):  # MPTCP, before it could be asked
-        info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
-    memory = b""
-    with suppress(OSError):  # before Linux 4.12 there is none, and the engine counts no drops
-        memory = one.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 4 * _SK_MEMINFO_VARS)
-    device = one.getsockopt(
-        socket.SOL_SOCKET, socket.SO_BINDTODEVICE, _INTERFACE_NAME_BYTES
-    ).rstrip(b"\0")
-    return Recipe(
-        one.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL),
-        struct.unpack_from("=8x6I", info)[5] if len(info) >= 32 else socket.SOMAXCONN,
-        bool(one.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)),
-        tuple((level, name, one.getsockopt(level, name)) for level, name in switches),
-        device,
-        struct.unpack(f"={_SK_MEMINFO_VARS}I", memory)[_SK_MEMINFO_DROPS]
-        if len(memory) == 4 * _SK_MEMINFO_VARS
-        else 0,
-    )
+    @classmethod
+    def of(cls, one: socket.socket) -> Before | None:
+        """None: of a Unix socket, which tells neither."""
+        if one.family == socket.AF_UNIX:
+            return None
+        info = memory = b""
+        # For a listener tcpi_sacked stands for the backlog: tcp_get_info() in net/ipv4/tcp.c.
+        with suppress(OSError):  # MPTCP, before it could be asked
+            info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+        with suppress(OSError):  # before Linux 4.12 there is none, and the engine counts no drops
+            memory = one.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 4 * _SK_MEMINFO_VARS)
+        return cls(
+            struct.unpack_from("=8x6I", info)[5] if len(info) >= 32 else socket.SOMAXCONN,
+            struct.unpack(f"={_SK_MEMINFO_VARS}I", memory)[_SK_MEMINFO_DROPS]
+            if len(memory) == 4 * _SK_MEMINFO_VARS
+            else 0,
+        )
 
 
 def adopt(
@@ -127,9 +97,6 @@ def adopt(
             one.setblocking(False)
             if one.family != socket.AF_UNIX:
                 _set_for_echoes(one)
-                # A socket keeps its port when it is destroyed, as long as anybody has it, and so
-                # do its connections: another one can be bound there if all of them have this.
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 # 0 as well: the server before this one may have set another.
                 set_unless_mptcp(one, user_timeout_ms)
                 set_keepalive(one, keepalive_s)

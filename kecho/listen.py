@@ -13,17 +13,10 @@ from . import tuning
 from .addresses import Address, Target, resolve
 from .config import ServerConfig
 from .errors import ListenError, naming
-from .inherited import Recipe, adopt, recipe_of, set_keepalive, set_unless_mptcp
+from .inherited import Before, adopt, set_keepalive, set_unless_mptcp
 from .listen_unix import SocketFile, listen_unix
 
-__all__ = [
-    "FREE_PORT_TRIES",
-    "Listener",
-    "listen_again",
-    "new_socket",
-    "open_listeners",
-    "why_refused",
-]
+__all__ = ["FREE_PORT_TRIES", "Listener", "open_listeners", "why_refused"]
 
 EVERY_QUEUE = -1
 FREE_PORT_TRIES = 16
@@ -38,14 +31,14 @@ class Listener:
 
     queue: index of the worker that accepts from it, or EVERY_QUEUE.
     file: the file to remove in the end, of a Unix socket.
-    inherited: it was listening before, and others may have it, too; recipe: what it is like.
+    inherited: it was listening before, and others may have it, too; before: what it was like.
     """
 
     socket: socket.socket
     queue: int
     file: SocketFile | None = None
     inherited: bool = False
-    recipe: Recipe | None = None
+    before: Before | None = None
 
     @property
     def is_unix(self) -> bool:
@@ -61,8 +54,8 @@ class Listener:
 
     def backlog(self, config: ServerConfig) -> int | None:
         """In force; None: not known, of an inherited Unix socket."""
-        if self.recipe is not None:
-            return self.recipe.backlog
+        if self.before is not None:
+            return self.before.backlog
         return None if self.inherited else tuning.backlog_in_force(config.backlog)
 
     def close(self) -> None:
@@ -102,17 +95,17 @@ def _adopt(config: ServerConfig, worker_count: int, opened: list[Listener]) -> N
     try:
         adopt(config.fd, adopted, _user_timeout_ms(config), config.keepalive_s)
         addresses = [one.getsockname() for one in adopted]
-        recipes = [recipe_of(one) for one in adopted]
+        befores = [Before.of(one) for one in adopted]
     except BaseException:
         for one in adopted:
             one.close()
         raise
     dealt: Counter[object] = Counter()
-    for one, address, recipe in zip(adopted, addresses, recipes, strict=True):
+    for one, address, before in zip(adopted, addresses, befores, strict=True):
         enough = addresses.count(address) >= worker_count
         queue = dealt[address] % worker_count if enough else EVERY_QUEUE
         dealt[address] += 1
-        opened.append(Listener(one, queue, inherited=True, recipe=recipe))
+        opened.append(Listener(one, queue, inherited=True, before=before))
 
 
 # ---- TCP ------------------------------------------------------------------------------------
@@ -138,31 +131,6 @@ def _open_tcp(config: ServerConfig, worker_count: int, opened: list[Listener]) -
 
 def _is_in_use(error: BaseException) -> bool:
     return isinstance(error, ListenError) and error.errno == errno.EADDRINUSE
-
-
-def listen_again(
-    family: int,
-    address: Address,
-    config: ServerConfig,
-    shares: bool,
-    recipe: Recipe | None = None,
-    spare: socket.socket | None = None,
-) -> socket.socket:
-    """A listener where one has been closed from outside. Raises OSError.
-
-    shares: others of its SO_REUSEPORT group may still listen there. recipe: of an inherited one.
-    spare: a new socket of this family, to make it of; closed when that fails.
-    """
-    assert not isinstance(address, str)
-    sockets: list[socket.socket] = []
-    try:
-        _bind_tcp(config, Target(family, address), shares, sockets, recipe, spare)
-        sockets[0].listen(config.backlog if recipe is None else recipe.backlog)
-    except OSError:
-        for one in sockets:
-            one.close()
-        raise
-    return sockets[0]
 
 
 def _listen_everywhere(
@@ -222,12 +190,6 @@ def _listen_tcp(
     opened.extend(Listener(one, queue) for queue, one in enumerate(sockets))
 
 
-def new_socket(family: int, recipe: Recipe | None) -> socket.socket:
-    """Neither bound nor with any option set."""
-    protocol = 0 if recipe is None else recipe.protocol
-    return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, protocol)
-
-
 def _user_timeout_ms(config: ServerConfig) -> int:
     """What the kernel knows of write_timeout: it ends a connection whose peer has not acknowledged
     data, or kept its window shut, for so long: tcp(7). 0: not before it gives up by itself."""
@@ -235,15 +197,9 @@ def _user_timeout_ms(config: ServerConfig) -> int:
 
 
 def _bind_tcp(
-    config: ServerConfig,
-    target: Target,
-    reuse_port: bool,
-    sockets: list[socket.socket],
-    recipe: Recipe | None = None,
-    one: socket.socket | None = None,
+    config: ServerConfig, target: Target, reuse_port: bool, sockets: list[socket.socket]
 ) -> None:
-    if one is None:
-        one = new_socket(target.family, recipe)
+    one = socket.socket(target.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     sockets.append(one)
     # Accepted sockets inherit the options below. TCP_NODELAY: an echo must not wait for the
     # acknowledgement of the one before. SO_OOBINLINE: an urgent byte is a byte of the stream.
@@ -256,8 +212,6 @@ def _bind_tcp(
     if target.family == socket.AF_INET6:
         # So that 0.0.0.0 and :: can be served side by side: ipv6(7).
         one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    if recipe is not None:
-        recipe.apply(one)
     one.bind(target.sockaddr)
 
 

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING
 from . import tuning
 from ._engine import Engine, attach_cpu_steering, try_io_uring
 from .access import rules_of
-from .addresses import Address
+from .addresses import Address, describe_addresses
 from .busy_poll import busy_poll_of
 from .cgroups import cgroup_memory_limit
 from .config import ServerConfig
 from .cpus import usable_cpu_count
+from .errors import ListenerLostError
 from .io_uring import ring_entries
 from .listen_udp import Datagrams, open_everything, udp_worker_count
 from .listen_unix import SocketFile
@@ -90,6 +91,7 @@ class Run:
         self._watcher = threading.Thread(target=self._look_after, name="kecho-watch", daemon=True)
         self._watch: Watch | None = None
         self._places: list[Place] = []
+        self._graceful_timeout = config.graceful_timeout
         self._started_at = time.monotonic()
         self._files: list[SocketFile] = []
         self.engine = "epoll"
@@ -117,21 +119,9 @@ class Run:
             backlogs = (one.backlog(config) for one in listeners)
             self.backlogs = tuple(backlog for backlog in backlogs if backlog is not None)
             self.udp_addresses = tuple(dict.fromkeys(one.address for one in datagrams))
-            groups = steer(config, listeners, datagrams, self._cpus, attach_cpu_steering)
-            shares = config.reuse_port or config.dispatch == "percpu"
-            self._places = [
-                Place(
-                    one.socket.family,
-                    one.address,
-                    one.is_unix,
-                    one.inherited,
-                    shares if one.recipe is None else one.recipe.shares,
-                    one.recipe,
-                    0 if one.recipe is None else one.recipe.dropped,
-                )
-                for one in listeners
-            ]
-            self._watch = Watch(config, self._places, groups, attach_cpu_steering)
+            steer(config, listeners, datagrams, self._cpus, attach_cpu_steering)
+            self._places = [Place(one.address, one.is_unix, one.before) for one in listeners]
+            self._watch = Watch(config, self._places)
             flows = open_flows(config, has_unix=any(one.is_unix for one in listeners))
             entries = ring_entries(config, try_io_uring)
             self.engine = "sockmap" if flows else "io_uring" if entries else "epoll"
@@ -249,12 +239,26 @@ class Run:
             # Not under the lock: what is logged may block, and a signal handler may want it.
             engine = self._engine
             try:
-                if engine is not None:
-                    watch.look(engine)
+                if engine is not None and (dead := watch.look(engine)):
+                    self._end_without(dead)
             except Exception:
                 log.exception("looking after the server failed")
             del engine
         watch.close()
+
+    def _end_without(self, addresses: tuple[Address, ...]) -> None:
+        """Ends, in order: whoever supervises the program can open the listeners again, and it may
+        not be able to. (Behind the sandbox no socket can be made.)"""
+        reason = f"{describe_addresses(addresses)} was closed from outside (SOCK_DESTROY, ss -K)"
+        failure = ListenerLostError(addresses, reason)
+        with self._lock:
+            self._failures.append(failure)
+        self.request_stop(self._graceful_timeout)
+        log.error(
+            "%s: draining for at most %g s, then it has to be started again",
+            reason,
+            self._graceful_timeout,
+        )
 
     def _end_worker(self) -> None:
         with self._lock:
@@ -265,7 +269,8 @@ class Run:
                 self._final = self._stats_now(self._accept_queues())
                 assert self._engine is not None
                 self._unaccepted = self._engine.unaccepted()
-                has_failed = bool(self._failures)  # before somebody takes them
+                # Before somebody takes them.
+                has_failed = any(not isinstance(one, ListenerLostError) for one in self._failures)
                 self._engine = self._udp = None  # and with them their descriptors and buffers
                 if self._watch is not None and self._watcher.ident is None:
                     self._watch.close()

@@ -115,7 +115,9 @@ class Server:
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until the server has stopped, or for `timeout` seconds; says whether it has.
 
-        Raises, once, the OSError of a worker that had to give up; its text names the system call.
+        Raises, once, why it has stopped by itself: ListenerLostError (an OSError) when a listener
+        was closed from outside, upon which the server has drained as for stop(); the OSError of a
+        worker that had to give up, whose text names the system call.
         """
         run = self._started()
         if not run.join(timeout):

@@ -1,30 +1,24 @@
 """Looks after a running server twice a second: says what is going wrong and how to help it, and
-listens again where a listener was closed from outside."""
+finds listeners that were closed from outside."""
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
-import socket
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import tuning
 from .addresses import Address, describe_addresses
-from .inherited import Recipe
-from .listen import listen_again, new_socket
+from .inherited import Before
 from .netstat import TcpCounters
-from .steering import Group, steer_without_order
 
 if TYPE_CHECKING:
     from .config import ServerConfig
 
 __all__ = ["INTERVAL_S", "Place", "Watch"]
 
-INTERVAL_S = 0.5  # a dead listener is replaced within a second
+INTERVAL_S = 0.5  # a dead listener is found within it
 _REPORT_EVERY = 2  # looks, so that what is said is of a second
 _SAY_AGAIN_AFTER = 120  # looks without the trouble, until it is worth another line
 
@@ -38,46 +32,31 @@ log = logging.getLogger("kecho")
 class Engine(Protocol):
     """What is used of _engine.Engine."""
 
-    def listener_figures(self) -> list[tuple[int, int, int, bool, bool]]: ...
-    def listener_fd(self, number: int) -> int: ...
-    def revive_listener(self, number: int, fd: int) -> None: ...
+    def listener_figures(self) -> list[tuple[int, int, int, bool]]: ...
     def counters(self) -> list[dict[str, Any]]: ...
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a listener is; `shares`: it is one of a SO_REUSEPORT group, or may be; `recipe`: what
-    an inherited one is like; `dropped_before`: SYNs that it had dropped before the server began."""
+    """Where a listener is; `before`: what an inherited one was like."""
 
-    family: int
     address: Address
     is_unix: bool
-    is_inherited: bool
-    shares: bool
-    recipe: Recipe | None = None
-    dropped_before: int = 0
+    before: Before | None = None
 
     @property
-    def kind(self) -> tuple[int, int]:
-        return self.family, 0 if self.recipe is None else self.recipe.protocol
+    def dropped_before(self) -> int:
+        """SYNs, before the server began."""
+        return 0 if self.before is None else self.before.dropped
 
 
 class Watch:
     """What one look has to know of the one before. Made where the listeners are: in their network
     namespace, and before files can no longer be opened."""
 
-    def __init__(
-        self,
-        config: ServerConfig,
-        places: Sequence[Place],
-        groups: Sequence[Group],
-        steer: Callable[[int, list[int]], None],
-    ) -> None:
-        """steer: _engine.attach_cpu_steering."""
+    def __init__(self, config: ServerConfig, places: Sequence[Place]) -> None:
         self._config = config
-        self._attach_cpu_steering = steer
         self._places = places
-        self._groups = groups
         self._somaxconn = tuning.somaxconn()
         self._network = TcpCounters((*_SYN_QUEUE, *_LISTEN))
         self._network_before = self._network_at_first = self._network.read()
@@ -88,17 +67,10 @@ class Watch:
         self._pauses_before = 0
         self._limit_reached = 0  # looks that found it so
         self._quiet_looks: dict[str, int] = {}  # since a trouble was last seen
-        self._not_reopened: dict[int, str] = {}
-        self._has_said_by_hash = False
-        # A socket of each kind in reserve: when one is needed there may be no descriptor.
-        self._spares: dict[tuple[int, int], socket.socket] = {}
-        self._keep_spares()
         self._looks = 0
 
     def close(self) -> None:
         self._network.close()
-        while self._spares:
-            self._spares.popitem()[1].close()
 
     def overflows(self) -> int | None:
         """SYNs that found an accept queue of this network full since this was made; None: the
@@ -108,18 +80,14 @@ class Watch:
             self._overflows = now - self._network_at_first.get("ListenOverflows", 0)
         return self._overflows
 
-    def _keep_spares(self) -> None:
-        for place in self._places:
-            if not place.is_unix and place.kind not in self._spares:
-                with suppress(OSError):  # tried again with the next look
-                    self._spares[place.kind] = new_socket(place.family, place.recipe)
-
-    def look(self, engine: Engine) -> None:
+    def look(self, engine: Engine) -> tuple[Address, ...]:
+        """Returns where a listener has died, and says nothing then."""
         figures = engine.listener_figures()
-        dead = [number for number, one in enumerate(figures) if one[3]]
+        dead = dict.fromkeys(
+            place.address for place, one in zip(self._places, figures, strict=True) if one[3]
+        )
         if dead:
-            self._reopen(engine, dead, figures)
-        self._keep_spares()
+            return tuple(dead)
         self._looks += 1
         if self._looks % _REPORT_EVERY == 0:
             network = self._network.read()
@@ -128,6 +96,7 @@ class Watch:
             self._report_accept_queues(figures, came)
             self._report_syn_queue(came)
             self._report_errors(engine)
+        return ()
 
     # ---- what is said -----------------------------------------------------------------------
 
@@ -150,17 +119,17 @@ class Watch:
                 self._warn_of_refusals(address, min(dropped, came.get("ListenDrops", 0)))
             elif dropped:
                 longest = max((figures[number][1:3] for number in numbers), key=lambda one: one[0])
-                recipe = self._places[numbers[0]].recipe
-                self._warn_of_drops(address, recipe, dropped, *longest)
+                before = self._places[numbers[0]].before
+                self._warn_of_drops(address, before, dropped, *longest)
 
     def _warn_of_drops(
-        self, address: Address, recipe: Recipe | None, dropped: int, length: int, length_most: int
+        self, address: Address, before: Before | None, dropped: int, length: int, length_most: int
     ) -> None:
         limit = self._somaxconn
-        backlog = self._config.backlog if recipe is None else recipe.backlog
+        backlog = self._config.backlog if before is None else before.backlog
         wanted = max(2 * backlog, 1024)
         help_text = f"--backlog {wanted}"
-        if recipe is not None:
+        if before is not None:
             help_text = f"have whoever opened it ask for {wanted} (Backlog= of systemd.socket(5))"
         if wanted > limit:
             help_text += f" and sysctl -w net.core.somaxconn={wanted}"
@@ -227,100 +196,8 @@ class Watch:
             self._quiet_looks[name] = 0
         self._errors_before = errors
 
-    # ---- listening again --------------------------------------------------------------------
 
-    def _reopen(self, engine: Engine, dead: list[int], figures: list[Any]) -> None:
-        lost = [number for number in dead if not figures[number][4]]
-        replaced = []
-        for number in dead:
-            place = self._places[number]
-            try:
-                if number not in lost:  # accept failed strangely; it does listen
-                    engine.revive_listener(number, -1)
-                    continue
-                self._listen_again(engine, number, place)
-            except OSError as error:
-                self._say_not_reopened(engine, number, place, error)
-                continue
-            self._not_reopened.pop(number, None)
-            replaced.append(number)
-            log.warning(
-                "%s was closed from outside (SOCK_DESTROY, ss -K): listening again",
-                describe_addresses((place.address,)),
-            )
-        for group in self._groups:
-            mine = [number for number in replaced if number in group.cpus]
-            if group.lost(lost) or mine:
-                self._steer(engine, group, lost, mine)
-
-    def _listen_again(self, engine: Engine, number: int, place: Place) -> None:
-        if place.is_unix:
-            raise OSError(errno.EINVAL, "a Unix socket is not made again")
-        spare = self._spares.pop(place.kind, None)
-        with listen_again(
-            place.family, place.address, self._config, place.shares, place.recipe, spare
-        ) as again:
-            engine.revive_listener(number, again.fileno())  # by dup3, which takes no descriptor
-        self._keep_spares()
-
-    def _say_not_reopened(self, engine: Engine, number: int, place: Place, error: OSError) -> None:
-        if error.errno == errno.EBADF:
-            return  # the server has begun to stop
-        reason = error.strerror or str(error)
-        if error.errno == errno.EADDRINUSE:
-            reason += self._why_in_use(engine.listener_fd(number), place)
-        if self._not_reopened.get(number) != reason:
-            self._not_reopened[number] = reason
-            log.error(
-                "%s was closed from outside, and cannot be listened on again: %s; trying on",
-                describe_addresses((place.address,)),
-                reason,
-            )
-
-    def _why_in_use(self, fd: int, place: Place) -> str:
-        """inet_csk_bind_conflict(): a SO_REUSEPORT group is open to its first socket's user."""
-        try:
-            owner = os.fstat(fd).st_uid
-        except OSError:
-            return ""
-        if place.shares and owner != os.geteuid():
-            return (
-                f" by sockets of uid {owner}, whose SO_REUSEPORT group the kernel does not let uid "
-                f"{os.geteuid()} join; the others of them serve on; restart the server (under "
-                "--dispatch shared there is no group, and --user can listen again)"
-            )
-        return ""
-
-    def _steer(self, engine: Engine, group: Group, lost: list[int], replaced: list[int]) -> None:
-        for number in replaced:
-            group.joined(number)
-        if any(
-            one[3] and number in group.cpus and (number not in lost or number in replaced)
-            for number, one in enumerate(engine.listener_figures())
-        ):
-            group.order = None  # one more has died; before or after those joined is not known
-        try:
-            if group.order:
-                cpus = [group.cpus[number] for number in group.order]
-                self._attach_cpu_steering(engine.listener_fd(group.order[0]), cpus)
-            elif group.order is None:
-                self._steer_without_order(engine, group)
-        except OSError as error:
-            if error.errno != errno.EBADF:  # the server has begun to stop
-                raise
-
-    def _steer_without_order(self, engine: Engine, group: Group) -> None:
-        fds = {number: engine.listener_fd(number) for number in group.cpus}
-        open_fds = {number: fd for number, fd in fds.items() if fd >= 0}
-        if not steer_without_order(group, open_fds) and not self._has_said_by_hash:
-            self._has_said_by_hash = True
-            log.warning(
-                "connections no longer go to the worker of the CPU that handles their SYN, but by "
-                "hash: several listeners were closed at once (Linux 6.2 could; or restart)"
-            )
-
-
-_PAUSING = ("accept", "descriptors", "memory", "listener")  # errors upon which accepting pauses
+_PAUSING = ("accept", "descriptors", "memory")  # errors upon which accepting pauses
 _TROUBLES = {
     "descriptors": "no descriptor is left for another client (RLIMIT_NOFILE %d, or fs.file-max): "
     "accepting pauses until one is closed; ulimit -n, or --max-connections",

@@ -14,11 +14,11 @@ from engine.in_kernel cimport in_kernel_begin
 from engine.in_ring cimport in_ring_begin
 from engine.layout cimport (
     CONNECTION_READ_TO_END, CONNECTION_REGISTERED, CONNECTION_SILENT, CONNECTION_UNIX, ERROR_ACCEPT,
-    ERROR_DESCRIPTORS, ERROR_LISTENER, ERROR_MEMORY, KECHO_NO_PEER, Connection, Control, Listener,
+    ERROR_DESCRIPTORS, ERROR_MEMORY, KECHO_NO_PEER, Connection, Control, Listener,
     Worker,
 )
 from engine.listener cimport (
-    listener_arm, listener_give_up, listener_is_dead, listener_is_open, listener_pause,
+    listener_arm, listener_has_died, listener_is_dead, listener_is_open, listener_pause,
     listeners_resume,
 )
 from engine.peers cimport peer_leaves
@@ -158,10 +158,9 @@ cdef inline bint _is_refused(
     return True
 
 
-cdef inline bint _accept_failed(
-    Worker* worker, Listener* listener, uint32_t life, int error,
-) noexcept nogil:
+cdef inline bint _accept_failed(Worker* worker, Listener* listener, int error) noexcept nogil:
     """What to do after accept failed, by accept(2). True: try again at once."""
+    cdef bint is_no_listener
     if error == EAGAIN:
         return False
     if error == EMFILE or error == ENFILE:
@@ -172,12 +171,11 @@ cdef inline bint _accept_failed(
         count_error(worker, ERROR_MEMORY)
         listener_pause(worker, listener)
         return False
-    if error == EINVAL or error == EBADF or error == ENOTSOCK:
-        if listener_give_up(worker, listener, life):
-            count_error(worker, ERROR_LISTENER)
+    is_no_listener = error == EINVAL or error == EBADF or error == ENOTSOCK
+    if is_no_listener and listener_has_died(worker, listener):
         return False
     count_error(worker, ERROR_ACCEPT)
-    if error == EPERM or error == EACCES:
+    if is_no_listener or error == EPERM or error == EACCES:
         # A security module or BPF said no before the connection left the queue, where it stays.
         listener_pause(worker, listener)
         return False
@@ -214,9 +212,8 @@ cdef inline int _accept_some(
     """Up to ACCEPTS_PER_TURN; returns how many of them are to be served."""
     cdef Listener* listener = &worker.control.listeners[number]
     cdef bint is_getting_on = False
-    cdef uint32_t life
     cdef int result, _i, taken = 0
-    if not listener_is_open(listener, &life):
+    if not listener_is_open(listener):
         return 0
     for _i in range(ACCEPTS_PER_TURN):
         if not _admit(worker, listener):
@@ -225,7 +222,7 @@ cdef inline int _accept_some(
         if result == 0:
             is_getting_on = True
             taken += accepted[taken] != NULL
-        elif not _accept_failed(worker, listener, life, -result):
+        elif not _accept_failed(worker, listener, -result):
             return taken
     # A turn of nothing but errors: if they do not take anybody out of the queue, whatever
     # accept(2) says, the next turn would be another, without end.
@@ -248,13 +245,11 @@ cdef inline int accept_last(Worker* worker, uint32_t number) noexcept nogil:
     or not. Returns 0, 1 after a turn, or -errno of accept4 when somebody may be left."""
     cdef Listener* listener = &worker.control.listeners[number]
     cdef Connection* connection
-    cdef uint32_t life
     cdef int result, _i
-    listener_is_open(listener, &life)
     for _i in range(ACCEPTS_PER_TURN):
         _admit(worker, listener)
         result = _accept_one(worker, listener, &connection)
-        if result < 0 and not _accept_failed(worker, listener, life, -result):
+        if result < 0 and not _accept_failed(worker, listener, -result):
             return 0 if result == -EAGAIN or listener_is_dead(listener) else result
         if connection != NULL:
             _begin(worker, listener, connection, True)

@@ -10,7 +10,7 @@ from common.life cimport PHASE_DRAINING
 from engine.accept cimport accept_last
 from engine.layout cimport Control, Listener, Worker
 from engine.listener cimport (
-    listener_close, listener_disarm, listener_queued, listener_take_no_more,
+    listener_close, listener_disarm, listener_queued,
 )
 from kernel.clock cimport clock_now_ms
 from kernel.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
@@ -59,7 +59,6 @@ cdef inline void empty_listeners(Worker* worker) noexcept nogil:
                 _close(control, listener)
                 continue
             worker.accept_errno = -result if result < 0 else 0
-        listener_take_no_more(listener)
         worker.listeners_left += 1
 
 

@@ -10,7 +10,7 @@ from common.life cimport PHASE_STOPPING, life_drain
 from common.memory cimport cache_lines
 from common.rules cimport rules_take
 from engine.backend_epoll cimport wake_everybody, worker_run
-from engine.busy_poll cimport busy_poll_init, busy_poll_listener
+from engine.busy_poll cimport busy_poll_init
 from engine.dispatch cimport (
     STEER_BY_CPU_MOST, close_listeners, dispatch_apart, dispatch_percpu, dispatch_shared,
     queue_close, queue_forget, queue_open, steer_by_cpu,
@@ -25,7 +25,7 @@ from engine.layout cimport (
     KECHO_LISTENERS_MOST, REFUSED_DENIED, REFUSED_PER_ADDRESS, REFUSED_RATE, Access, Control,
     Counters, Listener, Queue, Uring, Worker,
 )
-from engine.listener cimport Figures, listener_figures, listener_revive
+from engine.listener cimport Figures, listener_figures
 from engine.peers cimport peers_destroy, peers_init
 from engine.ring cimport ring_arm
 from engine.uring cimport uring_close, uring_forget, uring_open, uring_reset
@@ -254,41 +254,19 @@ cdef class Engine:
 
     def listener_figures(self):
         """Of each listener: SYNs that it dropped, connections that wait in its accept queue, how
-        many may, whether it is dead (accept said so), and whether it listens. Any thread."""
+        many may, and whether it is dead, which it is not for a stop. Any thread."""
         cdef Control* control = &self._control
         cdef Figures figures
         cdef uint32_t i
         found = []
         pthread_mutex_lock(&control.listeners_lock)  # held for as long as a few system calls take
         for i in range(control.listener_count):
-            listener_figures(&control.listeners[i], &figures)
+            listener_figures(control, &control.listeners[i], &figures)
             found.append((
                 figures.dropped, figures.length, figures.length_most, figures.is_dead,
-                figures.is_listening,
             ))
         pthread_mutex_unlock(&control.listeners_lock)
         return found
-
-    def listener_fd(self, uint32_t number):
-        """For looking at it; it stays the engine's, and its number the same."""
-        return self._control.listeners[number].fd
-
-    def revive_listener(self, uint32_t number, int fd):
-        """Puts a listening socket in the place of a dead one; -1: it listens after all.
-
-        The caller closes `fd`. Raises OSError, EBADF when the engine has stopped accepting.
-        """
-        cdef Control* control = &self._control
-        cdef int result
-        if number >= control.listener_count:
-            raise IndexError(f"listener {number} of {control.listener_count}")
-        pthread_mutex_lock(&control.listeners_lock)
-        result = listener_revive(control, number, fd)
-        if result == 0 and fd >= 0:
-            busy_poll_listener(&control.listeners[number], control)
-        pthread_mutex_unlock(&control.listeners_lock)
-        if result < 0:
-            raise system_error(-result, "dup3 or epoll_ctl")
 
     def unaccepted(self):
         """Once every worker has ended: how many clients were left in accept queues and reset, the

@@ -118,21 +118,20 @@ struct kecho_slab {
 enum kecho_listener_state {
     LISTENER_OPEN = 0,
     LISTENER_PAUSED, /* out of descriptors or memory, or max_connections reached */
-    LISTENER_DEAD,   /* no longer listening: destroyed from outside */
-    LISTENER_STATES  /* a mask for the bits of the above */
+    LISTENER_DEAD    /* no longer listening: destroyed from outside */
 };
 
 #define KECHO_EVERY_QUEUE (-1)
 #define KECHO_LISTENERS_MOST 65535 /* their numbers share 32 bits with connections' indices */
 
 struct kecho_listener {
-    int32_t fd; /* the number stays when a new socket takes a dead one's place: dup3(2) */
+    int32_t fd;
     uint32_t is_unix;
     uint32_t is_inherited; /* other processes may accept from it, too */
     int32_t queue;         /* index of the queue that accepts from it, or KECHO_EVERY_QUEUE */
-    uint32_t state;        /* atomic: life << 2 | enum kecho_listener_state; a life is a socket's */
-    uint32_t drops_seen;   /* of this socket, in 32 bits as the kernel has them; listeners_lock */
-    uint64_t dropped;      /* SYNs, of this socket until then and of those before; listeners_lock */
+    uint32_t state;        /* atomic: enum kecho_listener_state */
+    uint32_t drops_seen;   /* in 32 bits, as the kernel has them; listeners_lock */
+    uint64_t dropped;      /* SYNs, until then; listeners_lock */
 };
 
 /* ---- queue ------------------------------------------------------------------------------- */
@@ -223,7 +222,7 @@ struct kecho_control {
     struct kecho_queue *queues;
     struct kecho_worker *workers;
     struct kecho_listener *listeners;
-    pthread_mutex_t listeners_lock; /* held while listeners are closed, replaced or asked */
+    pthread_mutex_t listeners_lock; /* held while listeners are closed or asked */
     struct kecho_access access;
     struct kecho_flows flows;
 };

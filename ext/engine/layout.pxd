@@ -58,7 +58,6 @@ cdef extern from "engine/layout.h" nogil:
         LISTENER_OPEN
         LISTENER_PAUSED
         LISTENER_DEAD
-        LISTENER_STATES
 
     enum:
         CLOSE_EOF

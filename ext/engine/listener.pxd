@@ -4,29 +4,28 @@ A listener is edge-triggered, so whoever stops accepting before EAGAIN arms it a
 when there are no descriptors or no memory for another connection, or when max_connections is
 reached; clients then wait in the kernel's accept queue. It is resumed when any connection ends,
 and by a timer, since descriptors may be freed by somebody else. One that was destroyed from
-outside is dead until a thread that watches puts another socket in its place.
+outside is dead for good: the thread that watches ends the server for it.
 """
 from common.atomics cimport (
     atomic_u32_decrement, atomic_u32_increment, atomic_u32_load, atomic_u32_store,
     atomic_u32_swap,
 )
 from common.life cimport PHASE_RUNNING
-from engine.counters cimport count
+from engine.counters cimport count, count_error
 from engine.layout cimport (
-    KECHO_EVERY_QUEUE, LISTENER_DEAD, LISTENER_OPEN, LISTENER_PAUSED, LISTENER_STATES, Control,
+    ERROR_LISTENER, KECHO_EVERY_QUEUE, LISTENER_DEAD, LISTENER_OPEN, LISTENER_PAUSED, Control,
     Listener, Queue, Worker,
 )
 from kernel.epoll cimport (
     EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLET, EPOLLEXCLUSIVE, EPOLLIN, epoll_ctl, epoll_event,
 )
-from kernel.fcntl cimport O_CLOEXEC, dup3
-from kernel.poll cimport POLLIN, poll, pollfd
+from kernel.poll cimport POLLIN, POLLRDHUP, poll, pollfd
 from kernel.socket cimport (
-    SK_MEMINFO_DROPS, SK_MEMINFO_VARS, SO_ACCEPTCONN, SO_MEMINFO, SOL_SOCKET, getsockopt, listen,
+    SK_MEMINFO_DROPS, SK_MEMINFO_VARS, SO_ACCEPTCONN, SO_MEMINFO, SOL_SOCKET, getsockopt,
     socklen_t,
 )
 from kernel.tcp cimport IPPROTO_TCP, TCP_INFO, tcp_info
-from libc.errno cimport EBADF, EEXIST, errno
+from libc.errno cimport EEXIST, errno
 from libc.stdint cimport uint32_t, uint64_t
 from posix.unistd cimport close
 
@@ -73,45 +72,51 @@ cdef inline void listener_disarm(Control* control, uint32_t number) noexcept nog
             control.queues[queue].epoll_fd, EPOLL_CTL_DEL, control.listeners[number].fd, NULL)
 
 
-# ---- states: a word that holds the socket's life, too -------------------------------------------
+# ---- states -------------------------------------------------------------------------------------
 
-cdef inline uint32_t _with_state(uint32_t word, uint32_t state) noexcept nogil:
-    return (word & ~<uint32_t>LISTENER_STATES) | state
-
-
-cdef inline bint listener_is_open(Listener* listener, uint32_t* life) noexcept nogil:
-    """`life` is for listener_give_up(): what accept says is about that socket."""
-    cdef uint32_t word = atomic_u32_load(&listener.state)
-    life[0] = word & ~<uint32_t>LISTENER_STATES
-    return word & LISTENER_STATES == LISTENER_OPEN
+cdef inline bint listener_is_open(Listener* listener) noexcept nogil:
+    return atomic_u32_load(&listener.state) == LISTENER_OPEN
 
 
 cdef inline bint listener_is_dead(Listener* listener) noexcept nogil:
-    return atomic_u32_load(&listener.state) & LISTENER_STATES == LISTENER_DEAD
+    return atomic_u32_load(&listener.state) == LISTENER_DEAD
 
 
 cdef inline void listener_pause(Worker* worker, Listener* listener) noexcept nogil:
-    cdef uint32_t word = atomic_u32_load(&listener.state)
-    if word & LISTENER_STATES == LISTENER_OPEN and atomic_u32_swap(
-            &listener.state, word, _with_state(word, LISTENER_PAUSED)):
+    if atomic_u32_swap(&listener.state, LISTENER_OPEN, LISTENER_PAUSED):
         atomic_u32_increment(&worker.control.paused)
         count(&worker.counters.accept_pauses)
     worker.resume_at_ms = worker.now_ms + RESUME_AFTER_MS
 
 
-cdef inline bint listener_give_up(
-    Worker* worker, Listener* listener, uint32_t life,
-) noexcept nogil:
-    """accept says that it no longer listens (destroyed from outside): leave it alone. False when
-    another worker was faster, or a new socket has taken its place meanwhile."""
-    cdef uint32_t word = atomic_u32_load(&listener.state)
-    while word & ~<uint32_t>LISTENER_STATES == life and word & LISTENER_STATES != LISTENER_DEAD:
-        if atomic_u32_swap(&listener.state, word, _with_state(word, LISTENER_DEAD)):
-            if word & LISTENER_STATES == LISTENER_PAUSED:
-                atomic_u32_decrement(&worker.control.paused)
-            return True
-        word = atomic_u32_load(&listener.state)
-    return False
+cdef inline short _polled(Listener* listener, short events) noexcept nogil:
+    cdef pollfd looked
+    looked.fd = listener.fd
+    looked.events = events
+    looked.revents = 0
+    return looked.revents if poll(&looked, 1, 0) == 1 else 0
+
+
+cdef inline bint _is_listening(Listener* listener) noexcept nogil:
+    """A Unix socket that was shut down has SO_ACCEPTCONN all the same, and accept4 gives EAGAIN."""
+    cdef int answer = 0
+    cdef socklen_t size = sizeof(answer)
+    if getsockopt(listener.fd, SOL_SOCKET, SO_ACCEPTCONN, &answer, &size) < 0 or answer == 0:
+        return False
+    return not listener.is_unix or _polled(listener, POLLRDHUP) & POLLRDHUP == 0
+
+
+cdef inline bint listener_has_died(Worker* worker, Listener* listener) noexcept nogil:
+    """After accept has said that it does not listen: whether that is so, upon which it is left
+    alone."""
+    if _is_listening(listener):
+        return False
+    if atomic_u32_swap(&listener.state, LISTENER_OPEN, LISTENER_DEAD):
+        count_error(worker, ERROR_LISTENER)
+    elif atomic_u32_swap(&listener.state, LISTENER_PAUSED, LISTENER_DEAD):
+        atomic_u32_decrement(&worker.control.paused)
+        count_error(worker, ERROR_LISTENER)
+    return True
 
 
 cdef inline int listener_arm_everywhere(Control* control, uint32_t number) noexcept nogil:
@@ -134,15 +139,13 @@ cdef inline void listeners_resume(Worker* worker) noexcept nogil:
     see it closes them.
     """
     cdef Control* control = worker.control
-    cdef uint32_t number, word
+    cdef uint32_t number
     cdef Listener* listener
     if worker.is_draining or atomic_u32_load(&control.paused) == 0:
         return
     for number in range(control.listener_count):
         listener = &control.listeners[number]
-        word = atomic_u32_load(&listener.state)
-        if word & LISTENER_STATES != LISTENER_PAUSED or not atomic_u32_swap(
-                &listener.state, word, _with_state(word, LISTENER_OPEN)):
+        if not atomic_u32_swap(&listener.state, LISTENER_PAUSED, LISTENER_OPEN):
             continue
         atomic_u32_decrement(&control.paused)
         if listener_arm_everywhere(control, number) < 0:
@@ -152,11 +155,10 @@ cdef inline void listeners_resume(Worker* worker) noexcept nogil:
 # ---- from the thread that watches: under listeners_lock -----------------------------------------
 
 cdef struct Figures:
-    uint64_t dropped      # SYNs, of this socket and those before it
+    uint64_t dropped      # SYNs
     uint32_t length       # connections that wait to be accepted
     uint32_t length_most  # how many may
-    bint is_dead          # accept has said so, or it listens no more; not: closed by us
-    bint is_listening  # SO_ACCEPTCONN: so says the kernel
+    bint is_dead          # it listens no more, and not because of a stop
 
 
 cdef inline void _count_drops(Listener* listener) noexcept nogil:
@@ -171,13 +173,9 @@ cdef inline void _count_drops(Listener* listener) noexcept nogil:
     listener.drops_seen = info[SK_MEMINFO_DROPS]
 
 
-cdef inline bint _is_listening(int fd) noexcept nogil:
-    cdef int answer = 0
-    cdef socklen_t size = sizeof(answer)
-    return getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &answer, &size) == 0 and answer != 0
-
-
-cdef inline void listener_figures(Listener* listener, Figures* figures) noexcept nogil:
+cdef inline void listener_figures(
+    Control* control, Listener* listener, Figures* figures,
+) noexcept nogil:
     """Of a listener that is closed, what was so in the end."""
     cdef tcp_info info
     cdef socklen_t size = sizeof(info)
@@ -185,10 +183,9 @@ cdef inline void listener_figures(Listener* listener, Figures* figures) noexcept
         _count_drops(listener)
     figures.dropped = listener.dropped
     figures.length = figures.length_most = 0
-    figures.is_listening = listener.fd >= 0 and _is_listening(listener.fd)
     # One that is paused is not accepted from, and nobody has been told.
-    figures.is_dead = listener.fd >= 0 and (
-        listener_is_dead(listener) or not figures.is_listening)
+    figures.is_dead = atomic_u32_load(&control.phase) == PHASE_RUNNING and (
+        listener_is_dead(listener) or not _is_listening(listener))
     if listener.fd < 0 or listener.is_unix:
         return
     # For a listener these two stand for the accept queue: tcp_get_info() in net/ipv4/tcp.c.
@@ -202,23 +199,12 @@ cdef inline uint32_t listener_queued(Listener* listener) noexcept nogil:
     is counted: poll(2)."""
     cdef tcp_info info
     cdef socklen_t size = sizeof(info)
-    cdef pollfd ready
-    if listener.fd < 0 or not _is_listening(listener.fd):
+    if listener.fd < 0 or not _is_listening(listener):
         return 0
     if not listener.is_unix and getsockopt(
             listener.fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0:
         return info.tcpi_unacked
-    ready.fd = listener.fd
-    ready.events = POLLIN
-    ready.revents = 0
-    return poll(&ready, 1, 0) == 1 and ready.revents & POLLIN != 0
-
-
-cdef inline void listener_take_no_more(Listener* listener) noexcept nogil:
-    """Keeps the queue from growing: a second listen(2) changes the backlog and nothing else. (Not
-    on a socket that has ceased to listen, to which it would give a port of its own.)"""
-    if _is_listening(listener.fd):
-        listen(listener.fd, 0)
+    return _polled(listener, POLLIN) & POLLIN != 0
 
 
 cdef inline void listener_close(Listener* listener) noexcept nogil:
@@ -229,35 +215,3 @@ cdef inline void listener_close(Listener* listener) noexcept nogil:
         _count_drops(listener)
     close(listener.fd)
     listener.fd = -1
-
-
-cdef inline int listener_revive(Control* control, uint32_t number, int fd) noexcept nogil:
-    """Puts another socket, or the same one if `fd` is -1, in the place of a dead listener.
-
-    The descriptor's number stays, so that a worker which is about to use it finds the new socket;
-    one that has just been told by the old one carries its life. Returns 0 or -errno.
-    """
-    cdef Listener* listener = &control.listeners[number]
-    cdef uint32_t word = atomic_u32_load(&listener.state)
-    cdef int result
-    if listener.fd < 0 or atomic_u32_load(&control.phase) != PHASE_RUNNING:
-        return -EBADF
-    if fd >= 0:
-        if listener.is_inherited:
-            listener.is_inherited = 0
-        listener_disarm(control, number)
-        _count_drops(listener)
-        if dup3(fd, listener.fd, O_CLOEXEC) < 0:
-            return -errno
-        listener.drops_seen = 0
-    # A worker may pause it, or be told that it is dead, at the same time.
-    while not atomic_u32_swap(
-            &listener.state, word, _with_state(word + LISTENER_STATES + 1, LISTENER_OPEN)):
-        word = atomic_u32_load(&listener.state)
-    if word & LISTENER_STATES == LISTENER_PAUSED:
-        atomic_u32_decrement(&control.paused)
-    word += LISTENER_STATES + 1
-    result = listener_arm_everywhere(control, number)
-    if result < 0:
-        atomic_u32_store(&listener.state, _with_state(word, LISTENER_DEAD))
-    return result

@@ -4,6 +4,7 @@ cdef extern from "<poll.h>" nogil:
     enum:
         POLLIN
         POLLERR
+        POLLRDHUP
 
     struct pollfd:
         int fd

@@ -213,15 +213,19 @@ def test_queues_without_descriptors_do_not_wake_each_other(faulty: FaultyServer)
 
 
 @pytest.mark.parametrize("error", LISTENER_GONE, ids=errno.errorcode.get)
-def test_those_inside_stay_when_a_listener_is_gone(faulty: FaultyServer, error: int) -> None:
+def test_a_listener_that_is_called_gone_and_is_not_is_tried_again(
+    faulty: FaultyServer, error: int
+) -> None:
     with connect(faulty.port) as inside:
         assert echo(inside, b"inside") == b"inside"
         faulty.faults.inject("accept4", [error], most=1)
-        with connect(faulty.port):
+        with connect(faulty.port) as waiting:
             wait_for(lambda: faulty.faults.injected("accept4"), "a fault")
             assert faulty.calls_within(0.3) < 200
             assert echo(inside, b"still here") == b"still here"
-        assert faulty.stop()["errors"]["listener"] == 1
+            assert echo(waiting, b"served") == b"served"
+        errors = faulty.stop()["errors"]
+        assert (errors["listener"], errors["accept"]) == (0, 1)
 
 
 # ---- recv and send ----------------------------------------------------------------------------
