@@ -7,6 +7,7 @@ it can be undone. Each raises OSError that names the system call.
 IS_SANITIZED: bool
 PERMITTED_CALLS: frozenset[int]
 PERMITTED_CALLS_OF_A_FILE: frozenset[int]
+PERMITTED_CALLS_OF_DATAGRAMS: frozenset[int]
 PERMITTED_CALLS_OF_FLOWS: frozenset[int]
 
 def load_unwinder() -> None:
@@ -24,11 +25,18 @@ def drop_capabilities() -> None:
 def landlock_abi() -> int:
     """The version of Landlock that this kernel has."""
 
-def restrict_access(abi: int, tcp_ports: list[int], removable_fd: int) -> None:
-    """No access to files, no port bound but these, as far as this version knows how.
+def restrict_access(abi: int, removable_fd: int) -> None:
+    """No access to files, no TCP port bound, as far as this version knows how.
 
     removable_fd: a directory beneath which files may be removed, or -1.
     """
 
-def filter_calls(*, for_a_file: bool, for_flows: bool, for_rings: bool) -> None:
+def filter_program(
+    *, for_a_file: bool, for_datagrams: bool, for_flows: bool, for_rings: bool
+) -> bytes:
+    """What filter_calls() has the kernel run: struct sock_filter, one after the other."""
+
+def filter_calls(
+    *, for_a_file: bool, for_datagrams: bool, for_flows: bool, for_rings: bool
+) -> None:
     """Only the system calls of policy.h from now on; EPERM for any other."""

@@ -276,7 +276,7 @@ def _serve(config: CommandConfig, identity: privileges.Identity | None) -> int:
 
     def prepare() -> None:
         _say_descriptors(config)
-        confine(server.addresses, config, identity, engine=server.engine)
+        confine(config, identity, engine=server.engine)
 
     def start_to_serve(server: Server) -> None:
         _say_where(server)

@@ -8,7 +8,6 @@ import stat
 from typing import Protocol
 
 from . import privileges, sandbox
-from .addresses import Address
 from .null import open_null
 from .options import is_abstract
 
@@ -25,16 +24,12 @@ class Confined(Protocol):
     @property
     def uds(self) -> str | None: ...
     @property
+    def udp(self) -> bool: ...
+    @property
     def sandbox(self) -> bool | None: ...
 
 
-def confine(
-    addresses: tuple[Address, ...],
-    config: Confined,
-    identity: privileges.Identity | None,
-    *,
-    engine: str,
-) -> None:
+def confine(config: Confined, identity: privileges.Identity | None, *, engine: str) -> None:
     """What the command gives up between the opening of its sockets and the first client.
 
     engine: who echoes.
@@ -52,8 +47,8 @@ def confine(
     if identity is None:
         privileges.give_up_capabilities()
     reasons = sandbox.enter(
-        tcp_ports=sorted({at[1] for at in addresses if not isinstance(at, str)}),
         socket_path=path,
+        serves_udp=config.udp,
         engine=engine,
     )
     if reasons and config.sandbox:

@@ -7,7 +7,7 @@ import errno
 import importlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from . import _sandbox
 from ._sandbox import IS_SANITIZED
@@ -36,11 +36,10 @@ def prepare() -> None:
     _sandbox.load_unwinder()
 
 
-def enter(*, tcp_ports: Sequence[int], socket_path: str | None, engine: str) -> list[str]:
+def enter(*, socket_path: str | None, serves_udp: bool, engine: str) -> list[str]:
     """Confines this thread, and those that it starts; returns a reason for each part, seccomp or
     Landlock, that is not to be had here. The other one is in force all the same.
 
-    tcp_ports: where to listen may go on, or begin again.
     socket_path: the file of a Unix socket, which may be removed.
     engine: who echoes; sockmap and io_uring take more calls than epoll.
     """
@@ -51,11 +50,12 @@ def enter(*, tcp_ports: Sequence[int], socket_path: str | None, engine: str) -> 
     _sandbox.set_no_new_privileges()
     reasons = [
         # In this order: the filter allows none of what it takes.
-        _try("Landlock", lambda: _restrict_access(tcp_ports, socket_path)),
+        _try("Landlock", lambda: _restrict_access(socket_path)),
         _try(
             "seccomp",
             lambda: _sandbox.filter_calls(
                 for_a_file=socket_path is not None,
+                for_datagrams=serves_udp,
                 for_flows=engine == "sockmap",
                 for_rings=engine == "io_uring",
             ),
@@ -64,15 +64,15 @@ def enter(*, tcp_ports: Sequence[int], socket_path: str | None, engine: str) -> 
     return [reason for reason in reasons if reason is not None]
 
 
-def _restrict_access(tcp_ports: Sequence[int], socket_path: str | None) -> None:
+def _restrict_access(socket_path: str | None) -> None:
     abi = _sandbox.landlock_abi()
     if socket_path is None:
-        _sandbox.restrict_access(abi, list(tcp_ports), -1)
+        _sandbox.restrict_access(abi, -1)
         return
     directory = os.path.dirname(os.path.abspath(socket_path))
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _sandbox.restrict_access(abi, list(tcp_ports), fd)
+        _sandbox.restrict_access(abi, fd)
     finally:
         os.close(fd)
 

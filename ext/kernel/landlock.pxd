@@ -10,7 +10,6 @@ cdef extern from *:
     enum {
         KECHO_LANDLOCK_CREATE_RULESET_VERSION = 1,
         KECHO_LANDLOCK_RULE_PATH_BENEATH = 1,
-        KECHO_LANDLOCK_RULE_NET_PORT = 2,
 
         KECHO_LANDLOCK_FS_REMOVE_FILE = 1 << 5,
         KECHO_LANDLOCK_FS_OF_ABI_1 = (1 << 13) - 1,
@@ -33,15 +32,10 @@ cdef extern from *:
         uint64_t allowed_access;
         int32_t parent_fd;
     } __attribute__((packed));
-    struct kecho_landlock_net_port_attr {
-        uint64_t allowed_access;
-        uint64_t port;
-    };
     """
     enum:
         CREATE_RULESET_VERSION "KECHO_LANDLOCK_CREATE_RULESET_VERSION"
         RULE_PATH_BENEATH "KECHO_LANDLOCK_RULE_PATH_BENEATH"
-        RULE_NET_PORT "KECHO_LANDLOCK_RULE_NET_PORT"
         FS_REMOVE_FILE "KECHO_LANDLOCK_FS_REMOVE_FILE"
         FS_OF_ABI_1 "KECHO_LANDLOCK_FS_OF_ABI_1"
         FS_REFER "KECHO_LANDLOCK_FS_REFER"
@@ -60,7 +54,3 @@ cdef extern from *:
     ctypedef struct PathBeneath "struct kecho_landlock_path_beneath_attr":
         uint64_t allowed_access
         int32_t parent_fd
-
-    ctypedef struct NetPort "struct kecho_landlock_net_port_attr":
-        uint64_t allowed_access
-        uint64_t port

@@ -41,7 +41,6 @@ cdef extern from "<sys/socket.h>" nogil:
 
     int socket(int family, int kind, int protocol)
     int bind(int fd, const sockaddr* address, socklen_t length)
-    int listen(int fd, int backlog)
     int shutdown(int fd, int how)
     int connect(int fd, const sockaddr* address, socklen_t length)
     int accept4(int fd, sockaddr* address, socklen_t* length, int flags)

@@ -19,9 +19,9 @@ from libc.stdint cimport UINT32_MAX, uint8_t, uint32_t
 from posix.unistd cimport getpid
 from sandbox.policy cimport (
     KECHO_AUDIT_ARCH, KECHO_CLONE3, KECHO_CONDITIONS, KECHO_FOREIGN_CALLS, KECHO_OWN_PID,
-    KECHO_PERMITS, KECHO_PERMITS_OF_A_FILE, KECHO_PERMITS_OF_FLOWS, KECHO_PERMITS_OF_RINGS,
-    Condition, Permit, kecho_permits, kecho_permits_of_a_file, kecho_permits_of_flows,
-    kecho_permits_of_rings,
+    KECHO_PERMITS, KECHO_PERMITS_OF_A_FILE, KECHO_PERMITS_OF_DATAGRAMS, KECHO_PERMITS_OF_FLOWS,
+    KECHO_PERMITS_OF_RINGS, Condition, Permit, kecho_permits, kecho_permits_of_a_file,
+    kecho_permits_of_datagrams, kecho_permits_of_flows, kecho_permits_of_rings,
 )
 
 
@@ -87,12 +87,12 @@ cdef inline uint32_t _append_permits(
 
 
 cdef inline uint32_t write_filter(
-    sock_filter* program, bint for_a_file, bint for_flows, bint for_rings,
+    sock_filter* program, bint for_a_file, bint for_datagrams, bint for_flows, bint for_rings,
 ) noexcept nogil:
     """Writes the filter to `program`, of INSTRUCTIONS_MOST; returns its size.
 
-    for_a_file: a Unix socket's file is to be removed at the end. for_flows: the kernel echoes.
-    for_rings: the workers have rings.
+    for_a_file: a Unix socket's file is to be removed at the end. for_datagrams: UDP is served, too.
+    for_flows: the kernel echoes. for_rings: the workers have rings.
     """
     cdef uint32_t size = 0
     size = _load(program, size, OFFSET_OF_ARCH)
@@ -105,6 +105,9 @@ cdef inline uint32_t write_filter(
     size = _append_permits(program, size, kecho_permits, KECHO_PERMITS)
     if for_a_file:
         size = _append_permits(program, size, kecho_permits_of_a_file, KECHO_PERMITS_OF_A_FILE)
+    if for_datagrams:
+        size = _append_permits(
+            program, size, kecho_permits_of_datagrams, KECHO_PERMITS_OF_DATAGRAMS)
     if for_flows:
         size = _append_permits(program, size, kecho_permits_of_flows, KECHO_PERMITS_OF_FLOWS)
     if for_rings:

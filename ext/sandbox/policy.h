@@ -1,6 +1,10 @@
 /* What a server that already listens may ask of the kernel: serving, logging, statistics, signals,
  * starting threads, draining, exiting. Everything else is refused with EPERM.
  *
+ * Sockets come from accept4() alone: none is made, bound, connected or made to listen. No file is
+ * opened, and one that is open (a log) is written at its end if it is in append mode: nothing moves
+ * that end, or changes the mode.
+ *
  * Calls that some architecture has not (dup2 on aarch64, say) are left out there by #ifdef.
  */
 #ifndef KECHO_SANDBOX_POLICY_H
@@ -72,27 +76,29 @@ struct kecho_permit {
 #define CALL_IF(name, ...) {SYS_##name, {__VA_ARGS__}}
 /* clang-format on */
 
-#define KECHO_SOCKET_TYPE 0xf         /* of socket()'s second argument: the rest are flags */
-#define KECHO_NOT_TCP (~(uint32_t)6)  /* what neither 0 nor IPPROTO_TCP has, as a protocol */
+#define SETSOCKOPT(name) CALL_IF(setsockopt, IS(1, SOL_SOCKET), IS(2, name))
+
 #define KECHO_MSG_FASTOPEN 0x20000000 /* sending that connects */
 #define KECHO_AT_EMPTY_PATH 0x1000    /* newfstatat() that is fstat() */
 
 static const struct kecho_permit kecho_permits[] = {
     /* A filter is gone through from its beginning, unless the call is allowed whatever its
      * arguments, which the kernel (since 5.11) keeps in a bitmap. So the one that every echo makes
-     * and that has conditions stands first. No address: nobody can be sent anything but a peer. */
-    CALL_IF(sendto, IS_NULL(4), LACKS(3, KECHO_MSG_FASTOPEN)),
+     * and that has conditions stands first. Without an address nobody is sent anything but a peer,
+     * and MSG_FASTOPEN gives EINVAL. With one it connects out, without socket() or connect(), from
+     * a listener that was destroyed from outside or shut down by another holder, and, in two
+     * calls, from an MPTCP listener or an MPTCP connection that its client has reset. */
+    CALL_IF(sendto, IS_NULL(4)),
     CALL(recvfrom),
     CALL(epoll_pwait),
     CALL(epoll_ctl),
     CALL(accept4),
     CALL(close),
-    CALL(shutdown),
+    CALL_IF(shutdown, IS(1, SHUT_WR)), /* SHUT_RD has a listener cease to be one */
     CALL(read),
     CALL(write),
     CALL(writev),
     CALL(pread64),
-    CALL(lseek),
     CALL(ppoll),
     CALL(pselect6),
 #ifdef SYS_epoll_wait
@@ -104,20 +110,10 @@ static const struct kecho_permit kecho_permits[] = {
     CALL(epoll_pwait2),
 #endif
 
-    /* Datagrams. Whom a message is for stands in memory, where a filter cannot look. */
-    CALL(recvmsg),
-    CALL(recvmmsg),
-    CALL_IF(sendmsg, LACKS(2, KECHO_MSG_FASTOPEN)),
-    CALL_IF(sendmmsg, LACKS(3, KECHO_MSG_FASTOPEN)),
-
-    /* A listener that was destroyed from outside is made anew. connect() is not here. */
-    CALL_IF(socket, IS(0, AF_INET), {LOW(1), KECHO_SOCKET_TYPE, SOCK_STREAM},
-            LACKS(2, KECHO_NOT_TCP)),
-    CALL_IF(socket, IS(0, AF_INET6), {LOW(1), KECHO_SOCKET_TYPE, SOCK_STREAM},
-            LACKS(2, KECHO_NOT_TCP)),
-    CALL(bind),
-    CALL(listen),
-    CALL(setsockopt),
+    /* No other option: TCP_ULP, TCP_CONGESTION or a filter reach code of the kernel that serving
+     * does not need. */
+    SETSOCKOPT(SO_LINGER),
+    SETSOCKOPT(SO_OOBINLINE),
     CALL(getsockopt),
     CALL(getsockname),
     CALL(getpeername),
@@ -131,8 +127,6 @@ static const struct kecho_permit kecho_permits[] = {
     CALL_IF(fcntl, IS(1, F_GETFD)),
     CALL_IF(fcntl, IS(1, F_SETFD)),
     CALL_IF(fcntl, IS(1, F_GETFL)),
-    CALL_IF(fcntl, IS(1, F_SETFL)),
-    CALL_IF(ioctl, IS(1, FIONBIO)),
     CALL_IF(ioctl, IS(1, SIOCOUTQ)),
     CALL_IF(ioctl, IS(1, FIOCLEX)),
     CALL_IF(ioctl, IS(1, FIONCLEX)),
@@ -142,9 +136,9 @@ static const struct kecho_permit kecho_permits[] = {
     CALL_IF(statx, HAS(2, KECHO_AT_EMPTY_PATH)),
 #endif
 
-    /* Memory; what can be written does not become code. */
+    /* Memory, of no file; what can be written does not become code. */
     CALL(brk),
-    CALL_IF(mmap, LACKS(2, PROT_EXEC)),
+    CALL_IF(mmap, LACKS(2, PROT_EXEC), HAS(3, MAP_ANONYMOUS)),
     CALL_IF(mprotect, LACKS(2, PROT_EXEC)),
     CALL(munmap),
     CALL(mremap),
@@ -211,8 +205,18 @@ static const struct kecho_permit kecho_permits_of_a_file[] = {
 #endif
 };
 
+/* --udp. Whom a message is for, and whether it carries descriptors (of a Unix socket's), stands in
+ * memory, where a filter cannot look. */
+static const struct kecho_permit kecho_permits_of_datagrams[] = {
+    CALL(recvmmsg),
+    CALL_IF(sendmmsg, LACKS(3, KECHO_MSG_FASTOPEN)),
+    SETSOCKOPT(SO_ATTACH_FILTER), /* to take no more */
+};
+
 /* To hand connections to the kernel's echo and to look at them; no program and no map is made. */
 static const struct kecho_permit kecho_permits_of_flows[] = {
+    SETSOCKOPT(SO_ATTACH_BPF),
+    SETSOCKOPT(SO_RCVLOWAT),
     CALL_IF(bpf, IS(0, BPF_MAP_LOOKUP_ELEM)),
     CALL_IF(bpf, IS(0, BPF_MAP_UPDATE_ELEM)),
     CALL_IF(bpf, IS(0, BPF_MAP_DELETE_ELEM)),
@@ -228,6 +232,8 @@ static const struct kecho_permit kecho_permits_of_rings[] = {
 enum {
     KECHO_PERMITS = sizeof(kecho_permits) / sizeof(*kecho_permits),
     KECHO_PERMITS_OF_A_FILE = sizeof(kecho_permits_of_a_file) / sizeof(*kecho_permits_of_a_file),
+    KECHO_PERMITS_OF_DATAGRAMS = sizeof(kecho_permits_of_datagrams) /
+        sizeof(*kecho_permits_of_datagrams),
     KECHO_PERMITS_OF_FLOWS = sizeof(kecho_permits_of_flows) / sizeof(*kecho_permits_of_flows),
     KECHO_PERMITS_OF_RINGS = sizeof(kecho_permits_of_rings) / sizeof(*kecho_permits_of_rings)
 };
@@ -246,5 +252,6 @@ enum {
 #undef IS_NULL
 #undef CALL
 #undef CALL_IF
+#undef SETSOCKOPT
 
 #endif

@@ -7,6 +7,7 @@ cdef extern from "sandbox/policy.h":
         KECHO_IS_SANITIZED
         KECHO_PERMITS
         KECHO_PERMITS_OF_A_FILE
+        KECHO_PERMITS_OF_DATAGRAMS
         KECHO_PERMITS_OF_FLOWS
         KECHO_PERMITS_OF_RINGS
 
@@ -26,5 +27,6 @@ cdef extern from "sandbox/policy.h":
 
     const Permit* kecho_permits
     const Permit* kecho_permits_of_a_file
+    const Permit* kecho_permits_of_datagrams
     const Permit* kecho_permits_of_flows
     const Permit* kecho_permits_of_rings

@@ -11,8 +11,8 @@ from kernel.capability cimport (
 from kernel.filter cimport sock_filter, sock_fprog
 from kernel.landlock cimport (
     CREATE_RULESET_VERSION, FS_IOCTL_DEV, FS_OF_ABI_1, FS_REFER, FS_REMOVE_FILE, FS_TRUNCATE,
-    NET_BIND_TCP, NET_CONNECT_TCP, RULE_NET_PORT, RULE_PATH_BENEATH, SCOPE_ABSTRACT_UNIX_SOCKET,
-    SCOPE_SIGNAL, NetPort, PathBeneath, Ruleset,
+    NET_BIND_TCP, NET_CONNECT_TCP, RULE_PATH_BENEATH, SCOPE_ABSTRACT_UNIX_SOCKET, SCOPE_SIGNAL,
+    PathBeneath, Ruleset,
 )
 from kernel.prctl cimport (
     PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, PR_CAPBSET_DROP, PR_GET_NO_NEW_PRIVS,
@@ -26,13 +26,14 @@ from kernel.syscall cimport (
     SYS_landlock_restrict_self, SYS_seccomp, syscall,
 )
 from libc.errno cimport EINVAL, ENOSYS, EPERM, ESRCH, errno
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 from posix.unistd cimport close
 from sandbox.filter cimport INSTRUCTIONS_MOST, write_filter
 from sandbox.policy cimport (
     KECHO_AUDIT_ARCH, KECHO_IS_SANITIZED, KECHO_PERMITS, KECHO_PERMITS_OF_A_FILE,
-    KECHO_PERMITS_OF_FLOWS, kecho_permits, kecho_permits_of_a_file, kecho_permits_of_flows,
+    KECHO_PERMITS_OF_DATAGRAMS, KECHO_PERMITS_OF_FLOWS, kecho_permits, kecho_permits_of_a_file,
+    kecho_permits_of_datagrams, kecho_permits_of_flows,
 )
 
 cdef extern from "<dlfcn.h>":
@@ -47,6 +48,9 @@ IS_SANITIZED = bool(KECHO_IS_SANITIZED)
 PERMITTED_CALLS = frozenset(kecho_permits[i].call for i in range(KECHO_PERMITS))
 PERMITTED_CALLS_OF_A_FILE = frozenset(
     kecho_permits_of_a_file[i].call for i in range(KECHO_PERMITS_OF_A_FILE)
+)
+PERMITTED_CALLS_OF_DATAGRAMS = frozenset(
+    kecho_permits_of_datagrams[i].call for i in range(KECHO_PERMITS_OF_DATAGRAMS)
 )
 PERMITTED_CALLS_OF_FLOWS = frozenset(
     kecho_permits_of_flows[i].call for i in range(KECHO_PERMITS_OF_FLOWS)
@@ -129,16 +133,15 @@ def landlock_abi():
     return abi
 
 
-def restrict_access(int abi, list tcp_ports not None, int removable_fd):
-    """No file can be opened, made, changed or run, no TCP connection begun, no port bound but
-    `tcp_ports`, no signal sent and no abstract Unix socket reached outside this process: as far
-    as version `abi` of Landlock knows how.
+def restrict_access(int abi, int removable_fd):
+    """No file can be opened, made, changed or run, no TCP connection begun, no TCP port bound, no
+    signal sent and no abstract Unix socket reached outside this process: as far as version `abi` of
+    Landlock knows how.
 
     removable_fd: a directory beneath which files may be removed, or -1.
     """
     cdef Ruleset ruleset
     cdef PathBeneath beneath
-    cdef NetPort rule
     cdef int fd
     memset(&ruleset, 0, sizeof(ruleset))
     ruleset.handled_access_fs = FS_OF_ABI_1
@@ -162,11 +165,6 @@ def restrict_access(int abi, list tcp_ports not None, int removable_fd):
             beneath.parent_fd = removable_fd
             if syscall(SYS_landlock_add_rule, fd, RULE_PATH_BENEATH, &beneath, 0) < 0:
                 raise system_error(errno, "landlock_add_rule(LANDLOCK_RULE_PATH_BENEATH)")
-        for port in tcp_ports if abi >= 4 else ():
-            rule.allowed_access = NET_BIND_TCP
-            rule.port = port
-            if syscall(SYS_landlock_add_rule, fd, RULE_NET_PORT, &rule, 0) < 0:
-                raise system_error(errno, "landlock_add_rule(LANDLOCK_RULE_NET_PORT)")
         if syscall(SYS_landlock_restrict_self, fd, 0) < 0:
             raise system_error(errno, "landlock_restrict_self")
     finally:
@@ -176,14 +174,21 @@ def restrict_access(int abi, list tcp_ports not None, int removable_fd):
 # ---- seccomp ---------------------------------------------------------------------------------
 
 
-def filter_calls(*, bint for_a_file, bint for_flows, bint for_rings):
+def filter_program(*, bint for_a_file, bint for_datagrams, bint for_flows, bint for_rings):
+    """What filter_calls() has the kernel run, as bytes: struct sock_filter, one after the other."""
+    cdef sock_filter program[INSTRUCTIONS_MOST]
+    cdef uint32_t size = write_filter(program, for_a_file, for_datagrams, for_flows, for_rings)
+    return (<char*>program)[:size * sizeof(sock_filter)]
+
+
+def filter_calls(**options):
     """Only the system calls of policy.h from now on; EPERM for any other.
 
-    for_a_file: also those that remove a Unix socket's file. for_flows: also those that hand
-    connections to the kernel's echo. for_rings: also those that use rings. ENOSYS: no seccomp, or
-    no policy for this architecture.
+    for_a_file: also those that remove a Unix socket's file. for_datagrams: also those that serve
+    UDP. for_flows: also those that hand connections to the kernel's echo. for_rings: also those
+    that use rings. ENOSYS: no seccomp, or no policy for this architecture.
     """
-    cdef sock_filter program[INSTRUCTIONS_MOST]
+    cdef bytes program = filter_program(**options)
     cdef sock_fprog described
     # Speculation is left as it is (which is the default since Linux 5.16): what a switch of its
     # mitigations at every turn would protect is a process without secrets of anybody.
@@ -191,9 +196,8 @@ def filter_calls(*, bint for_a_file, bint for_flows, bint for_rings):
     cdef long result
     if KECHO_AUDIT_ARCH == 0:
         raise OSError(ENOSYS, "seccomp: there is no list of calls for this architecture")
-    described.len = <unsigned short>write_filter(
-        program, for_a_file, for_flows, for_rings)
-    described.filter = program
+    described.len = <unsigned short>(len(program) // sizeof(sock_filter))
+    described.filter = <sock_filter*><char*>program
     result = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &described)
     if result < 0 and errno == EINVAL:  # Linux 4.16 and older
         flags = SECCOMP_FILTER_FLAG_TSYNC

@@ -320,6 +320,7 @@ def test_a_socket_with_no_room_at_all_waits_like_one_with_little() -> None:
 # ---- what a ring can do -------------------------------------------------------------------------
 
 NOP, SENDMSG, RECV, OPENAT, SOCKET, SEND = 0, 9, 27, 18, 45, 26
+POLL_ADD, ASYNC_CANCEL = 6, 14
 SYS_IO_URING_ENTER, SYS_IO_URING_REGISTER = 426, 427
 ENABLE_RINGS, REGISTER_FILES, GETEVENTS = 12, 2, 1
 
@@ -368,6 +369,9 @@ def test_a_ring_can_do_nothing_but_what_an_echo_takes(ring: Ring) -> None:
     """The sandbox does not see what a ring is asked for: io_uring_register(2), restrictions."""
     for operation in (RECV, SEND):
         assert ring.submit(operation) == -errno.EBADF
+    # More than there are (EINVAL): none makes a socket, a file or a descriptor.
+    for operation in set(range(128)) - {RECV, SEND, POLL_ADD, ASYNC_CANCEL}:
+        assert ring.submit(operation) in (-errno.EACCES, -errno.EINVAL), operation
     for operation in (NOP, SENDMSG, OPENAT, SOCKET):
         assert ring.submit(operation) == -errno.EACCES
     fixed_file, link = 1, 4

@@ -130,6 +130,19 @@ def after(statements: str) -> list[str]:
     return [sys.executable, "-c", script]
 
 
+def refusing(number: int, error: int) -> list[str]:
+    """For `before`: a Python under whose filter a system call gives `error`."""
+    return after(
+        "import ctypes, struct;"
+        "p = ctypes.create_string_buffer(b''.join(struct.pack('HBBI', *i) for i in ["
+        f"(0x20, 0, 0, 0), (0x15, 0, 1, {number}), (6, 0, 0, 0x50000 | {error}),"
+        "(6, 0, 0, 0x7fff0000)]));"
+        "f = ctypes.create_string_buffer(struct.pack('HxxxxxxP', 4, ctypes.addressof(p)));"
+        "l = ctypes.CDLL(None);"
+        "assert l.prctl(38, 1, 0, 0, 0) == 0 and l.prctl(22, 2, f, 0, 0) == 0"
+    )
+
+
 def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`python -m kecho` with exactly these arguments, from its start to its end."""
     return run_python("-m", "kecho", *arguments, **environment)

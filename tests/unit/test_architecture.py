@@ -58,7 +58,7 @@ ALLOWED = {
     "privileges": {"errors", "_sandbox"},
     "sandbox": {"_sandbox"},
     "systemd": set(),
-    "confine": {"addresses", "null", "options", "privileges", "sandbox"},
+    "confine": {"null", "options", "privileges", "sandbox"},
     "cli": {
         *{"addresses", "errors", "options", "config", "command", "stats", "tuning"},
         *{"confine", "journal", "logs", "privileges", "systemd"},
