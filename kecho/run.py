@@ -249,7 +249,8 @@ class Run:
     def _end_without(self, addresses: tuple[Address, ...]) -> None:
         """Ends, in order: whoever supervises the program can open the listeners again, and it may
         not be able to. (Behind the sandbox no socket can be made.)"""
-        reason = f"{describe_addresses(addresses)} was closed from outside (SOCK_DESTROY, ss -K)"
+        where = describe_addresses(addresses)
+        reason = f"{where} was closed from outside (ss -K, or shutdown(2) by another holder)"
         failure = ListenerLostError(addresses, reason)
         with self._lock:
             self._failures.append(failure)
