@@ -230,13 +230,13 @@ def test_what_wait_raises_can_be_sent_to_another_process() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        ["--sandbox"],
+        [],
         ["--user=nobody", "--dispatch=percpu"],
         ["--reuse-port", "--dispatch=percpu"],
         ["--udp"],
         ["--host=127.0.0.1", "--host=::1"],
     ],
-    ids=["sandbox", "nobody", "reuse-port", "udp", "two hosts"],
+    ids=["root", "nobody", "reuse-port", "udp", "two hosts"],
 )
 def test_a_command_whose_listener_is_destroyed_ends_with_status_1(
     inside: Namespace, options: list[str]
