@@ -1,5 +1,6 @@
 """Which clients are served: allow and deny by prefix, then what peers.pxd counts by address."""
-from common.rules cimport Address, address_is_v4, address_of, rules_allow
+from common.counted cimport counted_as
+from common.rules cimport Address, address_of, rules_allow
 from engine.layout cimport KECHO_NO_PEER, REFUSED_DENIED, Access
 from engine.peers cimport peer_comes, peers_are_counted
 from kernel.inet cimport AF_INET, AF_INET6
@@ -30,6 +31,5 @@ cdef inline int access_admit(
         return REFUSED_DENIED
     if not peers_are_counted(access):
         return ADMITTED
-    if not address_is_v4(&address):
-        address.low = 0
+    address = counted_as(client)
     return peer_comes(access, &address, now_ms, peer)

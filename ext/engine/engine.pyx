@@ -9,6 +9,7 @@ from common.flows cimport KECHO_FLOW_CPUS, FlowCounters
 from common.life cimport PHASE_STOPPING, life_drain
 from common.memory cimport cache_lines
 from common.rules cimport rules_take
+from common.siphash cimport hash_key_draw
 from engine.backend_epoll cimport wake_everybody, worker_run
 from engine.busy_poll cimport busy_poll_init
 from engine.dispatch cimport (
@@ -122,6 +123,9 @@ cdef class Engine:
         # At least one buffer: whoever waits alone is nobody's slowest reader.
         control.queue_buffer_bytes = max(
             buffer_bytes // queue_count, <uint64_t>KECHO_BUFFER_BYTES)
+        result = hash_key_draw(&control.access.hash_key)
+        if result < 0:
+            raise system_error(-result, "getrandom")
         result = peers_init(&control.access)
         if result == 0:
             result = -pthread_mutex_init(&control.listeners_lock, NULL)

@@ -16,6 +16,7 @@
 #include "common/life.h"
 #include "common/memory.h"
 #include "common/rules.h"
+#include "common/siphash.h"
 
 /* ---- connection -------------------------------------------------------------------------- */
 
@@ -155,7 +156,7 @@ struct kecho_queue {
 
 /* ---- access: which clients are served --------------------------------------------------- */
 
-/* One client address (IPv6: one /64) that has connections, or had some a short time ago. */
+/* One client address (common/counted.pxd) that has connections, or had some a short time ago. */
 struct kecho_peer {
     struct kecho_address address;
     uint32_t connections;
@@ -172,6 +173,7 @@ struct kecho_access {
     struct kecho_rules rules;
     uint32_t per_address; /* connections of one address at once; 0: any number */
     uint32_t rate_per_s;  /* connections that one address may open a second; 0: any number */
+    struct kecho_hash_key hash_key;
     pthread_mutex_t lock; /* guards what follows */
     struct kecho_peer *peers;
     uint32_t *buckets;   /* index of the first peer, or KECHO_NO_PEER */

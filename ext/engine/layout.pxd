@@ -1,6 +1,7 @@
 """The engine's records, declared to Cython; layout.h says what each field means."""
 from common.flows cimport Board
 from common.rules cimport Address, Rules
+from common.siphash cimport HashKey
 from kernel.io_uring cimport Cqe, Sqe, UringBuffer
 from kernel.pthread cimport pthread_mutex_t
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -151,6 +152,7 @@ cdef extern from "engine/layout.h" nogil:
         Rules rules
         uint32_t per_address
         uint32_t rate_per_s
+        HashKey hash_key
         pthread_mutex_t lock
         Peer* peers
         uint32_t* buckets

@@ -2,8 +2,9 @@
 
 A hash table that a lock guards; each step is O(1). It holds every address with connections and, of
 those without, the 65,536 that left last: a client cannot make it grow beyond what its connections
-cost anyway. IPv6 counts by /64, the least that one subscriber has.
+cost anyway. common/counted.pxd says what counts as one address.
 """
+from common.counted cimport counted_hash
 from common.rules cimport Address
 from engine.layout cimport (
     KECHO_IDLE_PEERS_MOST, KECHO_NO_PEER, REFUSED_PER_ADDRESS, REFUSED_RATE, Access, Peer,
@@ -43,9 +44,8 @@ cdef inline bint peers_are_counted(Access* access) noexcept nogil:
 # ---- the table, under the lock ------------------------------------------------------------------
 
 cdef inline uint32_t* _bucket_of(Access* access, const Address* address) noexcept nogil:
-    # Clients choose their address, but pay a connection for each: no secret is needed here.
-    cdef uint64_t mixed = (address.high ^ (address.low >> 32) ^ address.low) * 0x9E3779B97F4A7C15u
-    return &access.buckets[<uint32_t>(mixed >> 32) & (access.capacity - 1)]
+    return &access.buckets[
+        <uint32_t>counted_hash(&access.hash_key, address) & (access.capacity - 1)]
 
 
 cdef inline bint _grow(Access* access) noexcept nogil:

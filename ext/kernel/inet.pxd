@@ -6,7 +6,6 @@ cdef extern from * nogil:
     #include <arpa/inet.h>
     #include <endian.h>
     #include <netinet/in.h>
-    #include <string.h>
     #ifndef SOL_UDP
     #define SOL_UDP 17
     #endif
@@ -16,12 +15,6 @@ cdef extern from * nogil:
     #ifndef UDP_GRO
     #define UDP_GRO 104 /* Linux 5.0 */
     #endif
-    /* The first eight bytes: a network of one host, as a rule. */
-    static inline uint64_t kecho_prefix_of(const struct in6_addr *address) {
-        uint64_t prefix;
-        memcpy(&prefix, address->s6_addr, sizeof prefix);
-        return prefix;
-    }
     """
     enum:
         AF_INET
@@ -47,6 +40,7 @@ cdef extern from * nogil:
     struct sockaddr_in6:
         uint16_t sin6_port
         in6_addr sin6_addr
+        uint32_t sin6_scope_id
 
     struct sockaddr_storage:
         pass
@@ -63,7 +57,6 @@ cdef extern from * nogil:
     uint16_t ntohs(uint16_t port)
     uint32_t ntohl(uint32_t address)
     uint64_t be64toh(uint64_t number)
-    unsigned long long kecho_prefix_of(const in6_addr* address)
     bint IN6_IS_ADDR_LINKLOCAL(const in6_addr* address)
     bint IN6_IS_ADDR_MULTICAST(const in6_addr* address)
     bint IN6_IS_ADDR_UNSPECIFIED(const in6_addr* address)

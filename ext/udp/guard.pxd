@@ -4,9 +4,10 @@ One spoofed datagram from the server's own address and port, or from another ech
 chargen's 19, ...), would run in circles until somebody stops it. The own port is refused from
 every address, so that two servers on the same port of two hosts are no such circle, either.
 """
+from common.counted cimport counted_as, counted_hash
 from common.rules cimport Address as ClientAddress, address_of, rules_allow
 from kernel.inet cimport (
-    IN6_IS_ADDR_MULTICAST, IN6_IS_ADDR_UNSPECIFIED, kecho_prefix_of, ntohl, ntohs,
+    IN6_IS_ADDR_MULTICAST, IN6_IS_ADDR_UNSPECIFIED, ntohl, ntohs,
 )
 from kernel.socket cimport AF_INET, sockaddr
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
@@ -56,9 +57,7 @@ cdef inline int guard_refusal(const Control* control, const Request* request) no
     return REFUSALS
 
 
-cdef inline uint64_t guard_source(const Address* source) noexcept nogil:
-    """Whom a datagram is charged to: an IPv4 address, or an IPv6 /64, all of which one host may
-    use. No prefix begins with the sixteen ones (those are multicast)."""
-    if source.any.sa_family == AF_INET:
-        return <uint64_t>0xffff000000000000 | source.v4.sin_addr.s_addr
-    return kecho_prefix_of(&source.v6.sin6_addr)
+cdef inline uint64_t guard_source(const Control* control, const Address* source) noexcept nogil:
+    """Whom a datagram is charged to."""
+    cdef ClientAddress counted = counted_as(<const sockaddr*>source)
+    return counted_hash(&control.limiter.hash_key, &counted)

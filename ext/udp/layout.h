@@ -17,6 +17,7 @@
 #include "common/life.h"
 #include "common/memory.h"
 #include "common/rules.h"
+#include "common/siphash.h"
 
 /* ---- what is taken and given at once ----------------------------------------------------- */
 
@@ -111,7 +112,7 @@ struct kecho_udp_counters {
 /* A bucket of tokens, as the time when it is full again. One whose time has come is full, which
  * is what a source that was never seen has: to forget it loses nothing. */
 struct kecho_udp_bucket {
-    uint64_t source;
+    uint64_t source;  /* counted_hash() */
     uint64_t full_at; /* ticks: limiter.pxd */
 };
 
@@ -131,7 +132,7 @@ struct kecho_udp_limiter {
     pthread_mutex_t lock; /* taken once for a batch; guards all but the rates */
     struct kecho_udp_rate per_source;
     struct kecho_udp_rate total;
-    uint64_t seed; /* so that nobody can aim at one set */
+    struct kecho_hash_key hash_key; /* so that nobody can aim at one set */
     struct kecho_udp_bucket everybody;
     struct kecho_udp_set *sets; /* KECHO_UDP_SETS */
 };

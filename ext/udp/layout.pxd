@@ -1,5 +1,6 @@
 """The UDP side's records, declared to Cython; layout.h says what each field means."""
 from common.rules cimport Rules
+from common.siphash cimport HashKey
 from kernel.datagram cimport iovec, mmsghdr
 from kernel.inet cimport in6_pktinfo, in_pktinfo, sockaddr_in, sockaddr_in6
 from kernel.poll cimport pollfd
@@ -93,7 +94,7 @@ cdef extern from "udp/layout.h" nogil:
         pthread_mutex_t lock
         Rate per_source
         Rate total
-        uint64_t seed
+        HashKey hash_key
         Bucket everybody
         BucketSet* sets
 

@@ -38,12 +38,11 @@ cdef inline void _set_rate(Rate* rate, uint32_t datagrams_per_s) noexcept nogil:
 
 
 cdef inline int limiter_init(
-    Limiter* limiter, uint32_t per_source_per_s, uint32_t total_per_s, uint64_t seed
+    Limiter* limiter, uint32_t per_source_per_s, uint32_t total_per_s
 ) noexcept nogil:
-    """`sets` is the caller's, zeroed. Returns 0 or -errno."""
+    """`sets` is the caller's, zeroed, and `hash_key`, drawn. Returns 0 or -errno."""
     _set_rate(&limiter.per_source, per_source_per_s)
     _set_rate(&limiter.total, total_per_s)
-    limiter.seed = seed
     return -pthread_mutex_init(&limiter.lock, NULL)
 
 
@@ -71,15 +70,12 @@ cdef inline void _take(
 
 
 cdef inline Bucket* _bucket_of(Limiter* limiter, uint64_t source) noexcept nogil:
-    """The source's own bucket, or one that has become its own, and is full then."""
-    cdef uint64_t mixed = (source ^ limiter.seed) * <uint64_t>0x9E3779B97F4A7C15
-    cdef BucketSet* candidates
+    """The source's own bucket, or one that has become its own, and is full then. A source is known
+    by its hash: that two share one is less likely than to guess the key."""
+    cdef BucketSet* candidates = &limiter.sets[source % KECHO_UDP_SETS]
     cdef Bucket* bucket
-    cdef Bucket* oldest
+    cdef Bucket* oldest = &candidates.buckets[0]
     cdef int way
-    mixed = (mixed ^ (mixed >> 32)) * <uint64_t>0xD6E8FEB86659FD93
-    candidates = &limiter.sets[(mixed >> 40) % KECHO_UDP_SETS]
-    oldest = &candidates.buckets[0]
     for way in range(KECHO_UDP_WAYS):
         bucket = &candidates.buckets[way]
         if bucket.source == source:

@@ -8,6 +8,7 @@ from common.errors cimport system_error
 from common.life cimport PHASE_STOPPING, life_drain
 from common.memory cimport cache_lines
 from common.rules cimport rules_take
+from common.siphash cimport hash_key_draw
 from kernel.eventfd cimport EFD_CLOEXEC, EFD_NONBLOCK, eventfd
 from kernel.poll cimport pollfd
 from libc.errno cimport errno
@@ -23,8 +24,6 @@ from udp.layout cimport (
 )
 from udp.limiter cimport limiter_destroy, limiter_init
 from udp.worker cimport socket_close, socket_drops, wake_everybody, worker_run
-
-import os
 
 REFUSALS = {
     "port": REFUSED_PORT,
@@ -79,8 +78,10 @@ cdef class Echo:
         control.source_port_least = source_port_least
         rules_take(&control.rules, rules, is_allowed_otherwise)
         control.limiter.sets = <BucketSet*>cache_lines(KECHO_UDP_SETS * sizeof(BucketSet))
-        result = limiter_init(
-            &control.limiter, rate_per_source, rate_total, int.from_bytes(os.urandom(8), "little"))
+        result = hash_key_draw(&control.limiter.hash_key)
+        if result < 0:
+            raise system_error(-result, "getrandom")
+        result = limiter_init(&control.limiter, rate_per_source, rate_total)
         if result < 0:
             raise system_error(-result, "pthread_mutex_init")
         self._has_limiter = True

@@ -53,8 +53,8 @@ cdef inline uint32_t _granted(Worker* worker, Request* request, uint64_t now) no
     """How many of the request's datagrams are answered, under the limiter's lock."""
     cdef uint32_t granted, over_own_rate
     granted = limiter_take(
-        &worker.control.limiter, guard_source(request.source), request.datagrams, now,
-        &over_own_rate)
+        &worker.control.limiter, guard_source(worker.control, request.source), request.datagrams,
+        now, &over_own_rate)
     if granted < request.datagrams:
         _count(&worker.counters.refused[<int>REFUSED_RATE], over_own_rate)
         _count(
