@@ -16,6 +16,9 @@ def load_unwinder() -> None:
 def set_no_new_privileges() -> None:
     """execve() gives this thread no privileges any more."""
 
+def leave_session_keyring() -> None:
+    """For a new one, which is empty. Nothing changes where the kernel has none, or refuses it."""
+
 def drop_bounding_set() -> None:
     """No execve() gives these capabilities back. Without CAP_SETPCAP, nothing changes."""
 

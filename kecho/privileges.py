@@ -89,9 +89,11 @@ def _number(text: str, what: str) -> int:
 
 
 def become(identity: Identity) -> None:
-    """Changes the user and groups of the process, every id of each kind, and gives up all
-    capabilities. Raises OSError that names the system call, or says that it did not hold."""
+    """Changes the user and groups of the process, every id of each kind, and gives up its session's
+    keyring and all capabilities. Raises OSError that names the system call, or says that it did
+    not hold."""
     groups = sorted({identity.gid, *identity.groups})
+    _sandbox.leave_session_keyring()
     _call("setgroups", lambda: os.setgroups(groups))
     _call("setresgid", lambda: os.setresgid(*[identity.gid] * 3))
     # While root still has the capability that it takes.

@@ -2,6 +2,7 @@
 
 cdef extern from *:
     """
+    #include <linux/keyctl.h>
     #include <sys/syscall.h>
     #include <unistd.h>
     /* The same on every architecture; headers before Linux 5.13 do not know them. */
@@ -12,8 +13,10 @@ cdef extern from *:
     #endif
     """
     enum:
+        KEYCTL_JOIN_SESSION_KEYRING
         SYS_capget
         SYS_capset
+        SYS_keyctl
         SYS_landlock_add_rule
         SYS_landlock_create_ruleset
         SYS_landlock_restrict_self

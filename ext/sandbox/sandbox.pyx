@@ -22,8 +22,8 @@ from kernel.seccomp cimport (
     SECCOMP_FILTER_FLAG_SPEC_ALLOW, SECCOMP_FILTER_FLAG_TSYNC, SECCOMP_SET_MODE_FILTER,
 )
 from kernel.syscall cimport (
-    SYS_capget, SYS_capset, SYS_landlock_add_rule, SYS_landlock_create_ruleset,
-    SYS_landlock_restrict_self, SYS_seccomp, syscall,
+    KEYCTL_JOIN_SESSION_KEYRING, SYS_capget, SYS_capset, SYS_keyctl, SYS_landlock_add_rule,
+    SYS_landlock_create_ruleset, SYS_landlock_restrict_self, SYS_seccomp, syscall,
 )
 from libc.errno cimport EINVAL, ENOSYS, EPERM, ESRCH, errno
 from libc.stdint cimport uint32_t, uint64_t
@@ -74,6 +74,15 @@ def set_no_new_privileges():
         number = errno
         if prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1:
             raise system_error(number, "prctl(PR_SET_NO_NEW_PRIVS)")
+
+
+def leave_session_keyring():
+    """For a new one, which is empty: keyctl(2). A thread keeps its session's keyring, and may read
+    the keys in it, whoever it becomes. ENOSYS, EPERM: there are no keyrings, or somebody (the
+    filter of a container) refuses every use of them."""
+    if syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL) < 0:
+        if errno != ENOSYS and errno != EPERM:
+            raise system_error(errno, "keyctl(KEYCTL_JOIN_SESSION_KEYRING)")
 
 
 def drop_bounding_set():

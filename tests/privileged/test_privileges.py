@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import grp
 import os
 import pwd
@@ -108,6 +109,61 @@ def test_capabilities_go_though_the_kernel_was_told_to_keep_them() -> None:
         process.wait_until_listening()
         assert status_of_every_thread(process.pid, "CapEff", "CapPrm") == {("0" * 16, "0" * 16)}
         assert process.stop() == 0
+
+
+# As root with a key in the session's keyring: whether the key can be read, and what @s holds.
+KEYS = """
+    import ctypes, platform
+    libc = ctypes.CDLL(None, use_errno=True)
+    ADD_KEY, KEYCTL = {"x86_64": (248, 250), "aarch64": (217, 219)}[platform.machine()]
+    JOIN_SESSION_KEYRING, READ, SESSION = 1, 11, -3
+    def keyctl(*arguments):
+        return libc.syscall(KEYCTL, *arguments)
+    def say(key):
+        secret, inside = ctypes.create_string_buffer(64), ctypes.create_string_buffer(64)
+        print(keyctl(READ, key, secret, 64), keyctl(READ, SESSION, inside, 64), secret.value)
+    if keyctl(JOIN_SESSION_KEYRING, None) < 0:
+        print("no keyrings")
+        sys.exit()
+    key = libc.syscall(ADD_KEY, b"user", b"kecho-test", b"secret", 6, SESSION)
+    say(key)
+"""
+
+
+@as_root
+def test_a_key_of_roots_session_is_not_readable_afterwards() -> None:
+    become = """
+        from kecho import privileges
+        privileges.become(privileges.find_identity("nobody"))
+        say(key)
+    """
+    script = "import sys\n" + textwrap.dedent(KEYS) + textwrap.dedent(become)
+    finished = run_python("-c", script)
+    assert finished.returncode == 0, finished.stderr
+    if finished.stdout == "no keyrings\n":
+        pytest.skip("the kernel has no keyrings, or refuses them here")
+    assert finished.stdout.splitlines() == ["6 4 b'secret'", "-1 0 b''"]
+
+
+@as_root
+@pytest.mark.parametrize("error", ["ENOSYS", "EPERM"])
+def test_a_kernel_without_keyrings_is_no_failure(strace: list[str], error: str) -> None:
+    before = [*strace, "-o", os.devnull, "-e", "trace=keyctl", "-e", f"inject=keyctl:error={error}"]
+    with ServerProcess(["--user=nobody"], before=before) as process:
+        process.wait_until_listening()
+        with connect(process.port) as client:
+            assert echo(client, b"hello") == b"hello"
+        assert process.stop() == 0
+
+
+@as_root
+def test_a_keyring_that_stays_is_an_error(strace: list[str]) -> None:
+    before = [*strace, "-o", os.devnull, "-e", "trace=keyctl", "-e", "inject=keyctl:error=EDQUOT"]
+    with ServerProcess(["--user=nobody"], before=before) as process:
+        assert process.wait() == 1
+    assert process.stderr == "kecho: error: keyctl(KEYCTL_JOIN_SESSION_KEYRING): " + (
+        f"{os.strerror(errno.EDQUOT)}\n"
+    )
 
 
 @as_root
