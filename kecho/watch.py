@@ -12,6 +12,7 @@ from . import tuning
 from .addresses import Address, describe_addresses
 from .inherited import Before
 from .netstat import TcpCounters
+from .seldom import Seldom
 
 if TYPE_CHECKING:
     from .config import ServerConfig
@@ -20,7 +21,7 @@ __all__ = ["INTERVAL_S", "Place", "Watch"]
 
 INTERVAL_S = 0.5  # a dead listener is found within it
 _REPORT_EVERY = 2  # looks, so that what is said is of a second
-_SAY_AGAIN_AFTER = 120  # looks without the trouble, until it is worth another line
+_TROUBLE_AGAIN_S = 60.0  # until one that lasts is worth another line
 
 # The SYN queue was full: cookies were sent instead of keeping the SYN, or it was dropped.
 _SYN_QUEUE = ("TCPReqQFullDoCookies", "TCPReqQFullDrop")
@@ -64,9 +65,10 @@ class Watch:
         # As the sockets count, which an inherited one did before it was this server's.
         self._dropped_before = [place.dropped_before for place in places]
         self._errors_before: dict[str, int] = {}
+        self._cookies = 0  # not told yet
         self._pauses_before = 0
         self._limit_reached = 0  # looks that found it so
-        self._quiet_looks: dict[str, int] = {}  # since a trouble was last seen
+        self._seldom = Seldom()
         self._looks = 0
 
     def close(self) -> None:
@@ -115,16 +117,19 @@ class Watch:
             dropped = sum(figures[number][0] - self._dropped_before[number] for number in numbers)
             for number in numbers:
                 self._dropped_before[number] = figures[number][0]
+            refused = 0
             if dropped and not came.get("ListenOverflows", dropped):
-                self._warn_of_refusals(address, min(dropped, came.get("ListenDrops", 0)))
-            elif dropped:
-                longest = max((figures[number][1:3] for number in numbers), key=lambda one: one[0])
-                before = self._places[numbers[0]].before
-                self._warn_of_drops(address, before, dropped, *longest)
+                dropped, refused = 0, min(dropped, came.get("ListenDrops", 0))
+            self._warn_of_refusals(address, refused)
+            longest = max((figures[number][1:3] for number in numbers), key=lambda one: one[0])
+            self._warn_of_drops(address, self._places[numbers[0]].before, dropped, *longest)
 
     def _warn_of_drops(
         self, address: Address, before: Before | None, dropped: int, length: int, length_most: int
     ) -> None:
+        due = self._seldom.tell(("drops", address), dropped)
+        if due is None:
+            return
         limit = self._somaxconn
         backlog = self._config.backlog if before is None else before.backlog
         wanted = max(2 * backlog, 1024)
@@ -134,10 +139,11 @@ class Watch:
         if wanted > limit:
             help_text += f" and sysctl -w net.core.somaxconn={wanted}"
         log.warning(
-            "%s: %d SYNs dropped in the last second, the accept queue was full (now %d of %d; "
+            "%s: %d SYNs dropped in the last %s, the accept queue was full (now %d of %d; "
             "backlog %d, net.core.somaxconn %d); such clients try again after 1 s, 2 s, ...: %s",
             describe_addresses((address,)),
-            dropped,
+            due[0],
+            _seconds(due[1]),
             length,
             length_most,
             backlog,
@@ -146,27 +152,34 @@ class Watch:
         )
 
     def _warn_of_refusals(self, address: Address, dropped: int) -> None:
-        if dropped:
+        due = self._seldom.tell(("refusals", address), dropped)
+        if due is not None:
             log.warning(
-                "%s: %d SYNs dropped in the last second, not for a full accept queue: too many "
+                "%s: %d SYNs dropped in the last %s, not for a full accept queue: too many "
                 "handshakes under way (net.ipv4.tcp_max_syn_backlog, tcp_syncookies), or no memory",
                 describe_addresses((address,)),
-                dropped,
+                due[0],
+                _seconds(due[1]),
             )
 
     def _report_syn_queue(self, came: Mapping[str, int]) -> None:
         cookies, dropped = (came.get(name, 0) for name in _SYN_QUEUE)
-        if cookies or dropped:
+        self._cookies += cookies
+        due = self._seldom.tell("SYN queue", cookies + dropped)
+        if due is not None:
+            cookies, self._cookies = self._cookies, 0
             log.warning(
-                "a SYN queue was full in the last second: %d SYN cookies sent, %d SYNs dropped (by "
+                "a SYN queue was full in the last %s: %d SYN cookies sent, %d SYNs dropped (by "
                 "all listeners of this network); a flood, or too short a --backlog (%d)",
+                _seconds(due[1]),
                 cookies,
-                dropped,
+                due[0] - cookies,
                 self._config.backlog,
             )
 
     def _report_errors(self, engine: Engine) -> None:
-        """One line when a trouble begins; the counters have the rest."""
+        """A line when a trouble begins, and seldom ones while it lasts; the counters have the
+        rest."""
         errors: dict[str, int] = {}
         evicted = pauses = 0
         for one in engine.counters():
@@ -186,15 +199,14 @@ class Watch:
             "limit": (self._config.max_connections,),
         }
         for name, text in _TROUBLES.items():
-            if errors[name] == self._errors_before.get(name, 0):
-                self._quiet_looks[name] = (
-                    self._quiet_looks.get(name, _SAY_AGAIN_AFTER) + _REPORT_EVERY
-                )
-                continue
-            if self._quiet_looks.get(name, _SAY_AGAIN_AFTER) >= _SAY_AGAIN_AFTER:
+            count = errors[name] - before.get(name, 0)
+            if count and self._seldom.tell(name, count, _TROUBLE_AGAIN_S) is not None:
                 log.warning(text, *figures.get(name, ()))
-            self._quiet_looks[name] = 0
         self._errors_before = errors
+
+
+def _seconds(passed_s: float) -> str:
+    return "second" if passed_s < 1.5 else f"{passed_s:.0f} s"
 
 
 _PAUSING = ("accept", "descriptors", "memory")  # errors upon which accepting pauses
