@@ -31,6 +31,7 @@ from .errors import EngineError, ListenerLostError, ListenError, OptionError
 from .journal import is_journal, with_priority
 from .logs import stderr_handler
 from .options import Option, choice, describe_size, flag, option, options_of, seconds, switch
+from .public import PUBLIC, describe_limits
 from .server import Server
 from .stats import Stats, UdpCounters
 from .systemd import Notifier, take_listen_fds
@@ -205,6 +206,8 @@ def _print_config(config: CommandConfig, sources: Mapping[str, str]) -> None:
     origin = dict(sources)
     if "bench" in origin:
         origin.setdefault("dispatch", origin["bench"])
+    for name in PUBLIC if config.public else ():
+        origin.setdefault(name, origin["public"])
     values = {described.name: getattr(config, described.name) for described in fields(config)}
     if config.log_format == "json":
         rows = {
@@ -334,11 +337,13 @@ def _say_where(server: Server) -> None:
     exposed = any(_is_exposed(address) for address in server.addresses)
     udp = server.udp_addresses
     engine = f", engine {server.engine}" if config.engine != "epoll" else ""
+    limits = {name: getattr(config, name) for name in PUBLIC} if config.public else {}
+    public = f", public: {describe_limits(limits)}" if limits else ""
     _log_fields(
         f"listening on {describe_addresses(server.addresses)}"
         f"{', ' + describe_addresses(udp, 'udp') if udp else ''}"
         f"{', reachable from other hosts' if exposed else ''}"
-        f" ({_backlogs(server)}dispatch {config.dispatch}{engine},"
+        f" ({_backlogs(server)}dispatch {config.dispatch}{engine}{public},"
         f" buffers {describe_size(server.max_buffer_memory)}, {plural(server.threads, 'thread')})",
         "listening",
         addresses=server.addresses,
@@ -349,8 +354,14 @@ def _say_where(server: Server) -> None:
         engine=server.engine,
         threads=server.threads,
         max_buffer_memory=server.max_buffer_memory,
+        public=limits or None,
         pid=os.getpid(),
     )
+    if exposed and not config.bounds_clients:
+        log.warning(
+            "other hosts can reach it, and one client can keep every place, by connections that "
+            "are idle: --public sets limits (or --idle-timeout, --max-connections-per-ip, --allow)"
+        )
 
 
 def _backlogs(server: Server) -> str:

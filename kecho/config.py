@@ -27,6 +27,7 @@ from .options import (
     size,
     switch,
 )
+from .public import PUBLIC, describe_limits
 
 __all__ = ["ServerConfig", "check_options", "check_timeout", "environment_variable"]
 
@@ -236,6 +237,14 @@ class ServerConfig:
     reuse_port: bool = option(
         False, switch("let other server processes listen on the same port (SO_REUSEPORT)")
     )
+    public: bool = option(
+        False,
+        switch(
+            "limits for a server that strangers can reach: what is not given otherwise becomes "
+            f"{describe_limits(PUBLIC)}; behind a proxy, which all clients share as their address, "
+            "give --max-connections-per-ip and --rate-limit, too"
+        ),
+    )
     max_connections: int | None = option(
         None,
         integer(
@@ -365,6 +374,9 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        for name in PUBLIC if self.public else ():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, PUBLIC[name])
         if not self.host and self.uds is None and not self.fd:
             raise OptionError(
                 "host",
@@ -380,6 +392,12 @@ class ServerConfig:
             raise OptionError(
                 "udp", "a Unix socket takes no datagrams, and --fd no UDP: give a host or port"
             )
+
+    @property
+    def bounds_clients(self) -> bool:
+        """Whether it is limited who may come, how many connections a client has, or for how long
+        it may be idle: without any of that, one client can take every place for ever."""
+        return bool(self.allow or self.max_connections_per_ip or self.idle_timeout)
 
     @property
     def keepalive_s(self) -> int:

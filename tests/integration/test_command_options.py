@@ -36,6 +36,7 @@ SAMPLES: dict[str, tuple[str, object, str, object, str]] = {
     "threads": ("3", 3, "1024", 1024, "1025"),
     "busy_poll": ("auto", "auto", "200", 200, "-1"),
     "reuse_port": ("1", True, "no", False, "maybe"),
+    "public": ("1", True, "off", False, "perhaps"),
     "max_connections": ("5", 5, "1", 1, "0"),
     "keepalive": ("30", 30, "0", 0, "32768"),
     "idle_timeout": ("2.5", 2.5, "1e3", 1000.0, "0"),

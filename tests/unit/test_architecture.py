@@ -43,7 +43,8 @@ ALLOWED = {
     "kernel": set(),
     "steering": {"config", "cpus", "listen", "listen_udp"},
     "watch": {"addresses", "config", "inherited", "netstat", "seldom", "tuning"},
-    "config": {"access", "errors", "options"},
+    "public": set(),
+    "config": {"access", "errors", "options", "public"},
     "inherited": {"errors"},
     "listen": {"addresses", "errors", "config", "inherited", "listen_unix", "tuning"},
     "listen_udp": {"addresses", "errors", "config", "listen"},
@@ -62,7 +63,7 @@ ALLOWED = {
     "confine": {"null", "options", "privileges", "sandbox"},
     "cli": {
         *{"addresses", "errors", "options", "config", "command", "stats", "tuning"},
-        *{"confine", "journal", "logs", "privileges", "systemd"},
+        *{"confine", "journal", "logs", "privileges", "public", "systemd"},
         *{"server", "foreground", "_version"},
     },
     "__main__": {"cli"},

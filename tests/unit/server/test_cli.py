@@ -34,6 +34,7 @@ TEXTS: dict[str, tuple[str, object]] = {
     "threads": ("3", 3),
     "busy_poll": ("forever", "forever"),
     "reuse_port": ("yes", True),
+    "public": ("on", True),
     "max_connections": ("9", 9),
     "keepalive": ("30", 30),
     "idle_timeout": ("1.5", 1.5),
@@ -147,7 +148,7 @@ def test_path_that_has_a_url_in_it_is_a_path() -> None:
     assert configured(KECHO_UDS="./tcp://kecho")[0].uds == "./tcp://kecho"
 
 
-@pytest.mark.parametrize("name", sorted(TEXTS.keys() - {"reuse_port", "udp", "sandbox"}))
+@pytest.mark.parametrize("name", sorted(TEXTS.keys() - {"reuse_port", "public", "udp", "sandbox"}))
 @pytest.mark.parametrize("other", ["0", "\0 not a value of any option"])
 def test_flag_wins_over_its_variable_which_is_not_even_looked_at(name: str, other: str) -> None:
     text, value = TEXTS[name]

@@ -83,6 +83,7 @@ def test_defaults_are_loopback_and_what_the_help_says() -> None:
         "threads": None,
         "busy_poll": 0,
         "reuse_port": False,
+        "public": False,
         "max_connections": None,
         "keepalive": None,
         "idle_timeout": None,

@@ -1,0 +1,144 @@
+"""--public: limits for a server that strangers can reach, and the warning without any."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+
+import pytest
+
+import kecho
+from kecho.public import PUBLIC
+from support.clients import DEADLINE_S, answered, connect, echo, many_descriptors
+from support.fixture_types import StartProcess
+from support.server_process import ServerProcess, after, run_command
+
+pytestmark = pytest.mark.e2e
+
+DESCRIPTORS = 256
+IDLE = 300
+
+
+@contextlib.contextmanager
+def idle_connections(port: int, sources: Sequence[str]) -> Iterator[list[socket.socket]]:
+    """IDLE of them, from these addresses in turn. Who is refused is left out."""
+    with many_descriptors(2 * IDLE), contextlib.ExitStack() as stack:
+        clients = []
+        for number in range(IDLE):
+            one = stack.enter_context(socket.socket())
+            one.settimeout(DEADLINE_S)
+            one.bind((sources[number % len(sources)], 0))
+            with contextlib.suppress(ConnectionError):
+                one.connect(("127.0.0.1", port))
+                clients.append(one)
+        yield clients
+
+
+@contextlib.contextmanager
+def serving(*arguments: str) -> Iterator[ServerProcess]:
+    before = after(f"resource.setrlimit(resource.RLIMIT_NOFILE, ({DESCRIPTORS}, {DESCRIPTORS}))")
+    with ServerProcess(["--host=0.0.0.0", "--backlog=512", *arguments], before=before) as server:
+        server.wait_until_listening()
+        yield server
+        assert server.stop() == 0
+        assert "Traceback" not in server.stderr
+
+
+def test_idle_connections_of_one_address_shut_everybody_out_without_it() -> None:
+    with serving() as server, idle_connections(server.port, ["127.0.0.9"]):
+        server.wait_until_said("no descriptor is left for another client")
+        with connect(server.port) as other:
+            other.sendall(b"hello")
+            assert answered([other], within_s=1.0) == []
+
+
+def test_idle_connections_of_one_address_shut_nobody_out_with_it() -> None:
+    with (
+        serving("--public") as server,
+        idle_connections(server.port, ["127.0.0.9"]),
+        connect(server.port) as other,
+    ):
+        assert echo(other, b"hello") == b"hello"
+    assert "no descriptor" not in server.stderr
+    assert re.search(r"refused (per_address|rate)=\d+", server.stderr)
+
+
+def test_idle_connections_of_many_addresses_go_after_the_idle_timeout() -> None:
+    sources = [f"127.0.1.{last}" for last in range(1, IDLE // 10 + 1)]
+    with serving("--public", "--idle-timeout=1", "--rate-limit=100") as server:
+        with idle_connections(server.port, sources), connect(server.port) as other:
+            assert echo(other, b"hello") == b"hello"
+        server.wait_until_said("no descriptor is left for another client")
+    assert re.search(r" idle=\d+", server.stderr)
+
+
+# ---- what it sets, and where that is told -------------------------------------------------------
+
+
+def test_it_sets_what_is_not_given() -> None:
+    config = kecho.ServerConfig(public=True, idle_timeout=5, rate_limit=7)
+    expected = PUBLIC | {"idle_timeout": 5.0, "rate_limit": 7}
+    assert {name: asdict(config)[name] for name in PUBLIC} == expected
+    assert not any(asdict(kecho.ServerConfig())[name] for name in PUBLIC)
+
+
+def test_a_flag_and_a_variable_win_over_it() -> None:
+    finished = run_command(
+        "--print-config",
+        "--log-format=json",
+        "--idle-timeout=5",
+        KECHO_PUBLIC="1",
+        KECHO_WRITE_TIMEOUT="6",
+    )
+    rows = json.loads(finished.stdout)
+    assert rows["idle_timeout"] == {"value": 5.0, "source": "--idle-timeout"}
+    assert rows["write_timeout"] == {"value": 6.0, "source": "KECHO_WRITE_TIMEOUT"}
+    assert rows["rate_limit"] == {"value": PUBLIC["rate_limit"], "source": "KECHO_PUBLIC"}
+    assert rows["max_connections"] == {"value": None, "source": "default"}
+
+
+def test_the_start_line_and_the_help_tell_all_of_it(start_process: StartProcess) -> None:
+    process = start_process("--public", "--idle-timeout=5")
+    (line,) = process.stderr.splitlines()
+    told = re.search(r"public: (.*?)[,)] buffers", line)
+    assert told, line
+    for name, value in (PUBLIC | {"idle_timeout": 5}).items():
+        assert f"{name.replace('_', '-')} {value:g}" in told[1].split(", ")
+    assert process.stop() == 0
+    shown = " ".join(run_command("--help").stdout.split()).replace("- ", "-")
+    for name, value in PUBLIC.items():
+        assert f"{name.replace('_', '-')} {value:g}" in shown
+
+
+WARNING = "warning: other hosts can reach it"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "warned"),
+    [
+        (["--host=0.0.0.0"], True),
+        (["--host=::"], True),
+        (["--host=0.0.0.0", "--udp"], True),
+        (["--host=0.0.0.0", "--max-connections=9", "--write-timeout=9"], True),
+        ([], False),
+        (["--host=::1"], False),
+        (["--host=0.0.0.0", "--public"], False),
+        (["--host=0.0.0.0", "--idle-timeout=9"], False),
+        (["--host=0.0.0.0", "--max-connections-per-ip=9"], False),
+        (["--host=0.0.0.0", "--allow=127.0.0.0/8"], False),
+    ],
+    ids=str,
+)
+def test_without_limits_one_warning_names_it_and_the_server_serves(
+    start_process: StartProcess, arguments: list[str], warned: bool
+) -> None:
+    process = start_process(*arguments)
+    host = "::1" if any("::" in argument for argument in arguments) else "127.0.0.1"
+    with socket.create_connection((host, process.port), DEADLINE_S) as client:
+        assert echo(client, b"hello") == b"hello"
+    assert process.stop() == 0
+    assert process.stderr.count(WARNING) == process.stderr.count("--public") == int(warned)
