@@ -339,12 +339,15 @@ def _say_where(server: Server) -> None:
     engine = f", engine {server.engine}" if config.engine != "epoll" else ""
     limits = {name: getattr(config, name) for name in PUBLIC} if config.public else {}
     public = f", public: {describe_limits(limits)}" if limits else ""
+    memory = server.socket_memory
+    sockets = f", sockets {describe_size(memory)} each" if memory is not None else ""
     _log_fields(
         f"listening on {describe_addresses(server.addresses)}"
         f"{', ' + describe_addresses(udp, 'udp') if udp else ''}"
         f"{', reachable from other hosts' if exposed else ''}"
         f" ({_backlogs(server)}dispatch {config.dispatch}{engine}{public},"
-        f" buffers {describe_size(server.max_buffer_memory)}, {plural(server.threads, 'thread')})",
+        f" buffers {describe_size(server.max_buffer_memory)}{sockets},"
+        f" {plural(server.threads, 'thread')})",
         "listening",
         addresses=server.addresses,
         udp_addresses=udp,
@@ -354,6 +357,7 @@ def _say_where(server: Server) -> None:
         engine=server.engine,
         threads=server.threads,
         max_buffer_memory=server.max_buffer_memory,
+        socket_memory=server.socket_memory,
         public=limits or None,
         pid=os.getpid(),
     )

@@ -36,6 +36,7 @@ MOST_THREADS = 1024
 MOST_DATAGRAMS_PER_S = 100_000_000
 LONGEST_BUSY_POLL_US = 1_000_000
 DEFAULT_KEEPALIVE_S = 60
+SOCKET_MEMORY_LEAST = 1 << 16
 LONGEST_KEEPALIVE_S = 32767  # MAX_TCP_KEEPIDLE of <net/tcp.h>
 
 Dispatch = Literal["shared", "percpu"]
@@ -290,6 +291,19 @@ class ServerConfig:
             "less",
             1 << 16,
             1 << 62,
+            optional=True,
+        ),
+    )
+    socket_memory: int | None = option(
+        None,
+        size(
+            "bytes that the kernel may hold for one TCP connection (K, M, G), half of them "
+            "received, half to be sent, headers and all; a stream needs, in each half, twice what "
+            "it sends in a round trip; by default the kernel's own sizing, up to tcp_rmem and "
+            "tcp_wmem, but a share of half of the cgroup's memory where that is less and there is "
+            "--max-connections",
+            SOCKET_MEMORY_LEAST,
+            1 << 31,
             optional=True,
         ),
     )

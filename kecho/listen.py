@@ -15,6 +15,7 @@ from .config import ServerConfig
 from .errors import ListenError, naming
 from .inherited import Before, adopt, set_keepalive, set_unless_mptcp
 from .listen_unix import SocketFile, listen_unix
+from .socket_memory import limit_memory
 
 __all__ = ["FREE_PORT_TRIES", "Listener", "open_listeners", "why_refused"]
 
@@ -94,6 +95,8 @@ def _adopt(config: ServerConfig, worker_count: int, opened: list[Listener]) -> N
     adopted: list[socket.socket] = []
     try:
         adopt(config.fd, adopted, _user_timeout_ms(config), config.keepalive_s)
+        for one in adopted:
+            limit_memory(one, config)
         addresses = [one.getsockname() for one in adopted]
         befores = [Before.of(one) for one in adopted]
     except BaseException:
@@ -207,6 +210,7 @@ def _bind_tcp(
     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     set_unless_mptcp(one, _user_timeout_ms(config))
     set_keepalive(one, config.keepalive_s)
+    limit_memory(one, config)
     if reuse_port:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     if target.family == socket.AF_INET6:

@@ -28,6 +28,7 @@ from .errors import ListenerLostError
 from .io_uring import ring_entries
 from .listen_udp import Datagrams, open_everything, udp_worker_count
 from .listen_unix import SocketFile
+from .socket_memory import memory_in_force
 from .sockmap import open_flows
 from .stats import AcceptQueue, Stats
 from .steering import cpus_of_workers, steer
@@ -95,6 +96,7 @@ class Run:
         self._started_at = time.monotonic()
         self._files: list[SocketFile] = []
         self.engine = "epoll"
+        self.socket_memory: int | None = None
         self.addresses: tuple[Address, ...] = ()
         self.udp_addresses: tuple[Address, ...] = ()
         self.backlogs: tuple[int, ...] = ()
@@ -118,6 +120,7 @@ class Run:
             self.addresses = tuple(dict.fromkeys(listener.address for listener in listeners))
             backlogs = (one.backlog(config) for one in listeners)
             self.backlogs = tuple(backlog for backlog in backlogs if backlog is not None)
+            self.socket_memory = memory_in_force(config, [one.socket for one in listeners])
             self.udp_addresses = tuple(dict.fromkeys(one.address for one in datagrams))
             steer(config, listeners, datagrams, self._cpus, attach_cpu_steering)
             self._places = [Place(one.address, one.is_unix, one.before) for one in listeners]

@@ -189,6 +189,12 @@ class Server:
         makes of its default."""
         return self._run.buffer_bytes if self._run is not None else buffer_bytes(self.config)
 
+    @property
+    def socket_memory(self) -> int | None:
+        """Bytes that the kernel holds for one TCP connection at most, as it has taken the option or
+        what stands for it. None: it sizes the buffers itself, or the server was not started."""
+        return self._run.socket_memory if self._run is not None else None
+
     def stats(self) -> Stats:
         """The counters now, or as they were in the end. Raises RuntimeError before the start."""
         return self._started().stats()

@@ -12,7 +12,7 @@ from dataclasses import asdict
 import pytest
 
 import kecho
-from kecho.public import PUBLIC
+from kecho.public import PUBLIC, describe_limits
 from support.clients import DEADLINE_S, answered, connect, echo, many_descriptors
 from support.fixture_types import StartProcess
 from support.server_process import ServerProcess, after, run_command
@@ -106,12 +106,11 @@ def test_the_start_line_and_the_help_tell_all_of_it(start_process: StartProcess)
     (line,) = process.stderr.splitlines()
     told = re.search(r"public: (.*?)[,)] buffers", line)
     assert told, line
-    for name, value in (PUBLIC | {"idle_timeout": 5}).items():
-        assert f"{name.replace('_', '-')} {value:g}" in told[1].split(", ")
+    assert describe_limits(PUBLIC | {"idle_timeout": 5}) in told[1]
+    assert ", sockets 512K each," in line
     assert process.stop() == 0
     shown = " ".join(run_command("--help").stdout.split()).replace("- ", "-")
-    for name, value in PUBLIC.items():
-        assert f"{name.replace('_', '-')} {value:g}" in shown
+    assert describe_limits(PUBLIC) in shown
 
 
 WARNING = "warning: other hosts can reach it"

@@ -40,6 +40,7 @@ TEXTS: dict[str, tuple[str, object]] = {
     "idle_timeout": ("1.5", 1.5),
     "write_timeout": ("2.5", 2.5),
     "max_buffer_memory": ("1M", 1 << 20),
+    "socket_memory": ("1M", 1 << 20),
     "allow": ("10.0.0.0/8", ("10.0.0.0/8",)),
     "deny": ("::1", ("::1/128",)),
     "max_connections_per_ip": ("5", 5),

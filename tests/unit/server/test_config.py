@@ -33,6 +33,7 @@ RANGES = {
     "max_connections": (1, 2**32 - 2),
     "keepalive": (0, 32767),
     "max_buffer_memory": (1 << 16, 1 << 62),
+    "socket_memory": (1 << 16, 1 << 31),
     "max_connections_per_ip": (1, 2**32 - 2),
     "rate_limit": (1, 1_000_000),
     "udp_rate": (0, 100_000_000),
@@ -49,6 +50,7 @@ LONGEST_S = 2_000_000
 NONE_MEANS_UNSET = {
     *("threads", "max_connections", "max_connections_per_ip", "rate_limit", "keepalive"),
     *("idle_timeout", "write_timeout", "stats_interval", "uds", "max_buffer_memory"),
+    "socket_memory",
     *("uds_mode", "uds_owner"),
     *("threads", "max_connections", "idle_timeout", "stats_interval", "uds", "user", "sandbox"),
 }
@@ -89,6 +91,7 @@ def test_defaults_are_loopback_and_what_the_help_says() -> None:
         "idle_timeout": None,
         "write_timeout": None,
         "max_buffer_memory": None,
+        "socket_memory": None,
         "allow": (),
         "deny": (),
         "max_connections_per_ip": None,

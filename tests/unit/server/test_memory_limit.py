@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 import kecho.run
+import kecho.socket_memory
 from kecho import ServerConfig
 from kecho.options import describe_size
+from kecho.socket_memory import budget_of
 from support.fabricated_cgroups import Machine
 
 pytestmark = pytest.mark.python_only
@@ -76,6 +78,34 @@ def test_default_is_a_quarter_of_the_limit_in_whole_mebibytes(
     monkeypatch.setattr(kecho.run, "cgroup_memory_limit", lambda proc_self: memory)
     assert kecho.Server().max_buffer_memory == expected
     assert kecho.run.buffer_bytes(ServerConfig(max_buffer_memory=1 << 17)) == 1 << 17
+
+
+@pytest.mark.parametrize(
+    ("memory", "options", "expected"),
+    [
+        (None, {"max_connections": 10}, None),
+        (512 * MIB, {}, None),
+        (512 * MIB, {"max_connections": 1024}, 256 << 10),
+        (100 * MIB, {"max_connections": 1000}, 64 << 10),  # the least
+        (512 * MIB, {"max_connections": 7}, 512 * MIB // 14 // 1024 * 1024),
+        (520 * MIB, {"max_connections": 7}, None),  # more than the kernel's own most
+        (512 * MIB, {"max_connections": 1024, "socket_memory": MIB}, MIB),
+        (None, {"socket_memory": MIB}, MIB),
+    ],
+)
+def test_each_connection_has_a_share_of_half_of_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+    memory: int | None,
+    options: dict[str, int],
+    expected: int | None,
+) -> None:
+    monkeypatch.setattr(kecho.socket_memory, "cgroup_memory_limit", lambda proc_self: memory)
+    monkeypatch.setattr(kecho.socket_memory, "_kernels_most", lambda: 37 * MIB)
+    assert budget_of(ServerConfig(**options)) == expected
+
+
+def test_what_the_kernel_takes_by_itself_is_known() -> None:
+    assert 1 * MIB < kecho.socket_memory._kernels_most() < 1 << 32
 
 
 @pytest.mark.parametrize(
