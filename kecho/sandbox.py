@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from . import _sandbox
 from ._sandbox import IS_SANITIZED
+from .directories import open_directory
 
 __all__ = ["IS_SANITIZED", "enter", "prepare"]
 
@@ -69,12 +70,11 @@ def _restrict_access(socket_path: str | None) -> None:
     if socket_path is None:
         _sandbox.restrict_access(abi, -1)
         return
-    directory = os.path.dirname(os.path.abspath(socket_path))
-    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    directory = open_directory(os.path.dirname(socket_path))
     try:
-        _sandbox.restrict_access(abi, fd)
+        _sandbox.restrict_access(abi, directory.fd)
     finally:
-        os.close(fd)
+        directory.close()
 
 
 def _try(what: str, confine: Callable[[], None]) -> str | None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .directories import NO_OTHERS, Directory, open_directory
 from .errors import TuningError
 
 __all__ = ["Change", "State", "StateFile", "default_state_file"]
@@ -28,7 +29,6 @@ _VERSION = 1
 _MAX_BYTES = 64 * 1024
 _LOCK_TIMEOUT_S = 2.0  # it is held for milliseconds
 _NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_-]+)+")
-_NO_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def default_state_file() -> Path:
@@ -137,35 +137,47 @@ class StateFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._directory_fd = -1
+        self._directory: Directory | None = None
 
     def open(self, *, create: bool) -> bool:
         """Opens the directory; False if there is none and none is to be made."""
-        directory = self.path.parent
-        with self._telling(directory):
-            if create:
-                try:
-                    directory.mkdir(mode=0o700)
-                except FileExistsError:
-                    pass
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        with self._telling(self.path.parent):
+            above = open_directory(str(self.path.parent.parent))
             try:
-                self._directory_fd = os.open(directory, flags)
-            except FileNotFoundError:
-                if create:
-                    raise
+                fd = self._open_in(above, create=create)
+            finally:
+                above.close()
+            if fd is None:
                 return False
+            self._directory = Directory(fd, str(self.path.parent))
             try:
-                _check_owner(directory, os.fstat(self._directory_fd))
+                _check_owner(self.path.parent, os.fstat(fd))
             except BaseException:
                 self.close()
                 raise
         return True
 
+    def _open_in(self, above: Directory, *, create: bool) -> int | None:
+        name = self.path.parent.name
+        if create:
+            above.make(name, 0o700)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            return os.open(name, flags, dir_fd=above.fd)
+        except FileNotFoundError:
+            if create:
+                raise
+            return None
+
+    @property
+    def _opened(self) -> Directory:
+        assert self._directory is not None, "open() comes first"
+        return self._directory
+
     def close(self) -> None:
-        if self._directory_fd >= 0:
-            os.close(self._directory_fd)
-            self._directory_fd = -1
+        if self._directory is not None:
+            self._directory.close()
+            self._directory = None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -173,7 +185,7 @@ class StateFile:
         deadline = time.monotonic() + _LOCK_TIMEOUT_S
         while True:
             try:
-                fcntl.flock(self._directory_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self._opened.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
@@ -184,7 +196,7 @@ class StateFile:
             yield
         finally:
             # Not left to close(): a child process may have the descriptor as well.
-            fcntl.flock(self._directory_fd, fcntl.LOCK_UN)
+            fcntl.flock(self._opened.fd, fcntl.LOCK_UN)
 
     def read(self) -> State | None:
         """None if there is none."""
@@ -192,7 +204,7 @@ class StateFile:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         with self._telling(self.path):
             try:
-                fd = os.open(self.path.name, flags, dir_fd=self._directory_fd)
+                fd = os.open(self.path.name, flags, dir_fd=self._opened.fd)
             except FileNotFoundError:
                 return None
             try:
@@ -212,31 +224,19 @@ class StateFile:
     def write(self, state: State) -> None:
         """Whole or not at all, and on the disk when it returns."""
         temporary = f"{self.path.name}.new"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with self._telling(self.path):
-            self._unlink(temporary)  # of a run that was killed while it wrote
-            fd = os.open(temporary, flags, 0o600, dir_fd=self._directory_fd)
-            with open(fd, "w", encoding="ascii") as file:
-                file.write(state.to_json())
-                file.flush()
-                os.fsync(fd)
-            os.rename(
-                temporary,
-                self.path.name,
-                src_dir_fd=self._directory_fd,
-                dst_dir_fd=self._directory_fd,
-            )
-            os.fsync(self._directory_fd)
+            self._opened.remove(temporary)  # of a run that was killed while it wrote
+            with self._opened.new_file(name=temporary) as (fd, _):
+                with open(fd, "w", encoding="ascii") as file:
+                    file.write(state.to_json())
+                    file.flush()
+                    os.fsync(fd)
+                self._opened.rename(temporary, self.path.name)
+            os.fsync(self._opened.fd)
 
     def remove(self) -> None:
         with self._telling(self.path):
-            self._unlink(self.path.name)
-
-    def _unlink(self, name: str) -> None:
-        try:
-            os.unlink(name, dir_fd=self._directory_fd)
-        except FileNotFoundError:
-            pass
+            self._opened.remove(self.path.name)
 
     @contextmanager
     def _telling(self, path: Path) -> Iterator[None]:
@@ -255,6 +255,6 @@ class StateFile:
 def _check_owner(path: Path, status: os.stat_result) -> None:
     if status.st_uid not in (0, os.geteuid()):
         raise TuningError(f"{path}: belongs to another user ({status.st_uid}), not to be trusted")
-    if status.st_mode & _NO_OTHERS:
+    if status.st_mode & NO_OTHERS:
         mode = stat.S_IMODE(status.st_mode)
         raise TuningError(f"{path}: others may write it (mode {mode:04o}), not to be trusted")

@@ -5,16 +5,15 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 import select
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-__all__ = ["check_writable", "descriptor_of", "reason_of", "write_whole"]
+from ..directories import Directory, check_link, open_directory
 
-_NO_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+__all__ = ["check_writable", "descriptor_of", "reason_of", "write_whole"]
 
 
 def check_writable(path: str) -> None:
@@ -25,10 +24,9 @@ def check_writable(path: str) -> None:
         return
     with _place_of(path) as place:
         if place.is_special:
-            if not os.access(place.name, os.W_OK, dir_fd=place.directory_fd):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            _check_special(place)
             return
-        with _temporary(place) as (fd, _):
+        with _new_file(place) as (fd, _):
             os.close(fd)
 
 
@@ -45,14 +43,12 @@ def write_whole(path: str, content: str | bytes) -> None:
         return
     with _place_of(path) as place:
         if place.is_special:
-            flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
-            _write(os.open(place.name, flags, dir_fd=place.directory_fd), data)
+            _check_special(place)
+            _write(_open_special(place), data)
             return
-        with _temporary(place) as (fd, name):
+        with _new_file(place) as (fd, name):
             _write(fd, data, lasting=True)
-            os.rename(
-                name, place.name, src_dir_fd=place.directory_fd, dst_dir_fd=place.directory_fd
-            )
+            place.directory.rename(name, place.name)
 
 
 def descriptor_of(path: str) -> int | None:
@@ -79,9 +75,9 @@ def reason_of(error: OSError | ValueError) -> str:
 
 @dataclass(frozen=True)
 class _Place:
-    """directory_fd: of the directory that holds the file. status: None where there is no file."""
+    """directory: that holds the file. status: None where there is no file."""
 
-    directory_fd: int
+    directory: Directory
     name: str
     status: os.stat_result | None
 
@@ -92,57 +88,63 @@ class _Place:
 
 @contextmanager
 def _place_of(path: str) -> Iterator[_Place]:
-    """Where the file is; directories on the way are found as the kernel finds them."""
+    """Where the file is: kecho.directories says which links on the way are followed."""
     place = _look_up(path, None)
     try:
         if place.status is not None and stat.S_ISLNK(place.status.st_mode):
-            _check_link(place.status, os.fstat(place.directory_fd))
-            link, target = place, os.readlink(place.name, dir_fd=place.directory_fd)
-            place = _look_up(target, link.directory_fd)
-            os.close(link.directory_fd)
+            check_link(place.status, os.fstat(place.directory.fd))
+            link, target = place, os.readlink(place.name, dir_fd=place.directory.fd)
+            place = _look_up(target, link.directory.fd)
+            link.directory.close()
             if place.status is not None and stat.S_ISLNK(place.status.st_mode):
                 raise OSError(errno.ELOOP, "a link to a link, which is not followed")
         if place.status is not None and stat.S_ISDIR(place.status.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         yield place
     finally:
-        os.close(place.directory_fd)
+        place.directory.close()
 
 
-def _look_up(path: str, directory_fd: int | None) -> _Place:
-    directory, name = os.path.split(path)
+def _look_up(path: str, below: int | None) -> _Place:
+    way, name = os.path.split(path)
     if name in ("", ".", ".."):
-        directory, name = path, "."  # a directory, which is told below
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    fd = os.open(directory or ".", flags | os.O_PATH, dir_fd=directory_fd)
+        way, name = path, "."  # a directory, which is told below
+    directory = open_directory(way, below)
     try:
-        return _Place(fd, name, os.stat(name, dir_fd=fd, follow_symlinks=False))
-    except FileNotFoundError:
-        return _Place(fd, name, None)
+        return _Place(directory, name, directory.status(name))
     except BaseException:
-        os.close(fd)
+        directory.close()
         raise
 
 
-def _check_link(link: os.stat_result, directory: os.stat_result) -> None:
-    """OSError if somebody else could have said where it leads, and have root overwrite that."""
-    trusted = (0, os.geteuid())
-    if link.st_uid not in trusted:
-        raise OSError(errno.ELOOP, "a link of another user, which is not followed")
-    if directory.st_uid not in trusted or directory.st_mode & _NO_OTHERS:
-        raise OSError(
-            errno.ELOOP, "a link in a directory that others may write, which is not followed"
+def _check_special(place: _Place) -> None:
+    """OSError if what is no regular file, such as a pipe, is not to be written to."""
+    assert place.status is not None
+    here = os.fstat(place.directory.fd)
+    # As the kernel's fs.protected_fifos, which only looks at calls that may make the file.
+    if here.st_mode & stat.S_IWOTH and place.status.st_uid not in (0, os.geteuid(), here.st_uid):
+        raise PermissionError(
+            errno.EACCES,
+            "belongs to another user, in a directory that all may write: not written to",
         )
+    if not os.access(place.name, os.W_OK, dir_fd=place.directory.fd):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def _open_special(place: _Place) -> int:
+    assert place.status is not None
+    flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
+    fd = os.open(place.name, flags, dir_fd=place.directory.fd)
+    if not os.path.samestat(os.fstat(fd), place.status):
+        os.close(fd)
+        raise FileExistsError(errno.EEXIST, "somebody has just put another file in its place")
+    return fd
 
 
 @contextmanager
-def _temporary(place: _Place) -> Iterator[tuple[int, str]]:
+def _new_file(place: _Place) -> Iterator[tuple[int, str]]:
     """A new file beside the place, to be renamed: descriptor, which is to be closed, and name."""
-    name = f".kecho-{secrets.token_hex(8)}.tmp"
-    mode = 0o666 if place.status is None else 0o600
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(name, flags, mode, dir_fd=place.directory_fd)
-    try:
+    with place.directory.new_file(0o666 if place.status is None else 0o600) as (fd, name):
         if place.status is not None:
             try:
                 _take_after(fd, place.status)
@@ -150,9 +152,6 @@ def _temporary(place: _Place) -> Iterator[tuple[int, str]]:
                 os.close(fd)
                 raise
         yield fd, name
-    finally:
-        with suppress(FileNotFoundError):  # it has been renamed
-            os.unlink(name, dir_fd=place.directory_fd)
 
 
 def _take_after(fd: int, status: os.stat_result) -> None:

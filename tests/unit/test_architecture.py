@@ -17,6 +17,7 @@ NATIVE = ROOT / "ext"
 
 # What a module may import from the package; a module that is not named here, of the others.
 ALLOWED = {
+    "directories": set(),
     "errors": set(),
     "_version": set(),
     "stats": set(),
@@ -25,7 +26,7 @@ ALLOWED = {
     "tuning": set(),
     "limits": {"tuning"},
     "tuned": {"errors", "tuning", "tuning_state", "uninterrupted"},
-    "tuning_state": {"errors"},
+    "tuning_state": {"directories", "errors"},
     "uninterrupted": set(),
     "options": {"errors"},
     "command": {"journal", "null", "options"},
@@ -34,7 +35,7 @@ ALLOWED = {
     "background": set(),
     "names": {"background"},
     "addresses": {"errors", "names"},
-    "listen_unix": {"errors", "options", "privileges"},
+    "listen_unix": {"directories", "errors", "options", "privileges"},
     "logs": set(),
     "access": {"errors"},
     "netstat": set(),
@@ -61,7 +62,7 @@ ALLOWED = {
     "server": {"addresses", "errors", "config", "stats", "run"},
     "foreground": {"errors", "config", "names", "stats", "server"},
     "privileges": {"errors", "_sandbox"},
-    "sandbox": {"_sandbox"},
+    "sandbox": {"directories", "_sandbox"},
     "systemd": set(),
     "confine": {"null", "options", "privileges", "sandbox"},
     "cli": {
@@ -182,6 +183,7 @@ FOR_BENCH = {
         "cgroups",
         "command",
         "cpus",
+        "directories",
         "names",
         "tuning",
         "limits",
@@ -230,6 +232,15 @@ def test_only_the_droppers_sockets_know_netlink() -> None:
 def test_only_privileges_and_the_sandbox_know_how_to_give_them_up() -> None:
     users = {name for name, path in modules().items() if "_sandbox" in imports_of_ours(name, path)}
     assert users == {"privileges", "sandbox"}
+
+
+def test_only_directories_makes_renames_or_removes_files() -> None:
+    changing = re.compile(
+        r"\bO_(?:CREAT|TMPFILE)\b|\.(?:unlink|rmdir|write_text|write_bytes|touch|mkfifo|makedirs)\("
+        r"|\bos\.(?:replace|rename|mkdir|mknod|link|symlink)\(|\.mkdir\(|\btempfile\b|\bshutil\b"
+    )
+    users = {name for name, path in modules().items() if changing.search(path.read_text())}
+    assert users == {"directories"}
 
 
 def test_only_plot_knows_matplotlib() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kecho.bench import files
+from kecho import directories
 from kecho.bench.files import check_writable, write_whole
 from support.faultless_run import result
 from support.server_process import run_python
@@ -148,7 +148,7 @@ def test_a_name_as_long_as_the_kernel_allows_can_be_written(own: Path) -> None:
 def test_a_temporary_file_that_is_there_already_is_not_followed(
     own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files.secrets, "token_hex", lambda size: "known")
+    monkeypatch.setattr(directories.secrets, "token_hex", lambda size: "known")
     (own / ".kecho-known.tmp").symlink_to(own / "victim")
     with pytest.raises(FileExistsError):
         write_whole(str(own / "file"), "")

@@ -22,7 +22,9 @@ from pathlib import Path
 import pytest
 
 from kecho import ListenError, OptionError, ServerConfig
+from kecho.directories import open_directory
 from kecho.listen import EVERY_QUEUE, Listener, open_listeners
+from kecho.listen_unix import SocketFile, _own
 from support.clients import DEADLINE_S, connect
 from support.privileges import skip_unless_root
 
@@ -241,7 +243,7 @@ import os, resource, sys
 from kecho import ListenError, ServerConfig
 from kecho.listen import open_listeners
 before = os.listdir("/proc/self/fd")
-most = max(map(int, before)) + 3  # the one that listed them is free again
+most = max(map(int, before)) + 5  # the one that listed them is free again
 resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 try:
     open_listeners(ServerConfig(port=0, uds=sys.argv[1], dispatch=sys.argv[2]), 4)
@@ -460,7 +462,6 @@ def test_file_of_a_server_that_listens_is_refused(listen: Open, path: str) -> No
     (listener,) = listen(uds=path)
     error = assert_refused(listen, path, "in use")
     assert error.errno == errno.EADDRINUSE
-    accept(listener).close()  # the question whether somebody is there
     assert_serves(listener)
 
 
@@ -475,6 +476,40 @@ def test_file_of_a_server_whose_backlog_is_full_is_refused(listen: Open, path: s
 def test_file_of_a_datagram_socket_in_use_is_refused(listen: Open, path: str) -> None:
     with bind_unix(path, socket.SOCK_DGRAM):
         assert_refused(listen, path, "in use")
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
+def test_file_of_a_socket_that_does_not_listen_yet_is_refused(
+    listen: Open, path: str, kind: socket.SocketKind
+) -> None:
+    with bind_unix(path, kind):
+        assert_refused(listen, path, "in use")
+    (listener,) = listen(uds=path)
+    assert_serves(listener)
+
+
+def test_nobody_is_disturbed_by_the_question_whether_a_file_is_in_use(
+    listen: Open, path: str
+) -> None:
+    (listener,) = listen(uds=path)
+    assert_refused(listen, path, "in use")
+    with pytest.raises(BlockingIOError):
+        listener.socket.accept()
+
+
+@pytest.mark.parametrize("kind", ["file", "hard link"])
+def test_what_has_been_put_in_the_files_place_gets_no_owner(tmp_path: Path, kind: str) -> None:
+    if kind == "file":
+        (tmp_path / "s").touch()
+    else:
+        bind_unix(str(tmp_path / "other")).close()
+        (tmp_path / "s").hardlink_to(tmp_path / "other")
+    file = SocketFile(open_directory(str(tmp_path)), "s")
+    try:
+        with pytest.raises(ListenError, match="replaced by another process"):
+            _own(file, None, "0")
+    finally:
+        file.forget()
 
 
 def test_file_that_is_not_a_socket_is_refused(listen: Open, path: str) -> None:
