@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ..directories import Directory, check_link, open_directory
 
-__all__ = ["check_writable", "descriptor_of", "reason_of", "write_whole"]
+__all__ = ["check_writable", "descriptor_of", "read_bounded", "reason_of", "write_whole"]
 
 
 def check_writable(path: str) -> None:
@@ -49,6 +49,34 @@ def write_whole(path: str, content: str | bytes) -> None:
         with _new_file(place) as (fd, name):
             _write(fd, data, lasting=True)
             place.directory.rename(name, place.name)
+
+
+def read_bounded(path: str, most: int) -> bytes:
+    """All of a regular file, or of what an open descriptor (/dev/stdin, /dev/fd/N; - is stdin)
+    gives. OSError, or ValueError if there are more than `most` bytes.
+
+    Nothing else is opened by its name: a device may never end, and a pipe may wait for a writer.
+    """
+    own_fd = 0 if path == "-" else descriptor_of(path)
+    if own_fd is not None:
+        fd = os.dup(own_fd)
+    else:
+        _check_regular(os.stat(path))
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with open(fd, "rb") as file:
+        if own_fd is None:
+            _check_regular(os.fstat(fd))
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"larger than {most >> 20} MiB")
+    return data
+
+
+def _check_regular(status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("is not a regular file; a pipe is read as standard input, -")
 
 
 def descriptor_of(path: str) -> int | None:

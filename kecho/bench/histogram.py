@@ -11,13 +11,15 @@ import base64
 import math
 import struct
 import zlib
+from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from fractions import Fraction
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate
+from operator import mul
 from types import MappingProxyType
 from typing import Any
 
@@ -93,6 +95,11 @@ def median_equivalent(index: int) -> int:
     return lowest_equivalent(index) + ((1 << _doubling_of(index)) >> 1)
 
 
+@cache
+def _medians() -> array[int]:
+    return array("Q", map(median_equivalent, range(COUNTS_LENGTH)))
+
+
 class Histogram:
     """How many samples, in ns, fell into each bucket; immutable.
 
@@ -112,10 +119,16 @@ class Histogram:
                 raise ValueError(f"{wrong} is not the index of a bucket, 0 to {COUNTS_LENGTH - 1}")
             if min(counts.values()) < 0:
                 raise ValueError(f"a count is negative: {min(counts.values())}")
-        self._counts = {index: counts[index] for index in sorted(counts) if counts[index]}
-        self._count = sum(self._counts.values())
+        indices = array("H", sorted(index for index, count in counts.items() if count))
+        self._hold(indices, [counts[index] for index in indices])
+
+    def _hold(self, indices: array[int], values: list[int]) -> None:
+        """Ascending, and without zeros. Ten bytes for a bucket, where a dict takes a hundred: a
+        result may hold thousands of histograms."""
+        self._count = sum(values)
         if self._count > _MOST:
             raise ValueError(f"more than {_MOST} samples")
+        self._indices, self._values = indices, array("Q", values)
 
     @classmethod
     def of(cls, values: Iterable[int]) -> Histogram:
@@ -125,8 +138,8 @@ class Histogram:
     def __add__(self, other: Histogram) -> Histogram:
         if not isinstance(other, Histogram):
             return NotImplemented
-        counts = dict(self._counts)
-        for index, count in other._counts.items():
+        counts = dict(self.counts)
+        for index, count in other.counts.items():
             counts[index] = counts.get(index, 0) + count
         return Histogram(counts)
 
@@ -134,8 +147,8 @@ class Histogram:
         """ValueError if `earlier` has samples that this one lacks."""
         if not isinstance(earlier, Histogram):
             return NotImplemented
-        counts = dict(self._counts)
-        for index, count in earlier._counts.items():
+        counts = dict(self.counts)
+        for index, count in earlier.counts.items():
             counts[index] = counts.get(index, 0) - count
             if counts[index] < 0:
                 raise ValueError("only an earlier snapshot can be subtracted")
@@ -144,10 +157,10 @@ class Histogram:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Histogram):
             return NotImplemented
-        return self._counts == other._counts
+        return self._indices == other._indices and self._values == other._values
 
     def __hash__(self) -> int:
-        return hash(tuple(self._counts.items()))
+        return hash((self._indices.tobytes(), self._values.tobytes()))
 
     def __bool__(self) -> bool:
         return self._count > 0
@@ -156,18 +169,14 @@ class Histogram:
         return f"<Histogram of {self._count} samples, {self.min} to {self.max} ns>"
 
     @cached_property
-    def _indices(self) -> list[int]:
-        return list(self._counts)
-
-    @cached_property
-    def _running_totals(self) -> list[int]:
+    def _running_totals(self) -> array[int]:
         """For each index, in their order, the samples up to and with its bucket."""
-        return list(accumulate(self._counts.values()))
+        return array("Q", accumulate(self._values))
 
     @property
     def counts(self) -> Mapping[int, int]:
         """The counts other than 0 by the index of the bucket, in ascending order."""
-        return MappingProxyType(self._counts)
+        return MappingProxyType(dict(zip(self._indices, self._values, strict=True)))
 
     @property
     def count(self) -> int:
@@ -187,12 +196,9 @@ class Histogram:
     @cached_property
     def _sums(self) -> tuple[int, int]:
         """Of the samples and of their squares, each taken as the median of its bucket; exact."""
-        total = squares = 0
-        for index, count in self._counts.items():
-            median = median_equivalent(index)
-            total += count * median
-            squares += count * median * median
-        return total, squares
+        medians = list(map(_medians().__getitem__, self._indices))
+        totals = list(map(mul, self._values, medians))
+        return sum(totals), sum(map(mul, totals, medians))
 
     @property
     def mean(self) -> float:
@@ -233,7 +239,7 @@ class Histogram:
         """In HdrHistogram's compressed V2 encoding, in base64."""
         counts = bytearray()
         following = 0  # the index after the last one written
-        for index, count in self._counts.items():
+        for index, count in zip(self._indices, self._values, strict=True):
             zeros = index - following
             if zeros:
                 # One zero is itself, several are their negative number.
@@ -251,29 +257,15 @@ class Histogram:
 
         ValueError, with a reason of one line, for anything else.
         """
-        try:
-            data = base64.b64decode(text, validate=True)
-        except ValueError as error:
-            raise ValueError(f"a histogram is not base64: {error}") from None
-        payload = _decompress(data)
-        if len(payload) < _HEADER.size:
-            raise ValueError("a histogram's header is truncated")
-        cookie, length, offset, digits, lowest, highest, ratio = _HEADER.unpack_from(payload)
-        if cookie & ~_WORD_SIZE_BITS != _COOKIE & ~_WORD_SIZE_BITS:
-            raise ValueError(f"a histogram has cookie {cookie:#x}, that of V2 is {_COOKIE:#x}")
-        if (lowest, highest, digits) != (LOWEST, HIGHEST, SIGNIFICANT_DIGITS):
-            raise ValueError(
-                f"a histogram of {lowest} to {highest} with {digits} digits; only those of "
-                f"{LOWEST} to {HIGHEST} with {SIGNIFICANT_DIGITS} are supported"
-            )
-        if offset != 0 or ratio != 1.0:
-            raise ValueError("a histogram is shifted or scaled, which is not supported")
-        if length != len(payload) - _HEADER.size:
-            raise ValueError(
-                f"a histogram has {len(payload) - _HEADER.size} bytes of counts, not the {length} "
-                "that it says"
-            )
-        return cls(_counts_of(payload[_HEADER.size :]))
+        decoded = cls.__new__(cls)
+        decoded._hold(*_counts_of(_payload_of(text)))
+        return decoded
+
+    @staticmethod
+    def size_of(text: str) -> int:
+        """How many bytes decode() would go through, of what encode() wrote: a few for each bucket
+        with samples. The time and memory that it takes are in proportion. ValueError likewise."""
+        return len(_payload_of(text))
 
     # ---- other forms ------------------------------------------------------------------------
 
@@ -352,34 +344,60 @@ def _put(target: bytearray, number: int) -> None:
     target.append(word)
 
 
-def _numbers(data: bytes) -> Iterator[int]:
-    """What _put() wrote; ValueError if the last is truncated."""
-    word = shift = 0
+def _payload_of(text: str) -> bytes:
+    """The counts of an encoded histogram; ValueError if it is not one of our range and digits."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise ValueError(f"a histogram is not base64: {error}") from None
+    payload = _decompress(data)
+    if len(payload) < _HEADER.size:
+        raise ValueError("a histogram's header is truncated")
+    cookie, length, offset, digits, lowest, highest, ratio = _HEADER.unpack_from(payload)
+    if cookie & ~_WORD_SIZE_BITS != _COOKIE & ~_WORD_SIZE_BITS:
+        raise ValueError(f"a histogram has cookie {cookie:#x}, that of V2 is {_COOKIE:#x}")
+    if (lowest, highest, digits) != (LOWEST, HIGHEST, SIGNIFICANT_DIGITS):
+        raise ValueError(
+            f"a histogram of {lowest} to {highest} with {digits} digits; only those of "
+            f"{LOWEST} to {HIGHEST} with {SIGNIFICANT_DIGITS} are supported"
+        )
+    if offset != 0 or ratio != 1.0:
+        raise ValueError("a histogram is shifted or scaled, which is not supported")
+    if length != len(payload) - _HEADER.size:
+        raise ValueError(
+            f"a histogram has {len(payload) - _HEADER.size} bytes of counts, not the {length} "
+            "that it says"
+        )
+    return payload[_HEADER.size :]
+
+
+def _counts_of(data: bytes) -> tuple[array[int], list[int]]:
+    """Indices and counts, from what _put() wrote; ValueError if malformed."""
+    indices, counts = array("H"), []
+    index = word = shift = 0
     for byte in data:
         if shift == 7 * (_WORD_BYTES - 1):
             word |= byte << shift
-        else:
+        elif byte & 0x80:
             word |= (byte & 0x7F) << shift
-            if byte & 0x80:
-                shift += 7
-                continue
-        yield (word >> 1) ^ -(word & 1)
+            shift += 7
+            continue
+        else:
+            word |= byte << shift
+        # ZigZag: odd ones are negative, so many zeros; 0 is one zero.
+        if word & 1:
+            index += (word >> 1) + 1
+        else:
+            if word and index < COUNTS_LENGTH:
+                indices.append(index)
+                counts.append(word >> 1)
+            index += 1
+        if index > COUNTS_LENGTH:
+            raise ValueError(f"a histogram has more than {COUNTS_LENGTH} counts")
         word = shift = 0
     if shift:
         raise ValueError("a histogram's last count is truncated")
-
-
-def _counts_of(data: bytes) -> dict[int, int]:
-    """Index -> count; ValueError if malformed."""
-    counts = {}
-    index = 0
-    for number in _numbers(data):
-        if number > 0 and index < COUNTS_LENGTH:
-            counts[index] = number
-        index += -number if number < 0 else 1
-        if index > COUNTS_LENGTH:
-            raise ValueError(f"a histogram has more than {COUNTS_LENGTH} counts")
-    return counts
+    return indices, counts
 
 
 def _decompress(data: bytes) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from . import report
 from .plot import plot
 from .result import Result, check_results
-from .together import unlike_machines
+from .together import machine_of, unlike_machines
 
 __all__ = ["to_html"]
 
@@ -58,11 +58,11 @@ def _environments(results: Sequence[Result]) -> Iterator[str]:
     if unlike:
         shown = html.escape("; ".join(unlike))
         yield f"<p class='bad'>Measured on unlike machines: {shown}</p>"
-    told: list[Result] = []
+    told: set[tuple[str, ...]] = set()
     for result in results:
-        if any(not unlike_machines([one.environment, result.environment]) for one in told):
+        if machine_of(result.environment) in told:
             continue
-        told.append(result)
+        told.add(machine_of(result.environment))
         yield f"<h2>Environment{html.escape(f': {result.name}') if unlike else ''}</h2><table>"
         for name, value in result.environment.items():
             yield f"<tr><td>{html.escape(name)}</td><td>{html.escape(_shown(value))}</td></tr>"

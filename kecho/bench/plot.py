@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from ..command import plural
 from .amounts import rate_text
 from .histogram import Histogram
-from .result import Interval, Result, check_results
+from .result import Interval, Result, Round, check_results
 from .together import unlike_machines
 
 __all__ = ["plot", "set_log"]
+
+T = TypeVar("T")
 
 _COLOURS = ("#1b6ca8", "#d1495b", "#66a182", "#edae49", "#7b5ea7", "#3d3d3d")
 _COLOUR_OF = {
@@ -25,6 +30,8 @@ _GREY = "#666666"
 _MOST_NINES = 6
 _MOST_TOLD = 6  # numbers of a sweep in the title
 _MOST_NAMED = 4  # lines that the legend beside a title has room for
+# However much a file holds: beyond these nobody could tell one from the other.
+_MOST_LINES, _MOST_BOXES, _MOST_DOTS = 100, 100, 200_000
 
 
 def plot(results: Sequence[Result], path: str | Path | BinaryIO, format: str | None = None) -> None:
@@ -47,6 +54,7 @@ def plot(results: Sequence[Result], path: str | Path | BinaryIO, format: str | N
     columns = 1 if len(panels) == 1 else 2
     rows = -(-len(panels) // columns)
     style: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    style["text.parse_math"] = False  # what is not ours, such as a path with $ in it, is no formula
     with matplotlib.rc_context(style):
         figure, axes = pyplot.subplots(
             rows, columns, figsize=(6.4 * columns, 4.2 * rows + 0.9), squeeze=False
@@ -59,20 +67,17 @@ def plot(results: Sequence[Result], path: str | Path | BinaryIO, format: str | N
                 axis.set_axisbelow(True)
             for axis in flat[len(panels) :]:
                 axis.set_visible(False)
-            # What is not ours, such as a path with $ in it, is no formula.
             figure.suptitle(
                 _title(results),
                 fontsize=11,
                 fontweight="bold",
                 x=0.01,
                 ha="left",
-                parse_math=False,
             )
             figure.text(
                 *(0.01, 0.008, _footer(results)),
                 fontsize=7.5,
                 color=_footer_colour(results),
-                parse_math=False,
             )
             figure.tight_layout(rect=(0, 0.03, 1, 0.985))
             figure.savefig(path, dpi=120, format=format)
@@ -125,19 +130,17 @@ def _numbers(numbers: Sequence[int]) -> str:
 
 
 def _footer(results: Sequence[Result]) -> str:
-    several = len(results) > 1
-    reasons = [
-        f"{_label(result, results)}: {reason}" if several else reason
-        for result in results
-        for reason in result.verdict.reasons
-    ]
+    reasons = [(result, reason) for result in results for reason in result.verdict.reasons]
     environment = results[0].environment
     where = f"Linux {environment.get('kernel')}, {environment.get('usable_cpus')} CPUs"
     if unlike := unlike_machines([result.environment for result in results]):
         where = _shortened(f"unlike machines: {'; '.join(unlike)}", 80)
     if reasons:
         more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
-        return f"NOT VALID: {_shortened(reasons[0], 130)}{more}   ({where})"
+        result, first = reasons[0]
+        if len(results) > 1:
+            first = f"{_label(result, results)}: {first}"
+        return f"NOT VALID: {_shortened(first, 130)}{more}   ({where})"
     return f"{where}, kecho {environment.get('kecho')}; the run's own checks found nothing wrong"
 
 
@@ -173,6 +176,15 @@ def _by_file(results: Sequence[Result]) -> dict[str, list[Result]]:
     return files
 
 
+def _some(every: Sequence[T]) -> Sequence[T]:
+    """As many, from the first on at even distances, as can be told apart."""
+    return every[:: -(-len(every) // _MOST_LINES) or 1]
+
+
+def _of_how_many(drawn: Sequence[object], every: Sequence[object]) -> str:
+    return f", {len(drawn)} of {len(every)}" if len(drawn) < len(every) else ""
+
+
 def _colour(index: int, total: int) -> Any:
     """One of so many that can be told apart."""
     if total <= len(_COLOURS):
@@ -190,13 +202,7 @@ def _by_connection(axis: Any, results: Sequence[Result]) -> None:
         ("connect_ns", "connect", _COLOUR_OF["connect"]),
         ("first_echo_ns", "first echo, from send", _COLOUR_OF["first_echo"]),
     ):
-        numbers: list[int] = []
-        times: list[float] = []
-        for one in rounds:
-            for number, ns in enumerate(getattr(one, name)):
-                if ns:
-                    numbers.append(number)
-                    times.append(ns / 1e6)
+        numbers, times = _dots(rounds, name)
         axis.plot(
             numbers,
             times,
@@ -207,34 +213,59 @@ def _by_connection(axis: Any, results: Sequence[Result]) -> None:
             label=title,
             rasterized=True,
         )
-    axis.set_title("by connection, every round", loc="left")
+    step = _step_of(rounds)
+    thinned = f", the slowest of each {step}" if step > 1 else ""
+    axis.set_title(f"by connection, every round{thinned}", loc="left")
     axis.set_xlabel("connection number")
     axis.set_ylabel("ms")
-    _set_time_scale(axis, [ns / 1e6 for one in rounds for ns in one.response_ns if ns])
+    _set_time_scale(axis, _dots(rounds, "response_ns")[1])
     legend = axis.legend(loc="best", markerscale=5, framealpha=0.9)
     for handle in legend.legend_handles:
         handle.set_alpha(1)
 
 
+def _step_of(rounds: Sequence[Round]) -> int:
+    return -(-sum(len(one.response_ns) for one in rounds) // _MOST_DOTS)
+
+
+def _dots(rounds: Sequence[Round], name: str) -> tuple[array[int], array[float]]:
+    """Connection numbers and ms. Where there are too many, of so many neighbours the slowest: a
+    slow one is never left out."""
+    step = _step_of(rounds)
+    numbers, times = array("L"), array("d")
+    every = (pair for one in rounds for pair in enumerate(getattr(one, name)) if pair[1])
+    while some := list(islice(every, step)):
+        number, ns = max(some, key=itemgetter(1))
+        numbers.append(number)
+        times.append(ns / 1e6)
+    return numbers, times
+
+
 def _by_round(axis: Any, results: Sequence[Result]) -> None:
     rounds = results[0].rounds
-    answered = [[ns / 1e6 for ns in one.response_ns if ns] for one in rounds]
-    shown = [(number, times) for number, times in enumerate(answered, 1) if times]
+    together = -(-len(rounds) // _MOST_BOXES)
+    shown = []
+    for begin in range(0, len(rounds), together):
+        some = rounds[begin : begin + together]
+        times = array("d", (ns / 1e6 for one in some for ns in one.response_ns if ns))
+        if times:
+            shown.append((begin + 1, times))
     if not shown:
         return
     axis.boxplot(
         [times for _, times in shown],
         positions=[number for number, _ in shown],
-        widths=0.6,
+        widths=0.6 * together,
         whis=(1, 99),
         flierprops={"marker": ".", "markersize": 2, "markeredgecolor": _COLOURS[1]},
         medianprops={"color": _COLOURS[0], "linewidth": 1.6},
         manage_ticks=len(shown) <= 20,
     )
-    axis.set_title("response time by round: median, quartiles, 1 % to 99 %", loc="left")
+    by = "round" if together == 1 else f"{together} rounds"
+    axis.set_title(f"response time by {by}: median, quartiles, 1 % to 99 %", loc="left")
     axis.set_xlabel("round")
     axis.set_ylabel("ms")
-    _set_time_scale(axis, [ms for _, times in shown for ms in times])
+    _set_time_scale(axis, array("d", (ms for _, times in shown for ms in times)))
 
 
 def _percentiles(axis: Any, results: Sequence[Result]) -> None:
@@ -242,9 +273,10 @@ def _percentiles(axis: Any, results: Sequence[Result]) -> None:
     import math
 
     one_result = len(results) == 1
+    drawn = _some(results)
     deepest = 1.0
     index = 0
-    for result in results:
+    for result in drawn:
         every = [name for name in result.latency if name != "lateness"]
         for name in every if one_result else [result.main_latency or ""]:
             if not result.latency.get(name):
@@ -254,7 +286,7 @@ def _percentiles(axis: Any, results: Sequence[Result]) -> None:
             nines = [depth for depth in nines if depth <= _MOST_NINES]
             times = [histogram.percentile(100 * (1 - 10**-depth)) / 1e6 for depth in nines]
             title = name.replace("_", " ") if one_result else _label(result, results)
-            colour = _COLOUR_OF[name] if one_result else _colour(index, len(results))
+            colour = _COLOUR_OF[name] if one_result else _colour(index, len(drawn))
             axis.plot(nines, times, color=colour, label=title)
             deepest = max(deepest, nines[-1])
             index += 1
@@ -264,10 +296,10 @@ def _percentiles(axis: Any, results: Sequence[Result]) -> None:
     axis.set_xticklabels(["50", *names_of_ticks[: len(ticks)]])
     axis.set_xlim(0, deepest)
     set_log(axis, "y")
-    axis.set_title("percentiles", loc="left")
+    axis.set_title(f"percentiles{_of_how_many(drawn, results)}", loc="left")
     axis.set_xlabel("percentile")
     axis.set_ylabel("ms")
-    many = len(results) > len(_COLOURS)
+    many = len(drawn) > len(_COLOURS)
     axis.legend(loc="best", framealpha=0.9, fontsize=6.5 if many else None, ncols=1 + many)
 
 
@@ -312,10 +344,11 @@ def _over_time(axis: Any, results: Sequence[Result]) -> None:
     """Echoes/s and p99; of a stream bytes/s, which is what it is about."""
     is_stream = all(result.workload["mode"] == "stream" for result in results)
     every = _all_series(results)
+    drawn = _some(every)
     highest = 0.0
     named: set[str] = set()
     lines = []
-    for result, series in every:
+    for result, series in drawn:
         shown = [one for one in series if one.duration_s > 0]
         amounts = [
             (one.bytes / 1e6 if is_stream else one.echoes / 1e3) / one.duration_s for one in shown
@@ -335,7 +368,8 @@ def _over_time(axis: Any, results: Sequence[Result]) -> None:
         named.add(label)
         highest = max(highest, *amounts, 0.0)
     axis.set_ylim(0, 1.1 * highest or 1)
-    axis.set_title("over time" + (", each repeat" if len(every) > len(results) else ""), loc="left")
+    each = ", each repeat" if len(every) > len(results) else ""
+    axis.set_title(f"over time{each}{_of_how_many(drawn, every)}", loc="left")
     axis.set_xlabel("s of measurement")
     axis.set_ylabel("MB/s each way" if is_stream else "thousand echoes/s")
     series = every[0][1]
@@ -367,9 +401,10 @@ def _index_of(result: Result, results: Sequence[Result]) -> int:
     return next(index for index, one in enumerate(results) if one is result)
 
 
-def _set_time_scale(axis: Any, times: list[float]) -> None:
+def _set_time_scale(axis: Any, times: array[float]) -> None:
     """Logarithmic when a few outliers would press the rest flat."""
-    if times and max(times) > 20 * sorted(times)[len(times) // 2]:
+    some = sorted(times[:: -(-len(times) // _MOST_DOTS) or 1])
+    if times and max(times) > 20 * some[len(some) // 2]:
         set_log(axis, "y")
     else:
         axis.set_ylim(bottom=0)

@@ -1,4 +1,8 @@
-"""What a file of results may hold: checked here, whoever wrote it. ValueErrors of one line."""
+"""What a file of results may hold: checked here, whoever wrote it. ValueErrors of one line.
+
+A file takes at most 5 s of CPU and 256 MB of memory to be read and reported, compared or drawn: the
+bounds below are set so. tests/unit/bench/test_results_fuzzed.py holds them.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +12,101 @@ import sys
 import zlib
 from array import array
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from .workload import Workload
 
-__all__ = ["MOST_SAMPLES", "amount", "count", "pack", "parse", "text", "unpack", "workload"]
+__all__ = [
+    *("HISTOGRAM_MOST", "MOST_BYTES", "Budget", "about", "amount", "count", "pack", "parse"),
+    *("steps", "text", "unpack", "workload"),
+]
 
-MOST_SAMPLES = 1 << 25  # of all rounds of a file: some 16 bytes of memory for each
+MOST_BYTES = 16 << 20  # of a file
+HISTOGRAM_MOST = 1 << 19  # characters of an encoded one
+_MOST_VALUES = 1 << 19  # commas, brackets and braces; a hundred bytes of memory each, at most
+_MOST_RESULTS = 10_000  # repeats among them
+_MOST_SAMPLES = 1 << 22  # of all rounds of a file: 8 bytes of memory each
+_MOST_HISTOGRAM_BYTES = 1 << 22  # decompressed: half a microsecond and 18 bytes of memory each
+_MOST_STEPS = 1000  # results that are no repeats
+_MOST_TEXT = 4096  # characters, of a reason or an error
+_MOST_ABOUT = 64 << 10  # characters of all that is said of a run's environment, say
+_DEEPEST = 32
+
+# A float that is not 0 lies between these, whatever it is: of what is measured, a nanosecond is the
+# least that a clock tells, and shares of CPU are above a millionth.
+_LEAST, _MOST = 1e-12, 1e30
+_LEAST_AMOUNT, _MOST_AMOUNT = 1e-9, 1e12
+_MOST_INTEGER = 1 << 64
 
 
-def parse(text: str) -> Any:
-    def refuse(name: str) -> None:
-        raise ValueError(f"{name} is no JSON")
+@dataclass
+class Budget:
+    """What a file may still take."""
 
+    samples: int = _MOST_SAMPLES
+    histogram_bytes: int = _MOST_HISTOGRAM_BYTES
+    results: int = _MOST_RESULTS
+
+    def take_result(self) -> None:
+        self.results -= 1
+        if self.results < 0:
+            raise ValueError(f"more than {_MOST_RESULTS:,} results")
+
+    def take_histogram(self, size: int) -> None:
+        """size: Histogram.size_of()."""
+        self.histogram_bytes -= size
+        if self.histogram_bytes < 0:
+            raise ValueError(
+                f"histograms of more than {_MOST_HISTOGRAM_BYTES:,} bytes, decompressed"
+            )
+
+
+def parse(data: str | bytes) -> Any:
+    """JSON as Python has it. Every number in it is finite, and plausible as to its size."""
+    raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
+    if len(raw) > MOST_BYTES:
+        raise ValueError(f"larger than {MOST_BYTES >> 20} MiB")
+    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > _MOST_VALUES:
+        raise ValueError(f"more than {_MOST_VALUES:,} values")
     try:
-        return json.loads(text, parse_constant=refuse)
+        parsed = json.loads(raw.decode())
+        _check_numbers(parsed, 0)
     except RecursionError:
         raise ValueError("not JSON: nested too deep") from None
+    except _Implausible as error:
+        name = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in error.keys)
+        raise ValueError(
+            f"a malformed result: {name.removeprefix('.')[:100]} is {error.shown}"
+        ) from None
+    return parsed
+
+
+class _Implausible(Exception):
+    def __init__(self, shown: str) -> None:
+        super().__init__()
+        self.shown = shown
+        self.keys: list[object] = []
+
+
+def _check_numbers(data: Any, depth: int) -> None:
+    """Raises _Implausible, with the way to the number."""
+    if isinstance(data, float):
+        if data != 0 and not _LEAST <= abs(data) <= _MOST:  # or not a number
+            raise _Implausible(f"{data!r}, which nobody has measured")
+    elif isinstance(data, int):
+        if not -_MOST_INTEGER < data < _MOST_INTEGER:
+            raise _Implausible("an integer beyond 64 bits")
+    elif isinstance(data, (dict, list)):
+        if depth == _DEEPEST:
+            raise RecursionError
+        for key, value in data.items() if isinstance(data, dict) else enumerate(data):
+            if not isinstance(value, str):
+                try:
+                    _check_numbers(value, depth + 1)
+                except _Implausible as error:
+                    error.keys.insert(0, key)
+                    raise
 
 
 def workload(data: Any) -> dict[str, Any]:
@@ -46,22 +127,44 @@ def _shown(value: object) -> str:
     return shown if len(shown) <= 60 else shown[:60] + "…"
 
 
-def text(value: object) -> str:
+def text(value: object, name: str, most: int = _MOST_TEXT) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"a malformed result: {_shown(value)} is no text")
+        raise ValueError(f"a malformed result: {name} is {_shown(value)}, which is no text")
+    if len(value) > most:
+        raise ValueError(f"a malformed result: {name} has more than {most:,} characters")
     return value
 
 
-def count(value: object) -> int:
+def about(value: Any, name: str) -> dict[str, Any]:
+    """What is said of a run, and shown to a person: a small object."""
+    if not isinstance(value, dict) or len(repr(value)) > _MOST_ABOUT:
+        raise ValueError(
+            f"a malformed result: {name} is no object of at most {_MOST_ABOUT:,} characters"
+        )
+    return value
+
+
+def steps(value: object) -> list[Any]:
+    """The results of a sweep."""
+    if not isinstance(value, list) or not value:
+        raise ValueError("a malformed result: 'results' is no list of results")
+    if len(value) > _MOST_STEPS:
+        raise ValueError(f"more than {_MOST_STEPS:,} results")
+    return value
+
+
+def count(value: object, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
-        raise ValueError(f"a malformed result: {_shown(value)} is no count")
+        raise ValueError(f"a malformed result: {name} is {_shown(value)}, which is no count")
     return value
 
 
-def amount(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e12:
-        raise ValueError(f"a malformed result: {_shown(value)} is no amount")
-    return float(value)
+def amount(value: object, name: str) -> float:
+    """0, or between a billionth and a million millions."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not (value == 0 or _LEAST_AMOUNT <= value < _MOST_AMOUNT):  # type: ignore[operator]
+        raise ValueError(f"a malformed result: {name} is {_shown(value)}, which is no amount")
+    return float(value)  # type: ignore[arg-type]
 
 
 def pack(numbers: Sequence[int]) -> str:
@@ -71,18 +174,18 @@ def pack(numbers: Sequence[int]) -> str:
     return base64.b64encode(zlib.compress(_little_endian(data).tobytes())).decode()
 
 
-def unpack(text: str, room: list[int]) -> tuple[int, ...]:
+def unpack(text: str, budget: Budget) -> array[int]:
     stream = zlib.decompressobj()
     try:
-        data = stream.decompress(base64.b64decode(text, validate=True), 8 * room[0] + 1)
+        data = stream.decompress(base64.b64decode(text, validate=True), 8 * budget.samples + 1)
     except zlib.error as error:
         raise ValueError(f"samples cannot be decompressed: {error}") from None
-    if len(data) > 8 * room[0]:
-        raise ValueError(f"more than {MOST_SAMPLES} samples")
+    if len(data) > 8 * budget.samples:
+        raise ValueError(f"more than {_MOST_SAMPLES:,} samples")
     if not stream.eof or stream.unused_data or len(data) % 8:
         raise ValueError("samples are truncated, or followed by more")
-    room[0] -= len(data) // 8
-    return tuple(_little_endian(array("Q", data)))
+    budget.samples -= len(data) // 8
+    return _little_endian(array("Q", data))
 
 
 def _little_endian(numbers: array[int]) -> array[int]:

@@ -77,17 +77,25 @@ class Interval:
 
 @dataclass(frozen=True)
 class Round:
-    """A burst: for each connection, in their order, ns; 0 where it did not get so far."""
+    """A burst: for each connection, in their order, ns; 0 where it did not get so far.
 
-    connect_ns: tuple[int, ...]
-    first_echo_ns: tuple[int, ...]
-    response_ns: tuple[int, ...]
+    Arrays of uint64, from whatever sequences.
+    """
+
+    connect_ns: Sequence[int]
+    first_echo_ns: Sequence[int]
+    response_ns: Sequence[int]
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            if not isinstance(getattr(self, name), array):
+                object.__setattr__(self, name, array("Q", getattr(self, name)))
 
     @classmethod
     def from_samples(cls, samples: bytes) -> Round:
         """From uint64 triples in the machine's byte order: _loadgen.Client.samples()."""
         numbers = array("Q", samples)
-        return cls(tuple(numbers[0::3]), tuple(numbers[1::3]), tuple(numbers[2::3]))
+        return cls(numbers[0::3], numbers[1::3], numbers[2::3])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,48 +250,55 @@ class Result:
     @classmethod
     def from_dict(cls, data: Any) -> Result:
         """ValueError, with a reason of one line, for what to_dict() did not make."""
-        return cls._from_dict(data, [reading.MOST_SAMPLES])
+        return cls._from_dict(data, reading.Budget())
 
     @classmethod
-    def _from_dict(cls, data: Any, room: list[int], *, is_repeat: bool = False) -> Result:
-        """room: how many samples may still be unpacked."""
+    def _from_dict(cls, data: Any, budget: reading.Budget, *, is_repeat: bool = False) -> Result:
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             found = data.get("schema") if isinstance(data, dict) else type(data).__name__
             raise ValueError(f"not a result of schema {SCHEMA}: {str(found)[:40]!r}")
+        budget.take_result()
         try:
             if is_repeat and data["repeats"]:
                 raise ValueError("a malformed result: a repeat has repeats")
-            repeats = tuple(cls._from_dict(one, room, is_repeat=True) for one in data["repeats"])
-            rounds = tuple(_round_from_dict(one, room) for one in data["rounds"])
+            repeats = tuple(cls._from_dict(one, budget, is_repeat=True) for one in data["repeats"])
+            rounds = tuple(_round_from_dict(one, budget) for one in data["rounds"])
+            number, text = reading.count, reading.text
             return cls(
                 workload=reading.workload(data["workload"]),
-                environment=dict(data["environment"]),
+                environment=reading.about(data["environment"], "environment"),
                 started_at=datetime.fromisoformat(data["started_at"]).timestamp(),
-                duration_s=reading.amount(data["duration_s"]),
-                connections=reading.count(data["connections"]),
-                echoes=reading.count(data["echoes"]),
-                bytes_sent=reading.count(data["bytes_sent"]),
-                bytes_received=reading.count(data["bytes_received"]),
-                errors={kind: reading.count(count) for kind, count in data["errors"].items()},
+                duration_s=reading.amount(data["duration_s"], "duration_s"),
+                connections=number(data["connections"], "connections"),
+                echoes=number(data["echoes"], "echoes"),
+                bytes_sent=number(data["bytes_sent"], "bytes_sent"),
+                bytes_received=number(data["bytes_received"], "bytes_received"),
+                errors={
+                    kind: number(many, "errors")
+                    for kind, many in reading.about(data["errors"], "errors").items()
+                },
                 first_error=None
                 if data["first_error"] is None
-                else reading.text(data["first_error"]),
+                else text(data["first_error"], "first_error"),
                 partial=bool(data["partial"]),
                 verdict=Verdict(
-                    tuple(map(reading.text, data["verdict"]["reasons"])),
-                    tuple(map(reading.text, data["verdict"]["notes"])),
+                    tuple(text(one, "verdict.reasons") for one in data["verdict"]["reasons"]),
+                    tuple(text(one, "verdict.notes") for one in data["verdict"]["notes"]),
                 ),
                 latency={
-                    _latency_name(name): Histogram.from_summary(one)
+                    _latency_name(name): _latency_from_summary(one, budget)
                     for name, one in data["latency_ns"].items()
                 },
                 observed=_observed_from_dict(data["observed"]),
-                series=tuple(map(_interval_from_dict, data["series"])),
+                series=tuple(
+                    _interval_from_dict(one, None if is_repeat else budget)
+                    for one in data["series"]
+                ),
                 rounds=rounds or tuple(one for result in repeats for one in result.rounds),
                 repeats=repeats,
             )
         except (KeyError, TypeError, AttributeError, OverflowError, OSError) as error:
-            raise ValueError(f"a malformed result: {error!r}") from None
+            raise ValueError(f"a malformed result: {error!r}"[:200]) from None
 
     @classmethod
     def from_json(cls, text: str) -> Result:
@@ -326,29 +341,39 @@ def _merge_observed(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return merged
 
 
-def _round_from_dict(data: Any, room: list[int]) -> Round:
-    one = Round(*(reading.unpack(data[name], room) for name in Round.__dataclass_fields__))
+def _round_from_dict(data: Any, budget: reading.Budget) -> Round:
+    one = Round(*(reading.unpack(data[name], budget) for name in Round.__dataclass_fields__))
     if not len(one.connect_ns) == len(one.first_echo_ns) == len(one.response_ns):
         raise ValueError("a malformed result: a round's times are of different numbers")
     return one
 
 
-def _interval_from_dict(data: Any) -> Interval:
-    interval = Interval(
-        reading.amount(data["start_s"]),
-        reading.amount(data["duration_s"]),
-        reading.count(data["echoes"]),
-        reading.count(data["bytes"]),
-        reading.text(data["hdr"]),
+def _latency_from_summary(data: Any, budget: reading.Budget) -> Histogram:
+    budget.take_histogram(
+        Histogram.size_of(reading.text(data["hdr"], "hdr", reading.HISTOGRAM_MOST))
     )
-    Histogram.decode(interval.hdr)
+    return Histogram.from_summary(data)
+
+
+def _interval_from_dict(data: Any, budget: reading.Budget | None) -> Interval:
+    """budget: None where nobody looks at its histogram, as at a repeat's."""
+    interval = Interval(
+        reading.amount(data["start_s"], "series.start_s"),
+        reading.amount(data["duration_s"], "series.duration_s"),
+        reading.count(data["echoes"], "series.echoes"),
+        reading.count(data["bytes"], "series.bytes"),
+        reading.text(data["hdr"], "series.hdr", reading.HISTOGRAM_MOST),
+    )
+    if budget is not None:
+        budget.take_histogram(Histogram.size_of(interval.hdr))
+        Histogram.decode(interval.hdr)
     return interval
 
 
 def _observed_from_dict(data: Any) -> dict[str, Any]:
-    for name in _NUMBERS_OBSERVED & data.keys():
+    for name in _NUMBERS_OBSERVED & reading.about(data, "observed").keys():
         if data[name] is not None:
-            reading.amount(data[name])
+            reading.amount(data[name], f"observed.{name}")
     return dict(data)
 
 
@@ -369,12 +394,11 @@ def dump(results: Sequence[Result], found: Mapping[str, object] | None = None) -
     return json.dumps(document if found is None else {**document, "found": found})
 
 
-def load(text: str) -> list[Result]:
-    """What dump() wrote. ValueError, with a reason of one line, for anything else."""
+def load(text: str | bytes) -> list[Result]:
+    """What dump() wrote. ValueError, with a reason of one line, for anything else, and for what
+    would take too much memory or time: kecho.bench.reading."""
     data = reading.parse(text)
     if isinstance(data, dict) and data.get("schema") == SCHEMA and "results" in data:
-        if not isinstance(data["results"], list) or not data["results"]:
-            raise ValueError("a malformed result: 'results' is no list of results")
-        room = [reading.MOST_SAMPLES]
-        return [Result._from_dict(one, room) for one in data["results"]]
+        budget = reading.Budget()
+        return [Result._from_dict(one, budget) for one in reading.steps(data["results"])]
     return [Result.from_dict(data)]

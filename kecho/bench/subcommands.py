@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from .. import command
 from . import compare, condition
-from .files import reason_of, write_whole
+from .files import read_bounded, reason_of, write_whole
+from .reading import MOST_BYTES
 from .result import Result, load
 
 __all__ = ["COMMANDS", "PROGRAM"]
@@ -26,8 +27,7 @@ def _load_all(paths: Sequence[str]) -> list[Result]:
         names = list(paths)
     for path, name in zip(paths, names, strict=True):
         try:
-            with open(path, encoding="utf-8") as file:
-                results += [replace(one, name=name) for one in load(file.read())]
+            results += [replace(one, name=name) for one in load(read_bounded(path, MOST_BYTES))]
         except (OSError, ValueError) as error:
             raise ValueError(f"{command.one_line(path)}: {reason_of(error)}") from None
     return results

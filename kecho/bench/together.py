@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["check_alike", "unlike_machines"]
+__all__ = ["check_alike", "machine_of", "unlike_machines"]
 
 _OF_A_MACHINE = {
     "cpu": "CPU",
@@ -34,11 +34,18 @@ def check_alike(
                 )
 
 
+def machine_of(environment: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a machine is told from another one by."""
+    return tuple(str(environment.get(key, "unknown")) for key in _OF_A_MACHINE)
+
+
 def unlike_machines(environments: Sequence[Mapping[str, Any]]) -> list[str]:
     """In what the machines differ, with the values there are: ``kernel: 6.1, 6.18``."""
     found = []
-    for key, title in _OF_A_MACHINE.items():
-        values = dict.fromkeys(str(one.get(key, "unknown")) for one in environments)
+    for title, each in zip(
+        _OF_A_MACHINE.values(), zip(*map(machine_of, environments), strict=True), strict=False
+    ):
+        values = dict.fromkeys(each)
         if len(values) > 1:
             found.append(f"{title}: {', '.join(values)}")
     return found

@@ -168,7 +168,7 @@ BENCH = {
     "bench.page": {"plot", "report", "result", "together"},
     "bench.spawn": set(),
     "bench.progress": {"amounts", "runner"},
-    "bench.subcommands": {"compare", "condition", "files", "page", "plot", "result"},
+    "bench.subcommands": {"compare", "condition", "files", "page", "plot", "reading", "result"},
     "bench.delivery": {"files", "report", "result", "search", "subcommands"},
     "bench.cli": {
         *{"amounts", "condition", "delivery", "place", "preflight", "progress", "report", "result"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -205,3 +206,25 @@ def test_a_comparison_says_what_is_not_comparable() -> None:
     said = compare.text(result(), other)
     assert "the workloads differ: connections" in said
     assert "B is NOT VALID: noise" in said
+
+
+def test_an_interval_of_very_many_repeats_takes_no_time_and_is_nearly_the_bootstraps() -> None:
+    draw = random.Random(1)
+    first, second = ([draw.gauss(100, 10) for _ in range(10_000)] for _ in range(2))
+    low, high = compare.interval(first, [2 * one for one in second])
+    assert low is not None
+    assert high is not None
+    assert 1.99 < low < 2 < high < 2.01
+    few = compare.interval(first[:100], second[:100])
+    more = compare.interval(first[:101], second[:101])
+    assert few == pytest.approx(more, rel=0.02)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, 0.0, -1.0])
+def test_there_is_no_interval_of_what_is_no_figure(wrong: float) -> None:
+    assert compare.interval([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, wrong]) == (None, None)
+
+
+def test_figures_that_hardly_differ_have_an_interval_or_none_and_soon() -> None:
+    compare.interval([1.0, 1.0, 1.0, 1.0 + 2**-52], [1.0] * 4)
+    compare.interval([5e-324, 5e-324, 5e-324, 1e-323], [5e-324] * 4)

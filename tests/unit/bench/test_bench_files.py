@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -153,6 +154,42 @@ def test_a_temporary_file_that_is_there_already_is_not_followed(
     with pytest.raises(FileExistsError):
         write_whole(str(own / "file"), "")
     assert not (own / "victim").exists()
+
+
+@pytest.mark.parametrize("command", [["compare", "{}", "{}"], ["report", "{}", "-o", "x.html"]])
+@pytest.mark.parametrize("kind", ["/dev/zero", "/dev/null", "pipe", "socket", "directory"])
+def test_what_may_never_end_is_not_read(own: Path, command: list[str], kind: str) -> None:
+    path = own / kind
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        os.mknod(path, 0o600 | stat.S_IFSOCK)
+    elif kind == "directory":
+        path.mkdir()
+    finished = run_bench(*(one.format(path) for one in command))
+    assert finished.returncode == 1
+    assert finished.stderr.startswith(f"kecho.bench: error: {path}: ")
+    assert finished.stderr.count("\n") == 1
+
+
+def test_standard_input_is_read_as_far_as_a_file_may_go(own: Path) -> None:
+    with open("/dev/zero", "rb") as zeros:
+        finished = run_bench("compare", "-", "/dev/stdin", stdin=zeros)
+    assert finished.stderr == "kecho.bench: error: -: larger than 16 MiB\n"
+    saved = own / "result.json"
+    saved.write_text(result().to_json())
+    with saved.open("rb") as file:
+        assert "A is one run" in run_bench("compare", "/dev/stdin", str(saved), stdin=file).stdout
+
+
+def run_bench(*arguments: str, stdin: IO[bytes] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "kecho.bench", *arguments],
+        stdin=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 @pytest.mark.parametrize(("command", "name"), [("plot", "x.png"), ("report", "x.html")])

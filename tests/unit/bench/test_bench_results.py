@@ -117,6 +117,30 @@ def test_a_hostile_file_is_refused_in_one_line(what: str) -> None:
         load(hostile_texts()[what])
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-1e999", "5e-324", "1e-200", "9" * 400])
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("duration_s", "duration_s"),
+        ("echoes", "echoes"),
+        ("observed", "observed.open_s"),
+        ("repeats", r"repeats\[3\].series\[0\].start_s"),
+    ],
+)
+def test_a_number_that_nobody_has_measured_is_refused_by_its_name(
+    name: str, field: str, number: str
+) -> None:
+    value: Any = "PLACE"
+    if name == "observed":
+        value = {"open_s": value}
+    elif name == "repeats":
+        one = json.loads(full_result().to_json())
+        value = [one] * 3 + [{**one, "series": [{**one["series"][0], "start_s": value}]}]
+    text = changed(**{name: value}).replace('"PLACE"', number)
+    with pytest.raises(ValueError, match=rf"^a malformed result: {field} is [^\n]*$"):
+        load(text)
+
+
 def test_what_a_later_version_adds_to_a_workload_is_left_out() -> None:
     workload = json.loads(full_result().to_json())["workload"]
     (one,) = load(changed(workload={**workload, "colour": "red"}))
