@@ -9,14 +9,11 @@ closes a listener, 2 for wrong usage.
 
 from __future__ import annotations
 
-import io
 import ipaddress
-import json
 import logging
 import os
 import re
 import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -31,6 +28,7 @@ from .errors import EngineError, ListenerLostError, ListenError, OptionError
 from .journal import is_journal, with_priority
 from .logs import stderr_handler
 from .options import Option, choice, describe_size, flag, option, options_of, seconds, switch
+from .printable import json_text, one_line
 from .public import PUBLIC, describe_limits
 from .server import Server
 from .stats import Stats, UdpCounters
@@ -201,8 +199,6 @@ _SAME_OPTION = {"bench": ("dispatch",), "dispatch": ("bench",)}
 
 
 def _print_config(config: CommandConfig, sources: Mapping[str, str]) -> None:
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a path comes out as it came in
     origin = dict(sources)
     if "bench" in origin:
         origin.setdefault("dispatch", origin["bench"])
@@ -214,7 +210,7 @@ def _print_config(config: CommandConfig, sources: Mapping[str, str]) -> None:
             name: {"value": value, "source": origin.get(name, "default")}
             for name, value in values.items()
         }
-        print(json.dumps(rows, indent=2))
+        command.put(json_text(rows, indent=2))
         return
     for name, value in values.items():
         shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
@@ -224,7 +220,8 @@ def _print_config(config: CommandConfig, sources: Mapping[str, str]) -> None:
             shown = "-"
         elif isinstance(shown, bool):
             shown = "on" if shown else "off"
-        print(f"{name.replace('_', '-'):17} {shown!s:24} {origin.get(name, 'default')}")
+        shown = one_line(str(shown))
+        command.put(f"{name.replace('_', '-'):17} {shown:24} {origin.get(name, 'default')}")
 
 
 # ---- what it says -----------------------------------------------------------------------------
@@ -233,7 +230,7 @@ def _print_config(config: CommandConfig, sources: Mapping[str, str]) -> None:
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        return f"kecho: {level}{record.getMessage()}"
+        return f"kecho: {level}{one_line(record.getMessage())}"
 
 
 class _JsonFormatter(logging.Formatter):
@@ -244,7 +241,7 @@ class _JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
         }
         fields.update(getattr(record, "fields", {}))
-        return json.dumps(fields)
+        return json_text(fields)
 
 
 class _JournalFormatter(logging.Formatter):

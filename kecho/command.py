@@ -15,6 +15,7 @@ from typing import NoReturn, TextIO
 from .journal import ERROR, is_journal, with_priority
 from .null import open_null
 from .options import Option, flag
+from .printable import one_line, printable
 
 __all__ = [
     "EXIT_FAILED",
@@ -24,6 +25,7 @@ __all__ = [
     "discard",
     "one_line",
     "plural",
+    "put",
     "run",
     "say",
     "say_error",
@@ -56,6 +58,11 @@ def run(
     except OSError as error:  # stdout: its reader has enough, or its disk is full
         if error.errno != errno.EPIPE:
             say_error(program, str(error))
+        return EXIT_FAILED
+    except Exception:  # a defect: what Python would print of it is not looked at
+        import traceback
+
+        show(program, traceback.format_exc(), to_stderr=True)
         return EXIT_FAILED
     finally:
         _flush_streams(devnull_fd)
@@ -120,7 +127,12 @@ def say_error(program: str, text: str) -> None:
 def say(text: str) -> None:
     """A line to stderr. If that fails there is nobody to tell: the exit status says the rest."""
     with suppress(OSError):
-        _write(f"{text}\n", sys.stderr)
+        _write(f"{one_line(text)}\n", sys.stderr)
+
+
+def put(text: str, end: str = "\n") -> None:
+    """Text and a newline to stdout, as print() does it: what is buffered is not flushed."""
+    print(printable(text), end=end)
 
 
 def show(program: str, text: str, *, to_stderr: bool = False) -> bool:
@@ -156,22 +168,13 @@ def _write(text: str, stream: TextIO | None) -> None:
         return
     try:
         try:
-            stream.write(text)
+            stream.write(printable(text))
         except UnicodeEncodeError:
-            plain = text.translate(_PLAIN).encode(stream.encoding, "backslashreplace")
+            plain = printable(text).translate(_PLAIN).encode(stream.encoding, "backslashreplace")
             stream.write(plain.decode(stream.encoding))
         stream.flush()
     except ValueError as error:  # the stream is closed
         raise OSError(errno.EBADF, str(error)) from None
-
-
-def one_line(text: str) -> str:
-    """With what would break or garble the line written as an escape."""
-    if text.isprintable():
-        return text
-    return "".join(
-        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
-    )
 
 
 def plural(count: int, one: str, many: str | None = None) -> str:
@@ -192,7 +195,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One line, and where to find more; argparse would print the whole usage."""
-        say_error(self.prog, f"{one_line(message)} (--help lists the options)")
+        say_error(self.prog, f"{message} (--help lists the options)")
         sys.exit(EXIT_USAGE)
 
 

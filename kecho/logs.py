@@ -10,6 +10,8 @@ import sys
 import time
 from typing import TextIO
 
+from .printable import printable
+
 __all__ = ["PATIENCE_S", "PatientHandler", "stderr_handler"]
 
 PATIENCE_S = 5.0  # for a reader who takes nothing; what comes before it takes something is lost
@@ -61,7 +63,7 @@ class PatientHandler(logging.StreamHandler[TextIO]):
 
     def _write(self, line: str, patience_s: float) -> bool:
         """Whether all of it was taken."""
-        text = ("\n" if self._is_cut else "") + line + "\n"
+        text = ("\n" if self._is_cut else "") + printable(line) + "\n"
         rest = text.encode(self.stream.encoding or "utf-8", "backslashreplace")
         fd = self._terminal_fd if self._terminal_fd >= 0 else self.stream.fileno()
         room = select.poll()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from ..printable import one_line
 from .amounts import duration_text, rate_text
 from .condition import METRICS, Condition, metric_of
 from .result import Result
@@ -179,4 +180,4 @@ def text(first: Result, second: Result, more: Sequence[str] = ()) -> str:
         )
         if names:
             lines.append(f"the workloads differ: {', '.join(names)}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(one_line, lines)) + "\n"

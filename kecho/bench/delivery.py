@@ -67,8 +67,7 @@ def check_paths(options: dict[str, Any]) -> None:
             if options[name]:
                 check_writable(options[name])
         except (OSError, ValueError) as error:
-            shown = command.one_line(options[name])
-            raise OptionError(name, f"{shown}: {reason_of(error)}") from None
+            raise OptionError(name, f"{options[name]}: {reason_of(error)}") from None
 
 
 def deliver(
@@ -121,7 +120,6 @@ def _save(results: Sequence[Result], found: Found | None, options: dict[str, Any
         try:
             write_whole(paths[name], writers[name]())
         except (OSError, ValueError) as error:
-            shown = command.one_line(paths[name])
-            command.say_error(PROGRAM, f"{flag(name)} {shown}: {reason_of(error)}")
+            command.say_error(PROGRAM, f"{flag(name)} {paths[name]}: {reason_of(error)}")
             saved = False
     return saved

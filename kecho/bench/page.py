@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 
+from ..printable import one_line
 from . import report
 from .plot import plot
 from .result import Result, check_results
@@ -49,24 +50,28 @@ def to_html(results: Sequence[Result]) -> str:
 
 def _heading(result: Result, results: Sequence[Result]) -> str:
     several = len({one.name for one in results}) > 1
-    return f"<h2>{html.escape(result.name)}</h2>" if several else ""
+    return f"<h2>{_escaped(result.name)}</h2>" if several else ""
 
 
 def _environments(results: Sequence[Result]) -> Iterator[str]:
     """Of each machine, with the results that are of it where there are several."""
     unlike = unlike_machines([result.environment for result in results])
     if unlike:
-        shown = html.escape("; ".join(unlike))
+        shown = _escaped("; ".join(unlike))
         yield f"<p class='bad'>Measured on unlike machines: {shown}</p>"
     told: set[tuple[str, ...]] = set()
     for result in results:
         if machine_of(result.environment) in told:
             continue
         told.add(machine_of(result.environment))
-        yield f"<h2>Environment{html.escape(f': {result.name}') if unlike else ''}</h2><table>"
+        yield f"<h2>Environment{_escaped(f': {result.name}') if unlike else ''}</h2><table>"
         for name, value in result.environment.items():
-            yield f"<tr><td>{html.escape(name)}</td><td>{html.escape(_shown(value))}</td></tr>"
+            yield f"<tr><td>{_escaped(name)}</td><td>{_escaped(_shown(value))}</td></tr>"
         yield "</table>"
+
+
+def _escaped(text: str) -> str:
+    return html.escape(one_line(text))
 
 
 def _picture(results: Sequence[Result]) -> str:

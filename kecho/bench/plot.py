@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from ..command import plural
+from ..printable import one_line
 from .amounts import rate_text
 from .histogram import Histogram
 from .result import Interval, Result, Round, check_results
@@ -68,14 +69,14 @@ def plot(results: Sequence[Result], path: str | Path | BinaryIO, format: str | N
             for axis in flat[len(panels) :]:
                 axis.set_visible(False)
             figure.suptitle(
-                _title(results),
+                one_line(_title(results)),
                 fontsize=11,
                 fontweight="bold",
                 x=0.01,
                 ha="left",
             )
             figure.text(
-                *(0.01, 0.008, _footer(results)),
+                *(0.01, 0.008, one_line(_footer(results))),
                 fontsize=7.5,
                 color=_footer_colour(results),
             )
@@ -158,7 +159,7 @@ def _label(result: Result, results: Sequence[Result]) -> str:
     parts = [result.name] if len(others) < len(results) else []
     if len(others) > 1 or not parts:
         parts.append(_step(result, others))
-    return ", ".join(parts)
+    return one_line(", ".join(parts))
 
 
 def _step(result: Result, others: Sequence[Result]) -> str:
@@ -320,7 +321,7 @@ def _draw_percentile_lines(axis: Any, results: Sequence[Result], x: Callable[[An
                 "o" + ("-", "--", ":")[index if len(files) > 1 else 0],
                 markersize=3.5,
                 color=_COLOURS[index] if len(files) == 1 else _colour(number, len(files)),
-                label=f"{name} p{percent:g}" if len(files) > 1 else f"p{percent:g}",
+                label=f"{one_line(name)} p{percent:g}" if len(files) > 1 else f"p{percent:g}",
             )
     axis.set_ylabel("ms")
     set_log(axis, "y")

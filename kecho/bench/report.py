@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..command import plural
+from ..printable import one_line
 from .amounts import duration_text, rate_text, size_text
 from .histogram import write_hlog
 from .result import Result
@@ -43,7 +44,7 @@ def text(result: Result, percentiles: Sequence[float] = PERCENTILES) -> str:
         rates = ", ".join(rate_text(one.rate_per_s) for one in result.repeats)
         lines.append(f"repeats     {rates} echoes/s")
     lines += _verdict(result)
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(one_line, lines)) + "\n"
 
 
 def _headline(workload: Any, address: object) -> str:

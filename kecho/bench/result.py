@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from ..printable import json_text
 from . import reading
 from .histogram import Histogram
 from .together import check_alike
@@ -245,7 +245,7 @@ class Result:
 
     def to_json(self) -> str:
         """Schema kecho.bench/1, one line. Sample arrays are base64 of zlib of uint64, LE."""
-        return json.dumps(self.to_dict())
+        return json_text(self.to_dict())
 
     @classmethod
     def from_dict(cls, data: Any) -> Result:
@@ -391,7 +391,7 @@ def dump(results: Sequence[Result], found: Mapping[str, object] | None = None) -
     if len(results) == 1 and found is None:
         return results[0].to_json()
     document = {"schema": SCHEMA, "results": [one.to_dict() for one in results]}
-    return json.dumps(document if found is None else {**document, "found": found})
+    return json_text(document if found is None else {**document, "found": found})
 
 
 def load(text: str | bytes) -> list[Result]:

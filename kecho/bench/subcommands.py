@@ -29,7 +29,7 @@ def _load_all(paths: Sequence[str]) -> list[Result]:
         try:
             results += [replace(one, name=name) for one in load(read_bounded(path, MOST_BYTES))]
         except (OSError, ValueError) as error:
-            raise ValueError(f"{command.one_line(path)}: {reason_of(error)}") from None
+            raise ValueError(f"{path}: {reason_of(error)}") from None
     return results
 
 
@@ -60,9 +60,7 @@ def _draw(arguments: Sequence[str], name: str, suffixes: tuple[str, ...], help: 
         command.say_error(PROGRAM, "pictures need matplotlib: pip install 'kecho[plot]'")
         return command.EXIT_FAILED
     except OSError as error:
-        command.say_error(
-            PROGRAM, f"--output {command.one_line(chosen.output)}: {reason_of(error)}"
-        )
+        command.say_error(PROGRAM, f"--output {chosen.output}: {reason_of(error)}")
         return command.EXIT_FAILED
     except ValueError as error:
         command.say_error(PROGRAM, str(error))

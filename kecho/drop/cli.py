@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _usage(text: str) -> int:
-    command.say_error(PROGRAM, f"{command.one_line(text)} (--help lists the options)")
+    command.say_error(PROGRAM, f"{text} (--help lists the options)")
     return command.EXIT_USAGE
 
 
@@ -100,7 +100,7 @@ def _run(arguments: Sequence[str], ending: Ending) -> int:
         return _usage(str(error))
     except PairError as error:
         what = f"standard input, {error}" if error.line else str(error)
-        command.say_error(PROGRAM, f"{command.one_line(what)}; nothing was dropped")
+        command.say_error(PROGRAM, f"{what}; nothing was dropped")
         return command.EXIT_USAGE
     if pairs is None and not has_filter and not lists_all:
         return _usage("neither pairs nor a filter that narrows: what is to be dropped?")

@@ -16,7 +16,7 @@ class Failure(Exception):
 
     def __init__(self, text: str, status: int) -> None:
         super().__init__(text)
-        self.text = command.one_line(text)
+        self.text = text
         self.status = status
 
 

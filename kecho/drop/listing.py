@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import json
 import sys
 from collections.abc import Sequence
 
 from .. import command
+from ..printable import json_text
 from . import outcome as outcomes
 from .config import DropConfig
 from .process import Holder, holders
@@ -24,11 +24,13 @@ def list_sockets(config: DropConfig, found: Sequence[Socket]) -> int:
     held = holders(one.inode for one in found if one.inode)
     try:
         if config.json:
-            print(json.dumps({"sockets": [_row(one, held.get(one.inode)) for one in found]}))
+            command.put(json_text({"sockets": [_row(one, held.get(one.inode)) for one in found]}))
         elif not config.quiet and found:
             lines = [HEADER, *(_line(one, held.get(one.inode)) for one in found)]
             widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-            print("\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines))
+            command.put(
+                "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+            )
         flush()
     except OSError as error:
         return say_lost(error)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 import sys
 import time
 import traceback
 from collections import Counter
 from collections.abc import Collection, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from .. import command
+from ..printable import json_text
 from . import outcome as outcomes
 from .config import PASSES_MOST, DropConfig
 from .ending import Ending
@@ -104,8 +103,8 @@ class _Run:
             status = max(status, self.failure.status)
         elif self.failure is not None:
             status = max(status, outcomes.EXIT_NOT_DROPPED)
-            with suppress(Exception):
-                traceback.print_exception(self.failure)
+            text = "".join(traceback.format_exception(self.failure))
+            command.show(PROGRAM, text, to_stderr=True)
         elif is_interrupted:
             if is_cut and sys.stdout is not None:
                 command.discard(sys.stdout)
@@ -207,7 +206,7 @@ class _Run:
         if self.config.json:
             self._print_rows(batch)
         elif not self.config.quiet and batch:
-            print("\n".join(_line(one, self.config.dry_run) for one in batch))
+            command.put("\n".join(_line(one, self.config.dry_run) for one in batch))
 
     def _batches(self, progress: Progress) -> Iterator[list[Outcome]]:
         options: Any = {"listeners": self.config.listeners, "dry": self.config.dry_run}
@@ -239,15 +238,16 @@ class _Run:
             begun = ", " if self.has_rows else '{"outcomes": ['
             self.has_rows = True
             self.row_counts.update(one.result for one in batch)
-            print(begun + ", ".join(json.dumps(one.to_dict()) for one in batch), end="")
+            rows = ", ".join(json_text(one.to_dict()) for one in batch)
+            command.put(begun + rows, end="")
 
     def _print_json(self) -> None:
         """The end of the document."""
         begun = "" if self.has_rows else '{"outcomes": ['
-        counts = json.dumps({**self.row_counts, **self._open_counts()})
+        counts = json_text({**self.row_counts, **self._open_counts()})
         self.has_rows = False
         self.row_counts.clear()
-        print(f'{begun}], "counts": {counts}}}')
+        command.put(f'{begun}], "counts": {counts}}}')
 
     def _open_counts(self) -> dict[str, int]:
         """Of this pass, those without an outcome."""

@@ -8,6 +8,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 from contextlib import ExitStack
 
 import pytest
@@ -202,3 +203,21 @@ def test_only_a_socket_that_is_bound_to_a_device_is_meant_by_it(
         assert run_drop("--list", "--state", "established", out, "%lo").stdout.count("\n") == 3
     said = " ".join(run_drop("--help").stdout.split())
     assert "the device that the socket is bound to (most are bound to none)" in said
+
+
+def test_a_device_with_controls_in_its_name_is_listed_with_escapes(namespace: Namespace) -> None:
+    name = "a\x1b]0;b\x07\u202e"
+    namespace.run("ip", "link", "add", "name", name, "type", "veth", "peer", "name", "peer")
+    with namespace, socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name.encode())
+        one.bind(("127.0.0.1", 0))
+        one.listen()
+        for more in ([], ["--json"]):
+            listed = subprocess.run(
+                [sys.executable, "-m", "kecho.drop", "--list", "--listeners", *more],
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            assert not [x for x in listed.stdout if not x.isprintable() and x != "\n"]
+            assert "a\\x1b]0;b\\x07" in listed.stdout or "a\\u001b]0;b\\u0007" in listed.stdout

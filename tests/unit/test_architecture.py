@@ -19,6 +19,7 @@ NATIVE = ROOT / "ext"
 ALLOWED = {
     "directories": set(),
     "errors": set(),
+    "printable": set(),
     "_version": set(),
     "stats": set(),
     "cgroups": set(),
@@ -29,14 +30,14 @@ ALLOWED = {
     "tuning_state": {"directories", "errors"},
     "uninterrupted": set(),
     "options": {"errors"},
-    "command": {"journal", "null", "options"},
+    "command": {"journal", "null", "options", "printable"},
     "journal": set(),
     "null": set(),
     "background": set(),
     "names": {"background"},
     "addresses": {"errors", "names"},
     "listen_unix": {"directories", "errors", "options", "privileges"},
-    "logs": set(),
+    "logs": {"printable"},
     "access": {"errors"},
     "netstat": set(),
     "seldom": set(),
@@ -67,7 +68,7 @@ ALLOWED = {
     "confine": {"null", "options", "privileges", "sandbox"},
     "cli": {
         *{"addresses", "errors", "options", "config", "command", "stats", "tuning"},
-        *{"confine", "journal", "logs", "privileges", "public", "systemd"},
+        *{"confine", "journal", "logs", "printable", "privileges", "public", "systemd"},
         *{"server", "foreground", "_version"},
     },
     "__main__": {"cli"},
@@ -81,10 +82,10 @@ ALLOWED = {
     "drop.sockets": {"_sockdiag"},
     "drop.config": {"options"},
     "drop.failure": {"command"},
-    "drop.listing": {"command"},
+    "drop.listing": {"command", "printable"},
     "drop.place": {"command"},
     "drop.search": {"command"},
-    "drop.work": {"command"},
+    "drop.work": {"command", "printable"},
     "drop.cli": {"errors", "options", "command", "_version"},
     "__init__": {"errors", "config", "stats", "server", "foreground", "_version"},
 }
@@ -185,6 +186,7 @@ FOR_BENCH = {
         "cpus",
         "directories",
         "names",
+        "printable",
         "tuning",
         "limits",
         "tuned",
@@ -241,6 +243,13 @@ def test_only_directories_makes_renames_or_removes_files() -> None:
     )
     users = {name for name, path in modules().items() if changing.search(path.read_text())}
     assert users == {"directories"}
+
+
+def test_what_is_printed_goes_through_one_place() -> None:
+    """command escapes what it prints, logs what it writes; a progress bar is made of escapes."""
+    printing = re.compile(r"\bprint\(|\bstd(?:out|err)\.write\(|\bprint_exc")
+    users = {name for name, path in modules().items() if printing.search(path.read_text())}
+    assert users - {"__init__"} == {"command", "drop.progress"}
 
 
 def test_only_plot_knows_matplotlib() -> None:
