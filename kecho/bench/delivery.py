@@ -16,6 +16,7 @@ from ..errors import OptionError
 from ..options import Option, flag
 from . import report
 from .files import check_writable, descriptor_of, reason_of, write_whole
+from .reading import MOST_BYTES
 from .result import Result, dump
 from .search import Found
 from .subcommands import PROGRAM
@@ -118,7 +119,11 @@ def _save(results: Sequence[Result], found: Found | None, options: dict[str, Any
     paths = {name: options[name] for name in FILES if options[name]}
     for name in sorted(paths, key=lambda name: descriptor_of(paths[name]) is not None):
         try:
-            write_whole(paths[name], writers[name]())
+            content = writers[name]()
+            write_whole(paths[name], content)
+            if name == "json" and len(content) > MOST_BYTES:
+                most = f"the {MOST_BYTES >> 20} MiB that plot, report and compare read"
+                command.say(f"{PROGRAM}: warning: --json {paths[name]}: larger than {most}")
         except (OSError, ValueError) as error:
             command.say_error(PROGRAM, f"{flag(name)} {paths[name]}: {reason_of(error)}")
             saved = False

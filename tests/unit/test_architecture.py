@@ -170,7 +170,7 @@ BENCH = {
     "bench.spawn": set(),
     "bench.progress": {"amounts", "runner"},
     "bench.subcommands": {"compare", "condition", "files", "page", "plot", "reading", "result"},
-    "bench.delivery": {"files", "report", "result", "search", "subcommands"},
+    "bench.delivery": {"files", "reading", "report", "result", "search", "subcommands"},
     "bench.cli": {
         *{"amounts", "condition", "delivery", "place", "preflight", "progress", "report", "result"},
         *{"runner", "search", "signals", "spawn", "subcommands", "target", "workload"},

@@ -13,6 +13,7 @@ from typing import IO
 import pytest
 
 from kecho import directories
+from kecho.bench import delivery
 from kecho.bench.files import check_writable, write_whole
 from support.faultless_run import result
 from support.server_process import run_python
@@ -180,6 +181,17 @@ def test_standard_input_is_read_as_far_as_a_file_may_go(own: Path) -> None:
     saved.write_text(result().to_json())
     with saved.open("rb") as file:
         assert "A is one run" in run_bench("compare", "/dev/stdin", str(saved), stdin=file).stdout
+
+
+def test_a_file_that_will_not_be_read_again_is_told(
+    own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = dict.fromkeys(delivery.FILES) | {"json": str(own / "x"), "percentiles": (50,)}
+    assert delivery.deliver([result()], None, options, None) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(delivery, "MOST_BYTES", 1 << 10)
+    assert delivery.deliver([result()], None, options, None) == 0
+    assert "warning: --json" in capsys.readouterr().err
 
 
 def run_bench(*arguments: str, stdin: IO[bytes] | None = None) -> subprocess.CompletedProcess[str]:
