@@ -109,7 +109,8 @@ def open_directory(path: str, below: int | None = None) -> Directory:
 
     below: the descriptor of the directory that a relative path begins in.
 
-    A symbolic link on the way is followed if it and its directory belong to root or the caller.
+    A symbolic link on the way is followed if it and its directory belong to root or the caller, or
+    to the owner of "/".
     Links in /proc are followed as the kernel does. Raises OSError.
     """
     fd = os.open("/" if path.startswith("/") else ".", _WAY | os.O_DIRECTORY, dir_fd=below)
@@ -176,8 +177,10 @@ def check_link(
         )
 
 
-def _trusted() -> tuple[int, int]:
-    return 0, os.geteuid()
+def _trusted() -> tuple[int, ...]:
+    """Root and the caller; and whoever owns "/", on which every path depends: in a user namespace,
+    the root outside of it shows as the overflow user, user_namespaces(7)."""
+    return 0, os.geteuid(), os.stat("/").st_uid
 
 
 def _is_fixed(directory: os.stat_result, entry: os.stat_result | None) -> bool:

@@ -91,6 +91,29 @@ def test_a_result_goes_through_a_link_of_roots_own(top: Path) -> None:
     assert (top / "his/place/a.json").read_text() == "x"
 
 
+def test_in_a_user_namespace_links_of_the_root_outside_are_followed(top: Path) -> None:
+    """There root shows as the overflow user, as "/" does: unlike a link of the caller's, and no
+    stranger's."""
+    (top / "ours/link").symlink_to("../his")
+    script = f"""
+import ctypes, os
+from kecho.directories import open_directory
+os.setgroups([]), os.setgid(1234), os.setuid(1234)
+libc = ctypes.CDLL(None)
+assert libc.prctl(4, 1, 0, 0, 0) == 0  # PR_SET_DUMPABLE: its files in /proc are its own again
+if libc.unshare(0x10000000):
+    print("his")
+else:
+    open("/proc/self/uid_map", "w").write("0 1234 1")
+    fd = open_directory({str(top / "ours/link")!r}).fd
+    print(os.path.basename(os.readlink(f"/proc/self/fd/{{fd}}")))
+"""
+    finished = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert (finished.stderr, finished.stdout) == ("", "his\n")
+
+
 def test_a_result_stays_out_of_a_directory_that_is_exchanged_meanwhile(top: Path) -> None:
     plant(top / "his/link", top / "ours")
     path = str(top / "his/place/a.json")
