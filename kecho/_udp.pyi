@@ -20,6 +20,7 @@ class Echo:
         source_port_least: int,
         rate_per_source: int,
         rate_total: int,
+        rate_repeated: int,
         rules: list[tuple[int, int, bool]],
         is_allowed_otherwise: bool,
     ) -> None: ...

@@ -360,18 +360,31 @@ class ServerConfig:
         False, switch("echo datagrams, too, on the same addresses and port (UDP, RFC 862)")
     )
     udp_rate: int = option(
-        100_000,
+        10_000,
         integer(
-            "datagrams a second that are answered to one source (an IPv4 address, an IPv6 /64); "
-            "a tenth of it at once, at least 128; 0: no limit",
+            "datagrams a second that are answered to one source (an IPv4 address, an IPv6 /64, a "
+            "link-local address); a tenth of it at once, at least 128; 0: no limit",
             0,
             MOST_DATAGRAMS_PER_S,
         ),
     )
     udp_rate_total: int = option(
-        1_000_000,
+        100_000,
         integer(
             "datagrams a second that are answered to all sources together; 0: no limit",
+            0,
+            MOST_DATAGRAMS_PER_S,
+        ),
+    )
+    udp_rate_repeated: int = option(
+        10,
+        integer(
+            "datagrams a second that one source address and port may send again (the same bytes "
+            "within a second) and have all answered, 128 at once; beyond that one in ten is "
+            "refused, so that a forged datagram does not go to and fro between two echo servers "
+            "for ever: with another kecho server it is answered 68 times at most; with any other "
+            "until 193 are answered and 12 more for each second, if it comes round more than 12 "
+            "times a second; 0: no limit",
             0,
             MOST_DATAGRAMS_PER_S,
         ),

@@ -20,6 +20,7 @@ from .listen import (
 __all__ = ["Datagrams", "open_everything", "udp_worker_count"]
 
 _IP_PKTINFO = 8  # <linux/in.h>; Python has it from 3.14 on
+_IP_RECVTTL = 12  # <bits/in.h>
 _UDP_GRO = 104  # <linux/udp.h>, Linux 5.0
 _RECEIVE_BUFFER_BYTES = 1 << 20  # net.core.rmem_max may allow less: a burst waits there
 
@@ -114,11 +115,14 @@ def _open_group(
 def _set_up(one: socket.socket, family: int) -> None:
     one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
     one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _RECEIVE_BUFFER_BYTES)
-    # The address that was asked is the one that answers: ip(7), ipv6(7).
+    # The address that was asked is the one that answers; how far a datagram could still go, an
+    # answer may not always exceed: ip(7), ipv6(7).
     if family == socket.AF_INET6:
         one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
     else:
         one.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        one.setsockopt(socket.IPPROTO_IP, _IP_RECVTTL, 1)
     with suppress(OSError):  # an older kernel gives each datagram by itself
         one.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)

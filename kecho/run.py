@@ -480,6 +480,7 @@ def _udp_echo(
         source_port_least=config.udp_min_source_port,
         rate_per_source=config.udp_rate,
         rate_total=config.udp_rate_total,
+        rate_repeated=config.udp_rate_repeated,
         rules=rules_of(config.allow, config.deny),
         is_allowed_otherwise=not config.allow,
     )

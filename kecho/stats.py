@@ -131,7 +131,7 @@ class UdpCounters:
     refused: not answered, by reason: ``port`` (source port below udp_min_source_port),
         ``own_port`` (source port is the server's), ``address`` (broadcast, multicast, unspecified
         or reserved on either side), ``denied`` (allow, deny), ``rate`` (udp_rate), ``rate_total``
-        (udp_rate_total).
+        (udp_rate_total), ``repeated`` (udp_rate_repeated).
     errors: by kind: ``truncated`` (longer than 64 KiB), ``full`` (no room to send), ``memory``,
         ``unreachable``, ``denied`` (a firewall), ``send``, ``recv``.
     """

@@ -21,8 +21,10 @@ cdef extern from * nogil:
         AF_INET6
         IPPROTO_IP
         IPPROTO_IPV6
+        IPV6_HOPLIMIT
         IPV6_PKTINFO
         IP_PKTINFO
+        IP_TTL
         SOL_UDP
         UDP_GRO
         UDP_SEGMENT

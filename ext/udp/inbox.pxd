@@ -2,8 +2,10 @@
 from kernel.datagram cimport (
     CMSG_DATA, CMSG_FIRSTHDR, CMSG_NXTHDR, MSG_CTRUNC, cmsghdr, mmsghdr, recvmmsg,
 )
-from kernel.inet cimport IPPROTO_IP, IPPROTO_IPV6, IPV6_PKTINFO, IP_PKTINFO, SOL_UDP, UDP_GRO
-from kernel.inet cimport in6_pktinfo, in_pktinfo
+from kernel.inet cimport (
+    IPPROTO_IP, IPPROTO_IPV6, IPV6_HOPLIMIT, IPV6_PKTINFO, IP_PKTINFO, IP_TTL, SOL_UDP, UDP_GRO,
+    in6_pktinfo, in_pktinfo,
+)
 from kernel.socket cimport MSG_DONTWAIT
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint32_t
@@ -40,6 +42,7 @@ cdef inline void inbox_read(Inbox* inbox, uint32_t number, Request* request) noe
     cdef mmsghdr* message = &inbox.headers[number]
     cdef cmsghdr* entry = CMSG_FIRSTHDR(&message.msg_hdr)
     cdef int segment_bytes = 0
+    cdef int hops = 0
     request.data = <uint8_t*>inbox.pieces[number].iov_base
     request.source = &inbox.sources[number]
     request.bytes = message.msg_len
@@ -51,9 +54,14 @@ cdef inline void inbox_read(Inbox* inbox, uint32_t number, Request* request) noe
         elif entry.cmsg_level == IPPROTO_IPV6 and entry.cmsg_type == IPV6_PKTINFO:
             memcpy(&request.asked.v6, CMSG_DATA(entry), sizeof(in6_pktinfo))
             request.has_asked = True
+        elif (entry.cmsg_level == IPPROTO_IP and entry.cmsg_type == IP_TTL
+                or entry.cmsg_level == IPPROTO_IPV6 and entry.cmsg_type == IPV6_HOPLIMIT):
+            memcpy(&hops, CMSG_DATA(entry), sizeof(hops))
         elif entry.cmsg_level == SOL_UDP and entry.cmsg_type == UDP_GRO:
             memcpy(&segment_bytes, CMSG_DATA(entry), sizeof(segment_bytes))
         entry = CMSG_NXTHDR(&message.msg_hdr, entry)
+    request.hops = <uint32_t>hops
+    request.is_repeated = False
     # Without its segment size a message may be several datagrams that pass for one.
     if message.msg_hdr.msg_flags & MSG_CTRUNC:
         request.has_asked = False

@@ -18,6 +18,7 @@
 #include "common/memory.h"
 #include "common/rules.h"
 #include "common/siphash.h"
+#include "udp/fingerprint.h"
 
 /* ---- what is taken and given at once ----------------------------------------------------- */
 
@@ -67,6 +68,8 @@ struct kecho_udp_request {
     uint32_t segment_bytes; /* GRO: each datagram's but the last's; 0: it is one datagram */
     uint32_t datagrams;
     uint32_t has_asked; /* whether the kernel has said which address was asked */
+    uint32_t hops;      /* it could still go: IPv4's time to live, IPv6's hop limit; 0: not said */
+    uint32_t is_repeated; /* one of its datagrams came before, a moment ago */
     union kecho_udp_asked asked;
 };
 
@@ -80,6 +83,7 @@ enum kecho_udp_refusal {
     REFUSED_DENIED,   /* allow, deny */
     REFUSED_RATE,     /* its source sends too many */
     REFUSED_TOTAL,    /* all sources together do */
+    REFUSED_REPEATED, /* its source sends the same again and again, as a loop would */
     REFUSALS
 };
 
@@ -137,6 +141,27 @@ struct kecho_udp_limiter {
     struct kecho_udp_set *sets; /* KECHO_UDP_SETS */
 };
 
+/* ---- repeats ----------------------------------------------------------------------------- */
+
+#define KECHO_UDP_SEEN_WAYS 8
+#define KECHO_UDP_SEEN_SETS 16384 /* 1 MiB for 131,072 datagrams */
+
+/* Datagrams answered: the high half of a word is the high half of the fingerprint, the low half
+ * the time in ms. Any worker writes them, relaxed: one that overwrites another's loses a memory. */
+struct kecho_udp_seen_set {
+    uint64_t datagrams[KECHO_UDP_SEEN_WAYS];
+} __attribute__((aligned(KECHO_CACHE_LINE)));
+
+_Static_assert(sizeof(struct kecho_udp_seen_set) == KECHO_CACHE_LINE, "a look-up is one miss");
+
+struct kecho_udp_repeats {
+    struct kecho_udp_seen_set *seen; /* KECHO_UDP_SEEN_SETS */
+    pthread_mutex_t lock;            /* taken for a repeated datagram; guards what is below */
+    struct kecho_udp_rate rate;      /* interval_ticks 0: repeats are like any other datagram */
+    uint64_t chance;                 /* state of a xorshift generator, never 0 */
+    struct kecho_udp_set *sources;   /* KECHO_UDP_SETS, by address and port */
+};
+
 /* ---- control ----------------------------------------------------------------------------- */
 
 struct kecho_udp_socket {
@@ -168,6 +193,8 @@ struct kecho_udp_control {
     struct kecho_udp_worker *workers;
     struct kecho_udp_socket *sockets; /* in the order of their workers */
     struct kecho_udp_limiter limiter;
+    struct kecho_udp_repeats repeats;
+    struct kecho_udp_secret secret;
     struct kecho_rules rules;
 };
 

@@ -7,12 +7,25 @@ from kernel.poll cimport pollfd
 from kernel.pthread cimport pthread_mutex_t
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+cdef extern from "udp/fingerprint.h" nogil:
+    enum:
+        KECHO_UDP_BLOCK_BYTES
+        KECHO_UDP_SECRET_WORDS
+
+    ctypedef struct Secret "struct kecho_udp_secret":
+        uint64_t words[KECHO_UDP_SECRET_WORDS]
+
+    uint64_t fingerprint "kecho_udp_fingerprint"(
+        const Secret* secret, uint64_t context, const uint8_t* bytes, size_t size)
+
 cdef extern from "udp/layout.h" nogil:
     enum:
         KECHO_UDP_BATCH
         KECHO_UDP_BUFFER_BYTES
         KECHO_UDP_CONTROL_BYTES
         KECHO_UDP_REPLIES
+        KECHO_UDP_SEEN_SETS
+        KECHO_UDP_SEEN_WAYS
         KECHO_UDP_SEGMENTS
         KECHO_UDP_SETS
         KECHO_UDP_WAYS
@@ -24,6 +37,7 @@ cdef extern from "udp/layout.h" nogil:
         REFUSED_DENIED
         REFUSED_RATE
         REFUSED_TOTAL
+        REFUSED_REPEATED
         REFUSALS
 
     enum:
@@ -69,6 +83,8 @@ cdef extern from "udp/layout.h" nogil:
         uint32_t segment_bytes
         uint32_t datagrams
         uint32_t has_asked
+        uint32_t hops
+        uint32_t is_repeated
         Asked asked
 
     ctypedef struct Counters "struct kecho_udp_counters":
@@ -98,6 +114,16 @@ cdef extern from "udp/layout.h" nogil:
         Bucket everybody
         BucketSet* sets
 
+    ctypedef struct SeenSet "struct kecho_udp_seen_set":
+        uint64_t datagrams[KECHO_UDP_SEEN_WAYS]
+
+    ctypedef struct Repeats "struct kecho_udp_repeats":
+        SeenSet* seen
+        pthread_mutex_t lock
+        Rate rate
+        uint64_t chance
+        BucketSet* sources
+
     ctypedef struct Socket "struct kecho_udp_socket":
         int32_t fd
         uint32_t worker
@@ -125,4 +151,6 @@ cdef extern from "udp/layout.h" nogil:
         Worker* workers
         Socket* sockets
         Limiter limiter
+        Repeats repeats
+        Secret secret
         Rules rules

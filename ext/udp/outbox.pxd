@@ -8,8 +8,8 @@ from kernel.datagram cimport (
     CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_SPACE, cmsghdr, mmsghdr, msghdr, sendmmsg,
 )
 from kernel.inet cimport (
-    IN6_IS_ADDR_LINKLOCAL, IPPROTO_IP, IPPROTO_IPV6, IPV6_PKTINFO, IP_PKTINFO, SOL_UDP,
-    UDP_SEGMENT, in6_pktinfo, in_pktinfo, sockaddr_in, sockaddr_in6,
+    IN6_IS_ADDR_LINKLOCAL, IPPROTO_IP, IPPROTO_IPV6, IPV6_HOPLIMIT, IPV6_PKTINFO, IP_PKTINFO,
+    IP_TTL, SOL_UDP, UDP_SEGMENT, in6_pktinfo, in_pktinfo, sockaddr_in, sockaddr_in6,
 )
 from kernel.socket cimport AF_INET, MSG_DONTWAIT, MSG_NOSIGNAL
 from libc.errno cimport (
@@ -23,6 +23,7 @@ from udp.layout cimport (
     UDP_ERROR_FULL, UDP_ERROR_MEMORY, UDP_ERROR_SEND, UDP_ERROR_UNREACHABLE, Counters, Outbox,
     Request,
 )
+from udp.repeats cimport repeats_hops
 
 
 # ---- gathering ----------------------------------------------------------------------------------
@@ -59,6 +60,16 @@ cdef inline void _say_from_where(msghdr* message, const Request* request) noexce
     _say(message, IPPROTO_IPV6, IPV6_PKTINFO, &v6, sizeof(v6))
 
 
+cdef inline void _say_how_far(msghdr* message, const Request* request) noexcept nogil:
+    cdef int hops = <int>repeats_hops(request)
+    if hops == 0:
+        return
+    if request.source.any.sa_family == AF_INET:
+        _say(message, IPPROTO_IP, IP_TTL, &hops, sizeof(hops))
+    else:
+        _say(message, IPPROTO_IPV6, IPV6_HOPLIMIT, &hops, sizeof(hops))
+
+
 cdef inline void _append(
     Outbox* outbox, const Request* request, uint32_t begin, uint32_t size, uint32_t datagrams
 ) noexcept nogil:
@@ -79,6 +90,8 @@ cdef inline void _append(
     message.msg_controllen = 0
     message.msg_flags = 0
     _say_from_where(message, request)
+    if request.is_repeated:
+        _say_how_far(message, request)
     if datagrams > 1:
         segment_bytes = <uint16_t>request.segment_bytes
         _say(message, SOL_UDP, UDP_SEGMENT, &segment_bytes, sizeof(segment_bytes))
@@ -86,10 +99,12 @@ cdef inline void _append(
 
 
 cdef inline void outbox_answer(
-    Outbox* outbox, int fd, Counters* counters, const Request* request, uint32_t datagrams
+    Outbox* outbox, int fd, Counters* counters, const Request* request, uint32_t first,
+    uint32_t datagrams
 ) noexcept nogil:
-    """Echoes the first `datagrams` of a request; sends what there is when there is no room."""
-    cdef uint32_t begin = 0
+    """Echoes `datagrams` of a request from `first` on; sends what there is when there is no
+    room."""
+    cdef uint32_t begin = first * request.segment_bytes
     cdef uint32_t several, size
     while datagrams > 0:
         several = min(datagrams, <uint32_t>KECHO_UDP_SEGMENTS)

@@ -17,13 +17,17 @@ from libc.stdlib cimport free
 from posix.unistd cimport close
 from udp.inbox cimport inbox_init
 from udp.layout cimport (
-    KECHO_UDP_BATCH, KECHO_UDP_BUFFER_BYTES, KECHO_UDP_SETS, REFUSED_ADDRESS, REFUSED_DENIED,
-    REFUSED_OWN_PORT, REFUSED_PORT, REFUSED_RATE, REFUSED_TOTAL, UDP_ERROR_DENIED,
-    UDP_ERROR_FULL, UDP_ERROR_MEMORY, UDP_ERROR_RECV, UDP_ERROR_SEND, UDP_ERROR_TRUNCATED,
-    UDP_ERROR_UNREACHABLE, BucketSet, Control, Counters, Inbox, Outbox, Socket, Worker,
+    KECHO_UDP_BATCH, KECHO_UDP_BUFFER_BYTES, KECHO_UDP_SECRET_WORDS, KECHO_UDP_SEEN_SETS,
+    KECHO_UDP_SETS, REFUSED_ADDRESS, REFUSED_DENIED, REFUSED_OWN_PORT, REFUSED_PORT,
+    REFUSED_RATE, REFUSED_REPEATED, REFUSED_TOTAL, UDP_ERROR_DENIED, UDP_ERROR_FULL,
+    UDP_ERROR_MEMORY, UDP_ERROR_RECV, UDP_ERROR_SEND, UDP_ERROR_TRUNCATED,
+    UDP_ERROR_UNREACHABLE, BucketSet, Control, Counters, Inbox, Outbox, SeenSet, Socket, Worker,
 )
 from udp.limiter cimport limiter_destroy, limiter_init
+from udp.repeats cimport repeats_destroy, repeats_init
 from udp.worker cimport socket_close, socket_drops, wake_everybody, worker_run
+
+import os
 
 REFUSALS = {
     "port": REFUSED_PORT,
@@ -32,6 +36,7 @@ REFUSALS = {
     "denied": REFUSED_DENIED,
     "rate": REFUSED_RATE,
     "rate_total": REFUSED_TOTAL,
+    "repeated": REFUSED_REPEATED,
 }
 
 ERROR_KINDS = {
@@ -55,6 +60,7 @@ cdef class Echo:
     cdef Control _control
     cdef bint _owns_sockets
     cdef bint _has_limiter
+    cdef bint _has_repeats
 
     def __cinit__(
         self,
@@ -65,6 +71,7 @@ cdef class Echo:
         uint16_t source_port_least,
         uint32_t rate_per_source,
         uint32_t rate_total,
+        uint32_t rate_repeated,
         list rules not None,
         bint is_allowed_otherwise,
     ):
@@ -85,6 +92,15 @@ cdef class Echo:
         if result < 0:
             raise system_error(-result, "pthread_mutex_init")
         self._has_limiter = True
+        for i in range(<uint32_t>KECHO_UDP_SECRET_WORDS):
+            control.secret.words[i] = _random_word()
+        if rate_repeated != 0:
+            control.repeats.seen = <SeenSet*>cache_lines(KECHO_UDP_SEEN_SETS * sizeof(SeenSet))
+            control.repeats.sources = <BucketSet*>cache_lines(KECHO_UDP_SETS * sizeof(BucketSet))
+        result = repeats_init(&control.repeats, rate_repeated, _random_word() | 1)
+        if result < 0:
+            raise system_error(-result, "pthread_mutex_init")
+        self._has_repeats = True
         control.sockets = <Socket*>cache_lines(len(sockets) * sizeof(Socket))
         for fd, worker in sorted(sockets, key=lambda pair: pair[1]):
             control.sockets[control.socket_count].fd = fd
@@ -133,9 +149,13 @@ cdef class Echo:
         free(control.workers)
         free(control.sockets)
         free(control.limiter.sets)
+        free(control.repeats.seen)
+        free(control.repeats.sources)
         free(control.rules.all)
         if self._has_limiter:
             limiter_destroy(&control.limiter)
+        if self._has_repeats:
+            repeats_destroy(&control.repeats)
 
     cdef void _close(self):
         cdef Control* control = &self._control
@@ -183,6 +203,10 @@ cdef class Echo:
             _counters_dict(&self._control.workers[i])
             for i in range(self._control.worker_count)
         ]
+
+
+cdef uint64_t _random_word() except? 0:
+    return int.from_bytes(os.urandom(8), "little")
 
 
 cdef dict _counters_dict(Worker* worker):

@@ -13,14 +13,16 @@ from kernel.socket cimport MSG_TRUNC, SOL_SOCKET, setsockopt, socklen_t
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from posix.unistd cimport close
+from udp.buckets cimport now_in_ticks
 from udp.guard cimport guard_refusal, guard_source
 from udp.inbox cimport inbox_read, inbox_receive
 from udp.layout cimport (
-    KECHO_UDP_BATCH, REFUSALS, REFUSED_RATE, REFUSED_TOTAL, UDP_ERROR_RECV, UDP_ERROR_TRUNCATED,
-    Control, Limiter, Request, Socket, Worker,
+    KECHO_UDP_BATCH, REFUSALS, REFUSED_RATE, REFUSED_REPEATED, REFUSED_TOTAL, UDP_ERROR_RECV,
+    UDP_ERROR_TRUNCATED, Control, Limiter, Request, Socket, Worker,
 )
-from udp.limiter cimport limiter_lock, limiter_now, limiter_take, limiter_unlock
+from udp.limiter cimport limiter_lock, limiter_take, limiter_unlock
 from udp.outbox cimport outbox_answer, outbox_flush
+from udp.repeats cimport repeats_are_limited, repeats_refuse
 
 
 cdef enum:
@@ -49,12 +51,13 @@ cdef inline uint32_t _allowed(Worker* worker, uint32_t number, Request* request)
     return request.datagrams
 
 
-cdef inline uint32_t _granted(Worker* worker, Request* request, uint64_t now) noexcept nogil:
+cdef inline uint32_t _granted(
+    Worker* worker, Request* request, uint64_t source, uint64_t now
+) noexcept nogil:
     """How many of the request's datagrams are answered, under the limiter's lock."""
     cdef uint32_t granted, over_own_rate
     granted = limiter_take(
-        &worker.control.limiter, guard_source(worker.control, request.source), request.datagrams,
-        now, &over_own_rate)
+        &worker.control.limiter, source, request.datagrams, now, &over_own_rate)
     if granted < request.datagrams:
         _count(&worker.counters.refused[<int>REFUSED_RATE], over_own_rate)
         _count(
@@ -63,10 +66,25 @@ cdef inline uint32_t _granted(Worker* worker, Request* request, uint64_t now) no
     return granted
 
 
+cdef inline void _answer(
+    Worker* worker, int fd, Request* request, uint32_t granted, uint64_t now
+) noexcept nogil:
+    """Echoes its first `granted` datagrams, but for those that would keep a loop alive."""
+    cdef uint32_t first = 0
+    cdef uint32_t number
+    for number in range(granted if repeats_are_limited(&worker.control.repeats) else 0):
+        if repeats_refuse(worker.control, request, number, now):
+            _count(&worker.counters.refused[<int>REFUSED_REPEATED], 1)
+            outbox_answer(worker.outbox, fd, &worker.counters, request, first, number - first)
+            first = number + 1
+    outbox_answer(worker.outbox, fd, &worker.counters, request, first, granted - first)
+
+
 cdef inline int _batch(Worker* worker, int fd) noexcept nogil:
     """Receives and answers at most KECHO_UDP_BATCH messages. Returns how many, or -errno."""
     cdef Request requests[KECHO_UDP_BATCH]
     cdef uint32_t granted[KECHO_UDP_BATCH]
+    cdef uint64_t sources[KECHO_UDP_BATCH]
     cdef Limiter* limiter = &worker.control.limiter
     cdef int received = inbox_receive(worker.inbox, fd)
     cdef int i
@@ -76,15 +94,15 @@ cdef inline int _batch(Worker* worker, int fd) noexcept nogil:
     for i in range(received):  # before the lock: thousands of rules take their time
         inbox_read(worker.inbox, i, &requests[i])
         granted[i] = _allowed(worker, i, &requests[i])
-    now = limiter_now()
+        sources[i] = guard_source(worker.control, requests[i].source)
+    now = now_in_ticks()
     limiter_lock(limiter)
     for i in range(received):
         if granted[i] > 0:
-            granted[i] = _granted(worker, &requests[i], now)
+            granted[i] = _granted(worker, &requests[i], sources[i], now)
     limiter_unlock(limiter)
     for i in range(received):
-        if granted[i] > 0:
-            outbox_answer(worker.outbox, fd, &worker.counters, &requests[i], granted[i])
+        _answer(worker, fd, &requests[i], granted[i], now)
     outbox_flush(worker.outbox, fd, &worker.counters)
     return received
 

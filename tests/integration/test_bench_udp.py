@@ -17,6 +17,7 @@ from support.fixture_types import StartServer
 from support.server_process import run_python
 
 LENGTH = 64
+NO_RATES = {"udp_rate": 0, "udp_rate_total": 0}
 
 
 def measure(port: int, **options: object) -> Result:
@@ -31,7 +32,7 @@ def measure(port: int, **options: object) -> Result:
 
 @pytest.mark.parametrize("length", [16, 17, 1400, 65507])
 def test_closed_loop_against_kecho(start_server: StartServer, dispatch: str, length: int) -> None:
-    server = start_server(dispatch=dispatch, udp=True, udp_rate=0)
+    server = start_server(dispatch=dispatch, udp=True, **NO_RATES)
     result = measure(server.port, length=length, timeout=DEADLINE_S)
     assert result.errors == {}
     assert result.observed["lost"] == 0
@@ -43,7 +44,7 @@ def test_closed_loop_against_kecho(start_server: StartServer, dispatch: str, len
 
 
 def test_depth_keeps_so_many_outstanding(start_server: StartServer, dispatch: str) -> None:
-    server = start_server(dispatch=dispatch, udp=True, udp_rate=0)
+    server = start_server(dispatch=dispatch, udp=True, **NO_RATES)
     result = measure(server.port, depth=8, timeout=DEADLINE_S)
     assert result.errors == {}
     assert result.observed["lost"] == 0
@@ -51,7 +52,7 @@ def test_depth_keeps_so_many_outstanding(start_server: StartServer, dispatch: st
 
 
 def test_open_loop_against_kecho(start_server: StartServer, dispatch: str) -> None:
-    server = start_server(dispatch=dispatch, udp=True, udp_rate=0)
+    server = start_server(dispatch=dispatch, udp=True, **NO_RATES)
     result = measure(server.port, mode="open", rate=1000.0, duration=1.0, timeout=DEADLINE_S)
     assert result.errors == {}
     assert result.echoes == result.latency["response"].count
@@ -60,7 +61,7 @@ def test_open_loop_against_kecho(start_server: StartServer, dispatch: str) -> No
 
 
 def test_ipv6_and_several_processes(start_server: StartServer) -> None:
-    server = start_server(host="::1", udp=True, udp_rate=0)
+    server = start_server(host="::1", udp=True, **NO_RATES)
     result = measure(server.port, host="::1", processes=2, timeout=DEADLINE_S)
     assert result.errors == {}
     assert result.echoes > 0

@@ -51,6 +51,7 @@ SAMPLES: dict[str, tuple[str, object, str, object, str]] = {
     "udp": ("1", True, "off", False, "perhaps"),
     "udp_rate": ("500", 500, "0", 0, "-1"),
     "udp_rate_total": ("500", 500, "0", 0, "x"),
+    "udp_rate_repeated": ("50", 50, "0", 0, "-1"),
     "udp_min_source_port": ("1", 1, "65535", 65535, "0"),
     "user": ("65534:65533", "65534:65533", "65534:1", "65534:1", "65534:none"),
     "sandbox": ("1", True, "no", False, "maybe"),

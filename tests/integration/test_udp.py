@@ -65,8 +65,9 @@ def test_boundaries_hold_in_a_burst_of_all_sizes(server: kecho.Server) -> None:
     [(100, 6400), (100, 6401), (1, 64), (1400, 1400 * 40 + 1), (32000, 65000), (8, 17)],
 )
 def test_datagrams_that_the_kernel_joined_come_back_apart(
-    server: kecho.Server, size: int, total: int
+    start_server: StartServer, dispatch: str, size: int, total: int
 ) -> None:
+    server = start_server(dispatch=dispatch, udp=True, udp_rate_repeated=0)
     data = random_bytes(total)
     expected = [data[begin : begin + size] for begin in range(0, total, size)]
     with client() as one:
@@ -95,7 +96,8 @@ def test_joined_datagrams_of_several_clients_are_not_mixed_up(server: kecho.Serv
             assert receive_all(one, 60) == [letter * 100, letter * 100, letter * 50] * 20
 
 
-def test_many_clients_at_once_get_their_own(server: kecho.Server) -> None:
+def test_many_clients_at_once_get_their_own(start_server: StartServer, dispatch: str) -> None:
+    server = start_server(dispatch=dispatch, udp=True, udp_rate=0)
     failures: list[BaseException] = []
 
     def talk(number: int) -> None:
@@ -303,9 +305,9 @@ def test_stats_may_be_read_at_any_time(start_server: StartServer, dispatch: str)
     server = start_server(dispatch=dispatch, udp=True)
     with client() as one:
         one.connect((LOOPBACK, server.port))
-        for _ in range(300):
-            one.send(b"abc")
-            assert one.recv(10) == b"abc"
+        for number in range(300):
+            one.send(b"%03d" % number)
+            assert one.recv(10) == b"%03d" % number
             server.stats()
     final = server.stop().udp
     assert final is not None
@@ -331,6 +333,7 @@ def test_a_full_receive_queue_is_counted(start_server: StartServer) -> None:
         source_port_least=1024,
         rate_per_source=0,
         rate_total=0,
+        rate_repeated=0,
         rules=[],
         is_allowed_otherwise=True,
     )

@@ -16,6 +16,7 @@ import kecho
 from support.clients import random_bytes, wait_for
 from support.namespaces import Namespace
 from support.udp_clients import client, counted, receive_waiting, send_forged, send_segments
+from support.udp_loops import datagrams_of, wait_for_the_end
 
 pytestmark = pytest.mark.privileged
 
@@ -81,10 +82,10 @@ def test_a_packet_from_another_echo_makes_no_loop(
 
 
 def test_a_loop_is_what_the_guard_prevents(namespace: Namespace) -> None:
-    """The same packet, between two high ports that both answer: only a rate ends that."""
+    """The same packet, between two high ports that both answer, with no limit of repeats."""
     with (
-        serving(namespace, udp_rate=200) as one,
-        serving(namespace, udp_rate=200) as other,
+        serving(namespace, udp_rate=200, udp_rate_repeated=0) as one,
+        serving(namespace, udp_rate=200, udp_rate_repeated=0) as other,
     ):
         with namespace:
             send_forged(("127.0.0.1", other.port), ("127.0.0.1", one.port), b"round")
@@ -168,6 +169,58 @@ def test_a_link_local_address_answers_on_its_link(
             reply, source = one.recvfrom(10)
             assert (reply, source[1], source[3]) == (b"?", server.port, link)
             assert source[0].startswith("fe80::1")
+
+
+@DISPATCHES
+@pytest.mark.parametrize("count", [1, 50, 1000])
+def test_a_loop_of_servers_on_two_hosts_ends(
+    hosts: tuple[Namespace, Namespace], dispatch: str, count: int
+) -> None:
+    with (
+        serving(hosts[0], dispatch=dispatch, host="0.0.0.0") as one,
+        serving(hosts[1], dispatch=dispatch, host="0.0.0.0") as other,
+    ):
+        with hosts[1]:
+            for data in datagrams_of(count, 1000):
+                send_forged((CLIENT_V4, other.port), (SERVER_V4, one.port), data)
+        assert wait_for_the_end([one, other], count) <= 68 * count
+        assert counted(one).sent > 0
+
+
+@DISPATCHES
+def test_link_local_addresses_have_a_rate_each(
+    hosts: tuple[Namespace, Namespace], dispatch: str
+) -> None:
+    """They are of one /64, all of them, on every link."""
+    hosts[1].run("ip", "address", "add", "fe80::3/64", "dev", "veth1", "nodad")
+    with serving(hosts[0], dispatch=dispatch, host="::", udp_rate=1) as server, hosts[1]:
+        link = socket.if_nametoindex("veth1")
+        with client(socket.AF_INET6) as one, client(socket.AF_INET6) as other:
+            one.bind(("fe80::2", 0, 0, link))
+            other.bind(("fe80::3", 0, 0, link))
+            for number in range(300):
+                one.sendto(b"%d" % number, ("fe80::1", server.port, 0, link))
+            wait_for(lambda: counted(server).refused["rate"] > 100, "one has none left")
+            other.sendto(b"?", ("fe80::1", server.port, 0, link))
+            assert other.recv(10) == b"?"
+
+
+@DISPATCHES
+def test_the_addresses_of_a_64_have_one_rate(
+    hosts: tuple[Namespace, Namespace], dispatch: str
+) -> None:
+    hosts[1].run("ip", "address", "add", "2001:db8::3/64", "dev", "veth1", "nodad")
+    with (
+        serving(hosts[0], dispatch=dispatch, host="::", udp_rate=1) as server,
+        hosts[1],
+        client(socket.AF_INET6, CLIENT_V6) as one,
+        client(socket.AF_INET6, "2001:db8::3") as other,
+    ):
+        for number in range(300):
+            one.sendto(b"%d" % number, (SERVER_V6, server.port))
+        wait_for(lambda: counted(server).refused["rate"] > 100, "they have none left")
+        other.sendto(b"?", (SERVER_V6, server.port))
+        assert receive_waiting(other) == []
 
 
 @DISPATCHES

@@ -49,6 +49,7 @@ TEXTS: dict[str, tuple[str, object]] = {
     "udp": ("on", True),
     "udp_rate": ("500", 500),
     "udp_rate_total": ("0", 0),
+    "udp_rate_repeated": ("0", 0),
     "udp_min_source_port": ("1", 1),
     "user": ("65534:65534", "65534:65534"),
     "sandbox": ("yes", True),

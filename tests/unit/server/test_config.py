@@ -38,6 +38,7 @@ RANGES = {
     "rate_limit": (1, 1_000_000),
     "udp_rate": (0, 100_000_000),
     "udp_rate_total": (0, 100_000_000),
+    "udp_rate_repeated": (0, 100_000_000),
     "udp_min_source_port": (1, 65535),
 }
 SECONDS = {
@@ -98,8 +99,9 @@ def test_defaults_are_loopback_and_what_the_help_says() -> None:
         "rate_limit": None,
         "graceful_timeout": 5.0,
         "udp": False,
-        "udp_rate": 100_000,
-        "udp_rate_total": 1_000_000,
+        "udp_rate": 10_000,
+        "udp_rate_total": 100_000,
+        "udp_rate_repeated": 10,
         "udp_min_source_port": 1024,
     }
 
