@@ -33,11 +33,15 @@ def measure(port: int, **options: object) -> Result:
 @pytest.mark.parametrize("length", [16, 17, 1400, 65507])
 def test_closed_loop_against_kecho(start_server: StartServer, dispatch: str, length: int) -> None:
     server = start_server(dispatch=dispatch, udp=True, **NO_RATES)
-    result = measure(server.port, length=length, timeout=DEADLINE_S)
-    assert result.errors == {}
-    assert result.observed["lost"] == 0
+    # On a busy machine half a second may be too short for one of 64 KB.
+    for duration in (0.5, 4.0):
+        result = measure(server.port, length=length, timeout=DEADLINE_S, duration=duration)
+        assert result.errors == {}
+        assert result.observed["lost"] == 0
+        assert result.connections == 4
+        if result.echoes:
+            break
     assert result.echoes == result.latency["service"].count > 0
-    assert result.connections == 4
     udp = server.stats().udp
     assert udp is not None
     assert udp.sent >= result.echoes

@@ -292,7 +292,7 @@ def test_interface_of_a_pair_must_match(inside: Namespace, stack: ExitStack) -> 
 
 def test_translated_address_is_no_v4_mapped_one(inside: Namespace, stack: ExitStack) -> None:
     address = "::ffff:0:102:304"
-    inside.run("ip", "-6", "address", "add", f"{address}/128", "dev", "lo")
+    inside.run("ip", "-6", "address", "add", f"{address}/128", "dev", "lo", "nodad")
     ends = Ends(address, stack)
     client, _ = ends.connect()
     assert [one.local_address for one in drop.find(not_peer=["10.0.0.0/8"])] == [address] * 2
