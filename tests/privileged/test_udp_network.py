@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +23,7 @@ from support.udp_loops import datagrams_of, wait_for_the_end
 pytestmark = pytest.mark.privileged
 
 DISPATCHES = pytest.mark.parametrize("dispatch", ["shared", "percpu"])
+SIOCGIFFLAGS, IFF_RUNNING = 0x8913, 0x40  # <linux/sockios.h>, <linux/if.h>
 SERVER_V4, CLIENT_V4 = "192.0.2.1", "192.0.2.2"
 SERVER_V6, SERVER_V6_OTHER, CLIENT_V6 = "2001:db8::1", "2001:db8::5", "2001:db8::2"
 
@@ -117,6 +120,13 @@ def test_a_source_that_is_nobodys_address_is_not_answered(
 # ---- two hosts --------------------------------------------------------------------------------
 
 
+def is_running(device: str) -> bool:
+    """Whether it carries packets: netdevice(7)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        told = fcntl.ioctl(one, SIOCGIFFLAGS, struct.pack("16sH22x", device.encode(), 0))
+    return bool(struct.unpack_from("16xH", told)[0] & IFF_RUNNING)
+
+
 @pytest.fixture
 def hosts(new_namespace: Callable[[], Namespace]) -> tuple[Namespace, Namespace]:
     """The server's and the client's, joined by a veth pair."""
@@ -136,6 +146,9 @@ def hosts(new_namespace: Callable[[], Namespace]) -> tuple[Namespace, Namespace]
         link_local = f"fe80::{1 if side is server else 2}/64"
         side.run("ip", "address", "add", link_local, "dev", name, "nodad")
         side.run("ip", "link", "set", name, "up")
+    for side, name in ((server, "veth0"), (client_side, "veth1")):
+        with side:  # what is sent before is lost
+            wait_for(lambda name=name: is_running(name), "the link is up")
     return server, client_side
 
 
