@@ -23,7 +23,7 @@ from kernel.io_uring cimport (
 )
 from kernel.poll cimport poll
 from kernel.socket cimport MSG_DONTWAIT, MSG_NOSIGNAL
-from libc.errno cimport EAGAIN, EBUSY, EINTR, ETIME, errno
+from libc.errno cimport EAGAIN, EBUSY, EINTR, ENOMEM, ETIME, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 from posix.mman cimport (
@@ -36,6 +36,8 @@ from posix.unistd cimport close
 cdef enum:
     REFUSALS_MOST = 2000  # one after another, and it is given up
     REFUSED_MS = 1
+    MEMORY_TRIES = 100
+    MEMORY_AGAIN_MS = 10
     STRIDE = KECHO_CHUNK_BYTES + 64  # so that their beginnings do not share a set of the cache
     FREE_BUFFERS_BYTES = 16 * KECHO_CHUNKS
     BUFFER_GROUP = 0
@@ -154,13 +156,7 @@ cdef inline int _restrict(Uring* ring) noexcept nogil:
     return io_uring_register(ring.fd, IORING_REGISTER_RESTRICTIONS, rules, 5)
 
 
-cdef inline int uring_open(Uring* ring, uint32_t entries, const char** call) noexcept nogil:
-    """Any thread's; uring_enable() makes it the worker's. Returns 0, or -errno of what `call` then
-    names; uring_close() is due in either case.
-
-    entries: requests that can be prepared until they are submitted, earlier than else if there are
-    more; completions that it has room for, beyond which they wait in the kernel. A power of two.
-    """
+cdef inline int _open(Uring* ring, uint32_t entries, const char** call) noexcept nogil:
     cdef io_uring_params params
     cdef int result
     uring_reset(ring)
@@ -185,6 +181,26 @@ cdef inline int uring_open(Uring* ring, uint32_t entries, const char** call) noe
         return result
     call[0] = "io_uring_register(IORING_REGISTER_RESTRICTIONS)"
     return _restrict(ring)
+
+
+cdef inline int uring_open(Uring* ring, uint32_t entries, const char** call) noexcept nogil:
+    """Any thread's; uring_enable() makes it the worker's. Returns 0, or -errno of what `call` then
+    names; uring_close() is due in either case.
+
+    entries: requests that can be prepared until they are submitted, earlier than else if there are
+    more; completions that it has room for, beyond which they wait in the kernel. A power of two.
+
+    An ordinary user's rings count against RLIMIT_MEMLOCK, and the kernel gives back what closed ones
+    held a little later (io_ring_exit_work()). So a lack of memory may be over in a moment.
+    """
+    cdef int tries = 0
+    cdef int result = _open(ring, entries, call)
+    while result == -ENOMEM and tries < MEMORY_TRIES:
+        uring_close(ring)
+        poll(NULL, 0, MEMORY_AGAIN_MS)
+        tries += 1
+        result = _open(ring, entries, call)
+    return result
 
 
 cdef inline int uring_enable(Uring* ring) noexcept nogil:

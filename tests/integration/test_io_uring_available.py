@@ -12,7 +12,7 @@ from kecho.io_uring import ring_entries
 from support.clients import connect, echo
 from support.engines import needs_io_uring
 from support.fixture_types import StartServer
-from support.server_process import ServerProcess, assert_refused, refusing, run_command
+from support.server_process import ServerProcess, assert_refused, refusing, run_command, run_script
 
 
 def test_it_does_not_poll() -> None:
@@ -48,6 +48,27 @@ def test_an_older_kernel_is_told_what_it_lacks(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("kecho.io_uring.VERSION", (6, 0))
     with pytest.raises(kecho.EngineError, match=r"takes Linux 6\.1 or newer"):
         ring_entries(kecho.ServerConfig(engine="io_uring"), lambda _: None)
+
+
+@needs_io_uring
+@pytest.mark.slow_under_sanitizers  # their runtime needs the memory
+def test_rings_that_were_closed_a_moment_ago_keep_no_memory_from_new_ones() -> None:
+    """Without CAP_IPC_LOCK they count against RLIMIT_MEMLOCK until the kernel has freed them."""
+    finished = run_script(
+        """
+        import resource
+        import kecho
+        from kecho import _sandbox
+        _sandbox.drop_capabilities()
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (1 << 20, 1 << 20))
+        server = kecho.Server(port=0, engine="io_uring", threads=2)
+        for _ in range(20):
+            server.start()
+            server.stop()
+        """
+    )
+    assert finished.stderr == ""
+    assert finished.returncode == 0
 
 
 # ---- auto ---------------------------------------------------------------------------------------

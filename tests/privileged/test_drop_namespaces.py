@@ -177,7 +177,7 @@ class Named:
 
     def __init__(self, stack: ExitStack) -> None:
         self.name = f"kecho-test-{os.getpid()}"
-        stack.callback(self._ip, "netns", "delete", self.name, check=False)
+        stack.callback(lambda: self._ip("netns", "delete", self.name, check=False))
 
     def _ip(self, *arguments: str, check: bool = True) -> None:
         subprocess.run(["ip", *arguments], check=check, capture_output=True, timeout=DEADLINE_S)
