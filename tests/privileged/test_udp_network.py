@@ -201,24 +201,6 @@ def test_a_loop_of_servers_on_two_hosts_ends(
 
 
 @DISPATCHES
-def test_link_local_addresses_have_a_rate_each(
-    hosts: tuple[Namespace, Namespace], dispatch: str
-) -> None:
-    """They are of one /64, all of them, on every link."""
-    hosts[1].run("ip", "address", "add", "fe80::3/64", "dev", "veth1", "nodad")
-    with serving(hosts[0], dispatch=dispatch, host="::", udp_rate=1) as server, hosts[1]:
-        link = socket.if_nametoindex("veth1")
-        with client(socket.AF_INET6) as one, client(socket.AF_INET6) as other:
-            one.bind(("fe80::2", 0, 0, link))
-            other.bind(("fe80::3", 0, 0, link))
-            for number in range(300):
-                one.sendto(b"%d" % number, ("fe80::1", server.port, 0, link))
-            wait_for(lambda: counted(server).refused["rate"] > 100, "one has none left")
-            other.sendto(b"?", ("fe80::1", server.port, 0, link))
-            assert other.recv(10) == b"?"
-
-
-@DISPATCHES
 def test_the_addresses_of_a_64_have_one_rate(
     hosts: tuple[Namespace, Namespace], dispatch: str
 ) -> None:
