@@ -190,8 +190,8 @@ cdef inline int uring_open(Uring* ring, uint32_t entries, const char** call) noe
     entries: requests that can be prepared until they are submitted, earlier than else if there are
     more; completions that it has room for, beyond which they wait in the kernel. A power of two.
 
-    An ordinary user's rings count against RLIMIT_MEMLOCK, and the kernel gives back what closed ones
-    held a little later (io_ring_exit_work()). So a lack of memory may be over in a moment.
+    An ordinary user's rings count against RLIMIT_MEMLOCK, and the kernel gives back what closed
+    ones held a little later (io_ring_exit_work()): a lack of memory may be over in a moment.
     """
     cdef int tries = 0
     cdef int result = _open(ring, entries, call)
