@@ -10,6 +10,7 @@ import struct
 __all__ = ["LONGEST_NAME", "Devices", "as_name", "check_name"]
 
 SIOCGIFNAME, SIOCGIFINDEX = 0x8910, 0x8933
+_REMEMBERED_MOST = 10_000
 LONGEST_NAME = 15  # bytes: IFNAMSIZ less the closing NUL
 # Of an index without a device, ss prints "if3"; "3" is what getnameinfo(3) makes of it.
 _INDEX = re.compile(r"(?:if)?([1-9][0-9]{0,9})", re.ASCII)
@@ -58,11 +59,21 @@ class Devices:
                 self._names[index] = f"if{index}"
         return self._names[index]
 
+    def is_called(self, index: int, text: str) -> bool:
+        """Whether index() of the text is this one. Of a text that somebody else has written: to ask
+        for a device by a name that there is not has the kernel look for a module of that name
+        (dev_load() in net/core/dev_ioctl.c). Raises ValueError for what is no name, and OSError."""
+        if _INDEX.fullmatch(text):
+            return self.index(text) == index
+        return self.name(index) == check_name(text)
+
     def index(self, text: str) -> int | None:
         """What name() prints, back: a device's name first, and only without such a device "if3"
         or "3" for an index. A device may be called "5", and sockets outlive theirs. None: neither.
         Raises ValueError for what is no name, and OSError."""
         if text not in self._indices:
+            if len(self._indices) == _REMEMBERED_MOST:
+                self._indices.clear()
             raw = check_name(text).encode("utf-8", "surrogateescape")
             try:
                 reply = fcntl.ioctl(self._fd, SIOCGIFINDEX, struct.pack("16s24x", raw))

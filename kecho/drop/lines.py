@@ -52,16 +52,30 @@ def ends_of(line: str) -> tuple[str, str] | None:
 def _of_lsof(words: list[str]) -> tuple[str, str] | None:
     """LOCAL->PEER or, of a listener, its address; behind TCP, and before the state."""
     state = words.pop() if words and words[-1].startswith("(") else ""
-    if not words or (len(words) > 1 and words[-2] != "TCP"):
+    if not words:
+        return None
+    *columns, name = words
+    kind = _type_of_lsof(columns)
+    if kind is None and columns not in ([], ["TCP"]):
         return None
     # A device's name may hold "->", but no ":".
-    local, arrow, peer = words[-1].rpartition("->")
+    local, arrow, peer = name.rpartition("->")
     if arrow and local.rpartition(":")[2].isdigit():
         return local, peer
-    if state != "(LISTEN)" or len(words) == 1:
+    if state != "(LISTEN)" or not columns:
         return None
-    nowhere = "[::]" if "IPv6" in words else "0.0.0.0"
-    return words[-1].replace("*", nowhere), f"{nowhere}:*"
+    nowhere = "[::]" if kind == "IPv6" else "0.0.0.0"
+    return name.replace("*", nowhere), f"{nowhere}:*"
+
+
+def _type_of_lsof(columns: list[str]) -> str | None:
+    """IPv4 or IPv6; None if these are not the columns of a TCP socket, each at its place: COMMAND
+    PID USER FD TYPE DEVICE SIZE/OFF NODE, of which none holds a space (lsof(8)). The name of a file
+    does, and may look like the end of such a line.
+    """
+    if len(columns) != 8 or not columns[1].isdigit() or columns[7] != "TCP":
+        return None
+    return columns[4] if columns[4] in ("IPv4", "IPv6") else None
 
 
 def _of_proc(address: str, port: str) -> str:

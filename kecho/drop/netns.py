@@ -84,7 +84,8 @@ def _open(path: str, absent: str) -> int:
         # Nothing else is opened: a FIFO would wait for a writer, a device might do something.
         if kind != stat.S_IFREG:
             raise OSError(errno.EINVAL, f"{path!r} is {KINDS[kind]}, not a network namespace")
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Nor waited for, if another file is there by now.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(errno.ENOENT, absent) from None
     except PermissionError:

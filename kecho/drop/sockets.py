@@ -204,8 +204,8 @@ class Diag:
         scopes = {end.scope for end in pair if end.scope}
         if not scopes or not found:
             return found
-        indices = {self._devices.index(scope) for scope in scopes}
-        return [one for one in found if indices == {one.interface_index}]
+        called = self._devices.is_called
+        return [one for one in found if all(called(one.interface_index, scope) for scope in scopes)]
 
     # ---- dropping -----------------------------------------------------------------------------
 

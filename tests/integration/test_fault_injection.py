@@ -348,7 +348,7 @@ def test_a_connection_that_epoll_refuses_is_reset(faulty: FaultyServer, operatio
             faulty.faults.inject("send", [short(50)], every=2)  # backpressure
         faulty.faults.inject("epoll_ctl", [error], detail=operation, whose="other", most=2)
         now: Counter[str] = Counter()
-        for _ in range(20):
+        for _ in range(200):
             now += exchange(faulty.port, 10, seed=error)
             # Not always both, nor always one: what is over within a turn is not registered.
             if faulty.faults.injected("epoll_ctl"):

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -68,6 +69,22 @@ def test_device_named_like_the_index_of_another_is_meant_by_its_name(
     assert finished.stdout == f"dropped    {text_over('5')}  syn-sent\n"
     assert left() == {cookie(other)}
     assert cookie(named) not in left()
+
+
+def test_kernel_is_not_asked_for_a_device_by_a_name_that_a_line_has_chosen(
+    inside: Namespace, stack: ExitStack, tmp_path: Path
+) -> None:
+    """It would look for a module of that name: dev_load() in net/core/dev_ioctl.c."""
+    if shutil.which("strace") is None:
+        pytest.skip("needs strace")
+    add_device(inside, "x0", 3)
+    connect_over(stack, "x0")
+    trace = tmp_path / "trace"
+    before = ("strace", "-f", "-e", "trace=ioctl", "-o", str(trace))
+    finished = run_drop(*text_over("sctp").split(), before=before)
+    assert finished.stdout == f"gone       {text_over('sctp')}  (no such socket)\n"
+    assert "SIOCGIFNAME" in trace.read_text()
+    assert "SIOCGIFINDEX" not in trace.read_text()
 
 
 @pytest.mark.parametrize("text", ["5", "if5"])

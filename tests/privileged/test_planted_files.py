@@ -84,6 +84,20 @@ def test_a_result_does_not_go_through_a_planted_directory(top: Path) -> None:
     assert os.listdir(top / "ours") == ["a.json"]
 
 
+def test_a_planted_link_in_dev_shm_leads_to_no_open_descriptor(tmp_path: Path) -> None:
+    """Everybody may write there, as in /tmp; it is none of the names of descriptors."""
+    link = Path(tempfile.mktemp(prefix="kecho-test-", dir="/dev/shm"))
+    with (tmp_path / "log").open("w+") as log:
+        plant(link, Path(f"/proc/self/fd/{log.fileno()}"))
+        try:
+            for call in (check_writable, lambda path: write_whole(path, "x")):
+                with pytest.raises(OSError, match="a link of another user"):
+                    call(str(link))
+        finally:
+            link.unlink()
+        assert log.read() == ""
+
+
 def test_a_result_goes_through_a_link_of_roots_own(top: Path) -> None:
     (top / "ours/results").symlink_to(top / "his/place")
     (top / "ours/relative").symlink_to("../ours/results/.")

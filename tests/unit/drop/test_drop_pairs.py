@@ -99,6 +99,22 @@ def test_whole_line_of_another_tool_is_read(line: str, pair: Pair) -> None:
 
 
 @pytest.mark.parametrize(
+    "line",
+    [
+        "sh 1 root 5w REG 254,0 0 281 /x IPv4 1 0t0 TCP 127.0.0.1:22->127.0.0.1:9 (ESTABLISHED)",
+        "sh 1 root 5w REG 254,0 0 281 TCP 127.0.0.1:2222->127.0.0.1:9 (ESTABLISHED)",
+        "sh 1 root 5w REG 254,0 0 281 x TCP 127.0.0.1:2222->127.0.0.1:9 (ESTABLISHED)",
+        "sh 1 2 root 5w IPv4 254,0 0 TCP TCP 127.0.0.1:2222->127.0.0.1:9 (ESTABLISHED)",
+        "sh 1 root cwd unknown x IPv4 1 0t0 TCP 127.0.0.1:2222->127.0.0.1:9 (ESTABLISHED)",
+        "x IPv4 1 0t0 TCP *:80 (LISTEN)",
+    ],
+)
+def test_name_of_a_file_is_no_line_of_lsof(line: str) -> None:
+    with pytest.raises(PairError):
+        parse_pairs(line)
+
+
+@pytest.mark.parametrize(
     "unit",
     ["a", "1 ", ":", ":1", "->", ":1->", " TCP ", " IPv4 TCP", "tcp 0 0 ", "x:1 x:1 ", "0: "],
 )
