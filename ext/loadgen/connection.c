@@ -17,6 +17,9 @@ static int set_up(int fd, const union address *source, socklen_t source_size, bo
     /* Not for latency: otherwise a message waits for the acknowledgement of the one before. */
     if (is_tcp && setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) < 0)
         return -errno;
+    /* An urgent byte is a byte of the stream that nobody has asked for: tcp(7). */
+    if (!datagrams && setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &one, sizeof one) < 0)
+        return -errno;
     /* Replies that find no room here are lost; net.core.rmem_max may allow less. */
     if (datagrams && setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &room, sizeof room) < 0)
         return -errno;

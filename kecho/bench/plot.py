@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from array import array
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -80,8 +81,10 @@ def plot(results: Sequence[Result], path: str | Path | BinaryIO, format: str | N
                 fontsize=7.5,
                 color=_footer_colour(results),
             )
-            figure.tight_layout(rect=(0, 0.03, 1, 0.985))
-            figure.savefig(path, dpi=120, format=format)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Glyph .* missing")  # it draws a box instead
+                figure.tight_layout(rect=(0, 0.03, 1, 0.985))
+                figure.savefig(path, dpi=120, format=format)
         finally:
             pyplot.close(figure)
 

@@ -58,6 +58,7 @@ def _probe_stream(
     probe = socket.socket(target.family, socket.SOCK_STREAM)
     is_kept = False
     try:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # those bytes are compared, too
         probe.settimeout(workload.timeout_s)
         _bind_first_source(workload, target, probe)
         begun_ns = time.monotonic_ns()

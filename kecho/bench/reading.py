@@ -113,6 +113,10 @@ def workload(data: Any) -> dict[str, Any]:
     """As Workload checks it; what it has beside that, of another version, is left out."""
     known = {one.name for one in fields(Workload)}
     given = {name: value for name, value in data.items() if name in known}
+    for name, value in given.items():
+        for one in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(one, str):
+                text(one, name)
     given["source"] = tuple(given["source"])
     given["cpus"] = tuple(given.get("cpus", ()))  # of files from before there was such an option
     checked = Workload(**given).to_dict()

@@ -267,7 +267,9 @@ class Result:
             return cls(
                 workload=reading.workload(data["workload"]),
                 environment=reading.about(data["environment"], "environment"),
-                started_at=datetime.fromisoformat(data["started_at"]).timestamp(),
+                started_at=datetime.fromisoformat(
+                    text(data["started_at"], "started_at", most=64)
+                ).timestamp(),
                 duration_s=reading.amount(data["duration_s"], "duration_s"),
                 connections=number(data["connections"], "connections"),
                 echoes=number(data["echoes"], "echoes"),

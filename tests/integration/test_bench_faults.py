@@ -246,6 +246,19 @@ def test_a_peer_that_echoes_nothing_is_named() -> None:
         measure(peer)
 
 
+@pytest.mark.parametrize("after", [0, 10 * LENGTH])
+def test_an_urgent_byte_that_nobody_has_asked_for_is_found(after: int) -> None:
+    """In the probe, and later."""
+    with faulty_servers.hurries(after) as peer:
+        if after == 0:
+            with pytest.raises(TargetError, match="no echo server"):
+                measure(peer)
+            return
+        result = measure(peer, mode="closed", connections=1)
+    assert sum(result.errors.values()) > 0
+    assert not result.verdict.valid
+
+
 def test_a_peer_that_says_nothing_is_named() -> None:
     with (
         faulty_servers.silent_after(0) as peer,

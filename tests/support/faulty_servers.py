@@ -280,6 +280,18 @@ def answers_twice(after: int) -> Peer:
     return Peer(answer)
 
 
+def hurries(after: int) -> Peer:
+    """From position `after` on, an urgent byte comes before each echo: tcp(7)."""
+    positions = _PerConnection()
+
+    def answer(connection: socket.socket, data: bytes) -> None:
+        if positions.begin_of(connection, data) >= after:
+            connection.send(b"!", socket.MSG_OOB)
+        connection.sendall(data)
+
+    return Peer(answer)
+
+
 def greets(greeting: bytes) -> Peer:
     """Says something at once, and echoes nothing."""
     return Peer(lambda connection, data: None, greeting)
