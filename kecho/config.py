@@ -205,7 +205,7 @@ class ServerConfig:
         choice(
             "epoll: threads echo; io_uring: the same, with fewer system calls, and with shared a "
             "connection stays with the thread that accepted it (Linux 6.1, no busy polling); "
-            "auto: io_uring if it is to be had, else epoll; sockmap, experimental: the kernel "
+            "auto: io_uring if it is available, else epoll; sockmap, experimental: the kernel "
             "itself echoes TCP, by a BPF program on each connection, and threads only accept and "
             "close; it shares a work queue with the rest of the kernel, so that a busy machine "
             "may stall connections for seconds (root, Linux 6.5)",

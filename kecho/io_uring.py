@@ -32,7 +32,7 @@ def ring_entries(config: ServerConfig, try_io_uring: Callable[[int], None]) -> i
     except EngineError as error:
         if config.engine == "io_uring":
             raise
-        log.info("engine: epoll, for io_uring is not to be had: %s", error.reason)
+        log.info("engine: epoll, since io_uring is not available: %s", error.reason)
         return 0
 
 

@@ -76,7 +76,7 @@ def test_rings_that_were_closed_a_moment_ago_keep_no_memory_from_new_ones() -> N
 
 @needs_io_uring
 @pytest.mark.parametrize("options", [{}, {"udp": True}])
-def test_auto_is_io_uring_where_it_is_to_be_had(
+def test_auto_is_io_uring_where_it_is_available(
     start_server: StartServer, options: dict[str, bool]
 ) -> None:
     server = start_server(engine="auto", **options)
@@ -92,7 +92,9 @@ def test_auto_is_epoll_where_it_is_to_poll_and_says_so(
         server = start_server(engine="auto", busy_poll=10)
     assert server.engine == "epoll"
     lines = [one.getMessage() for one in caplog.records if "engine" in one.getMessage()]
-    assert lines == ["engine: epoll, for io_uring is not to be had: it does not poll (--busy-poll)"]
+    assert lines == [
+        "engine: epoll, since io_uring is not available: it does not poll (--busy-poll)"
+    ]
 
 
 def test_auto_is_epoll_where_rings_are_refused(caplog: pytest.LogCaptureFixture) -> None:
@@ -101,5 +103,5 @@ def test_auto_is_epoll_where_rings_are_refused(caplog: pytest.LogCaptureFixture)
 
     with caplog.at_level("INFO", "kecho"):
         assert ring_entries(kecho.ServerConfig(engine="auto"), fail) == 0
-    assert "engine: epoll, for io_uring is not to be had: io_uring_setup" in caplog.text
+    assert "engine: epoll, since io_uring is not available: io_uring_setup" in caplog.text
     assert "kernel.io_uring_disabled" in caplog.text

@@ -8,6 +8,7 @@ import random
 import socket
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -245,46 +246,21 @@ def test_a_repeat_that_is_refused_leaves_the_others_of_its_message(
     assert len(answers) == udp.sent
 
 
+CLOSED = {"mode": "closed", "depth": 8, "duration": 0.5}
+OPEN = {"mode": "open", "rate": 50_000.0, "duration": 3.0}
+
+
 @pytest.mark.parametrize("length", [16, 64])
-def test_a_closed_loop_of_the_benchmark_is_not_touched(
-    start_server: StartServer, dispatch: str, length: int
+@pytest.mark.parametrize(
+    "loop", [CLOSED, pytest.param(OPEN, marks=pytest.mark.release)], ids=["closed", "open"]
+)
+def test_a_loop_of_the_benchmark_is_not_touched(
+    start_server: StartServer, dispatch: str, length: int, loop: dict[str, Any]
 ) -> None:
     server = echoing(start_server, dispatch=dispatch)
-    bench.run(
-        Workload(
-            port=server.port,
-            udp=True,
-            mode="closed",
-            length=length,
-            connections=8,
-            depth=8,
-            duration=0.5,
-        )
-    )
+    bench.run(Workload(port=server.port, udp=True, length=length, connections=8, **loop))
     udp = counted(server)
     assert udp.sent > 1000
-    assert udp.refused["repeated"] == 0
-
-
-@pytest.mark.release
-@pytest.mark.parametrize("length", [16, 64])
-def test_an_open_loop_of_the_benchmark_is_not_touched(
-    start_server: StartServer, dispatch: str, length: int
-) -> None:
-    server = echoing(start_server, dispatch=dispatch)
-    bench.run(
-        Workload(
-            port=server.port,
-            udp=True,
-            mode="open",
-            length=length,
-            connections=8,
-            rate=50_000.0,
-            duration=3.0,
-        )
-    )
-    udp = counted(server)
-    assert udp.received > 1000
     assert udp.refused["repeated"] == 0
 
 
