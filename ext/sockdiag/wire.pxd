@@ -38,6 +38,8 @@ cdef enum:
     LOST = 1 << 16
     # Added to the state of a socket that is not idle.
     AWAKE_BIT = 1 << 8
+    # The kernel's greatest errno: MAX_ERRNO in include/linux/err.h.
+    ERRNO_MOST = 4095
     # netlink(7): the kernel fills at most 32 KiB a message of a dump.
     REPLY_BYTES = 65536
     IPPROTO_TCP_NUMBER = 6
@@ -169,12 +171,12 @@ cdef inline int keep(
 cdef inline int reply_error(
     const uint8_t* payload, size_t payload_bytes
 ) noexcept nogil:
-    """0 or -errno, as an NLMSG_ERROR or NLMSG_DONE carries it."""
+    """0 or -errno, as an NLMSG_ERROR or NLMSG_DONE carries it; -EBADMSG: it carries neither."""
     cdef int error
     if payload_bytes < sizeof(int):
         return -EBADMSG
     memcpy(&error, payload, sizeof(int))
-    return error if error <= 0 else -EBADMSG
+    return error if -ERRNO_MOST <= error <= 0 else -EBADMSG
 
 
 cdef inline bint has_known_family(const uint8_t* payload) noexcept nogil:

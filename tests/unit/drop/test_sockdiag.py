@@ -85,6 +85,17 @@ def test_state_that_is_asked_for_is_told_by_its_number() -> None:
     assert answers == [6, -errno.EBADMSG, -errno.ENOENT, _sockdiag.UNANSWERED]
 
 
+@pytest.mark.parametrize("number", [1, 4095, -4096, -(2**31), 2**31 - 1])
+@pytest.mark.parametrize("kind", [2, 3])
+def test_number_that_is_no_errno_is_a_bad_message(kind: int, number: int) -> None:
+    datagram = message(kind, 7, struct.pack("=i", number) + bytes(16))
+    with pytest.raises(OSError, match="SOCK_DIAG_BY_FAMILY") as caught:
+        _sockdiag.parse_dump(datagram, 7)
+    assert caught.value.errno == errno.EBADMSG
+    if kind == 2:
+        assert _sockdiag.parse_answers(datagram, 7, 1) == [-errno.EBADMSG]
+
+
 def attribute(kind: int, payload: bytes) -> bytes:
     return struct.pack("=HH", 4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
 
