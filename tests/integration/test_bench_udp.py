@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import socket
 import threading
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -27,17 +29,34 @@ def measure(port: int, **options: object) -> Result:
     )
 
 
+def _dropped_packets() -> int:
+    """The second column of /proc/net/softnet_stat: softnet_seq_show() in net/core/net-procfs.c."""
+    lines = Path("/proc/net/softnet_stat").read_text().splitlines()
+    return sum(int(line.split()[1], 16) for line in lines)
+
+
+@pytest.fixture
+def dropped() -> Callable[[], int]:
+    """How many packets the kernel has thrown away since the test began, for the queue of a CPU was
+    full (net.core.netdev_max_backlog). All network namespaces share the queue: other tests that
+    send much may fill it."""
+    before = _dropped_packets()
+    return lambda: _dropped_packets() - before
+
+
 # ---- against a server that does it right ------------------------------------------------------
 
 
 @pytest.mark.parametrize("length", [16, 17, 1400, 65507])
-def test_closed_loop_against_kecho(start_server: StartServer, dispatch: str, length: int) -> None:
+def test_closed_loop_against_kecho(
+    start_server: StartServer, dispatch: str, length: int, dropped: Callable[[], int]
+) -> None:
     server = start_server(dispatch=dispatch, udp=True, **NO_RATES)
     # On a busy machine half a second may be too short for one of 64 KB.
     for duration in (0.5, 4.0):
         result = measure(server.port, length=length, timeout=DEADLINE_S, duration=duration)
         assert result.errors == {}
-        assert result.observed["lost"] == 0
+        assert result.observed["lost"] <= dropped()
         assert result.connections == 4
         if result.echoes:
             break
@@ -47,21 +66,26 @@ def test_closed_loop_against_kecho(start_server: StartServer, dispatch: str, len
     assert udp.sent >= result.echoes
 
 
-def test_depth_keeps_so_many_outstanding(start_server: StartServer, dispatch: str) -> None:
+def test_depth_keeps_so_many_outstanding(
+    start_server: StartServer, dispatch: str, dropped: Callable[[], int]
+) -> None:
     server = start_server(dispatch=dispatch, udp=True, **NO_RATES)
     result = measure(server.port, depth=8, timeout=DEADLINE_S)
     assert result.errors == {}
-    assert result.observed["lost"] == 0
+    assert result.observed["lost"] <= dropped()
     assert result.echoes > 32
 
 
-def test_open_loop_against_kecho(start_server: StartServer, dispatch: str) -> None:
+def test_open_loop_against_kecho(
+    start_server: StartServer, dispatch: str, dropped: Callable[[], int]
+) -> None:
     server = start_server(dispatch=dispatch, udp=True, **NO_RATES)
     result = measure(server.port, mode="open", rate=1000.0, duration=1.0, timeout=DEADLINE_S)
     assert result.errors == {}
     assert result.echoes == result.latency["response"].count
     lost = result.observed["lost"]
-    assert (result.echoes + lost, lost <= 10) == (1000, True), lost  # a datagram may be lost
+    assert result.echoes + lost == 1000
+    assert lost <= dropped()
 
 
 def test_ipv6_and_several_processes(start_server: StartServer) -> None:
@@ -123,11 +147,11 @@ def test_when_all_is_lost_nothing_was_measured() -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 4])
-def test_duplicates_are_counted_and_are_no_error(depth: int) -> None:
+def test_duplicates_are_counted_and_are_no_error(depth: int, dropped: Callable[[], int]) -> None:
     with faulty_udp_servers.peer(faulty_udp_servers.answers_twice) as port:
         result = measure(port, depth=depth, connections=2, timeout=DEADLINE_S)
     assert result.errors == {}
-    assert result.observed["lost"] == 0
+    assert result.observed["lost"] <= dropped()
     assert result.observed["duplicates"] > 0.9 * result.echoes
     assert any("came twice" in note for note in result.verdict.notes)
 
@@ -160,11 +184,11 @@ def test_a_wrong_byte_is_an_error_and_the_message_lost(position: int) -> None:
     assert f"byte {position} of {LENGTH}" in result.first_error
 
 
-def test_a_wrong_byte_is_not_looked_for_without_verification() -> None:
+def test_a_wrong_byte_is_not_looked_for_without_verification(dropped: Callable[[], int]) -> None:
     with faulty_udp_servers.peer(faulty_udp_servers.corrupts(10)) as port:
         result = measure(port, verify=False, timeout=DEADLINE_S)
     assert result.errors == {}
-    assert result.observed["lost"] == 0
+    assert result.observed["lost"] <= dropped()
 
 
 @pytest.mark.parametrize(("by", "kind"), [(1, "short"), (64, "short"), (-1, "extra")])
@@ -174,11 +198,11 @@ def test_another_length_is_an_error(by: int, kind: str) -> None:
     assert result.errors.keys() == {kind}
 
 
-def test_a_reply_of_another_connection_is_an_error() -> None:
+def test_a_reply_of_another_connection_is_an_error(dropped: Callable[[], int]) -> None:
     with faulty_udp_servers.peer(faulty_udp_servers.crosses(10)) as port:
         result = measure(port, timeout=DEADLINE_S)
     assert result.errors.keys() == {"foreign"}
-    assert result.observed["lost"] == 0
+    assert result.observed["lost"] <= dropped()
 
 
 def test_a_server_that_goes_away_is_an_error(start_server: StartServer) -> None:
@@ -249,7 +273,7 @@ def test_datagrams_are_waited_for_a_second_by_default() -> None:
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("options", ["", "--dispatch percpu", "--udp-rate 100000000"])
-def test_spawn_starts_a_server_with_udp(options: str) -> None:
+def test_spawn_starts_a_server_with_udp(options: str, dropped: Callable[[], int]) -> None:
     finished = run_python(
         *("-m", "kecho.bench", "--udp", "--mode", "closed", "-d", "0.5", "-c", "5"),
         *(f"--spawn={options}", "--json", "-"),
@@ -257,9 +281,9 @@ def test_spawn_starts_a_server_with_udp(options: str) -> None:
     assert finished.returncode == 0, finished.stderr
     result = json.loads(finished.stdout)
     assert result["errors"] == {}
-    assert result["observed"]["lost"] == 0
+    assert result["observed"]["lost"] <= dropped()
     assert "closed: udp 127.0.0.1:" in finished.stderr
-    assert "0 datagrams (0.000%)" in finished.stderr
+    assert f"lost        {result['observed']['lost']} datagram" in finished.stderr
 
 
 @pytest.mark.e2e
