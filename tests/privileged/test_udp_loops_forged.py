@@ -50,7 +50,8 @@ def test_a_loop_of_two_servers_ends(
     begin_loops(namespace, servers, datagrams_of(count, 1000))
     answered = wait_for_the_end(servers, count)
     assert answered <= ANSWERS_MOST * count
-    assert sum(counted(one).refused["repeated"] for one in servers) > 0
+    if count <= 50:  # more do not find room in the receive queues, and may all end there
+        assert sum(counted(one).refused["repeated"] for one in servers) > 0
 
 
 @pytest.mark.parametrize("size", [0, 1, 9000, 60000])
