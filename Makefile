@@ -29,6 +29,8 @@ ONE_BY_ONE = -n 1
 # may name tests of which none has the mark: pytest's status 5.
 pytest_with = $(if $(strip $(1)),$(PY) -m pytest $(1) $(ARGS) || (($$? == 5)) || failed=1;)
 each_of = failed=0; $(call pytest_with,$(1)) $(call pytest_with,$(2)) $(call pytest_with,$(3)) exit $$failed
+# The tests start a thousand processes: modules are compiled once, whatever the environment says.
+unexport PYTHONDONTWRITEBYTECODE
 SEED ?=
 PEER_CFLAGS ?= -O2 -g -std=gnu11 -Wall -Wextra -pthread
 
