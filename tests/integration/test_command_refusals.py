@@ -10,7 +10,7 @@ from contextlib import closing
 import pytest
 
 from kecho.tuning import read_sysctl
-from support.clients import connect, echo
+from support.clients import connect, echo, free_port
 from support.fixture_types import StartProcess, StartServer
 from support.server_process import ServerProcess, after, assert_refused, run_command
 
@@ -44,7 +44,7 @@ def test_a_port_that_a_foreign_socket_holds_is_refused(dispatch: str, option: st
 def test_a_port_held_on_the_second_host_is_refused(
     start_server: StartServer, dispatch: str
 ) -> None:
-    held = start_server(host="127.0.0.2")
+    held = start_server(host="127.0.0.2", port=free_port())
     finished = run_command(
         "--host=127.0.0.1", "--host=127.0.0.2", f"--port={held.port}", "--dispatch", dispatch
     )

@@ -18,6 +18,7 @@ from support.clients import (
     DEADLINE_S,
     connect,
     echo,
+    free_port,
 )
 from support.fixture_types import StartServer
 from support.server_process import run_python, run_script
@@ -28,7 +29,7 @@ from support.server_process import run_python, run_script
 def test_a_port_in_use_leaves_nothing_behind(
     start_server: StartServer, dispatch: str, tmp_path: Path
 ) -> None:
-    held = start_server(host="127.0.0.2")
+    held = start_server(host="127.0.0.2", port=free_port())
     path = tmp_path / "socket"
     server = kecho.Server(
         host=["127.0.0.1", "127.0.0.2"], port=held.port, uds=path, dispatch=dispatch, threads=2
@@ -41,8 +42,6 @@ def test_a_port_in_use_leaves_nothing_behind(
     assert not server.is_running
     assert not path.exists()
     with socket.socket() as probe:
-        # A closed connection of another test may have the same port there, in TIME_WAIT.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", held.port))
 
     held.stop()

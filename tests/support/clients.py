@@ -85,6 +85,13 @@ def echo(client: socket.socket, message: bytes) -> bytes:
     return receive_exactly(client, len(message))
 
 
+def free_port() -> int:
+    """A port that no socket has at any IPv4 address, be it of a connection that has ended."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
 def reset(client: socket.socket) -> None:
     """Closes with RST: SO_LINGER 0, socket(7)."""
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
