@@ -199,10 +199,6 @@ static const struct kecho_permit kecho_permits[] = {
 static const struct kecho_permit kecho_permits_of_a_file[] = {
     CALL_IF(newfstatat, HAS(3, AT_SYMLINK_NOFOLLOW)),
     CALL_IF(unlinkat, IS(2, 0)),
-#ifdef SYS_lstat
-    CALL(lstat),
-    CALL(unlink),
-#endif
 };
 
 /* --udp. Whom a message is for, and whether it carries descriptors (of a Unix socket's), stands in

@@ -304,6 +304,7 @@ def ways(own: Path) -> Effects:
             "open O_PATH": lambda: os.open("/", os.O_PATH),
             "in memory": lambda: os.memfd_create("x"),
             "unlink": lambda: os.unlink(kept),
+            "unlinkat": lambda: os.unlink(kept, dir_fd=0),  # of which an absolute path is none
             "rename": lambda: os.rename(kept, new),
             "link": lambda: os.link(kept, new),
             "symlink": lambda: os.symlink("x", new),
