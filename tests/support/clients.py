@@ -204,8 +204,15 @@ def receive_until_reset(client: socket.socket) -> bytes:
         chunks.append(chunk)
 
 
-def transfer_all(clients: Sequence[socket.socket], payloads: Sequence[bytes]) -> list[bytes]:
-    """transfer() of payloads[i] through clients[i], all of them at once on one thread."""
+def transfer_all(
+    clients: Sequence[socket.socket],
+    payloads: Sequence[bytes],
+    on_turn: Callable[[], object] = lambda: None,
+) -> list[bytes]:
+    """transfer() of payloads[i] through clients[i], all of them at once on one thread.
+
+    on_turn: called each time that all of them have had their turn.
+    """
     received = [bytearray() for _ in clients]
     sent = [0] * len(clients)
     deadline = time.monotonic() + 2 * DEADLINE_S
@@ -230,6 +237,7 @@ def transfer_all(clients: Sequence[socket.socket], payloads: Sequence[bytes]) ->
                         received[index] += chunk
                         if not chunk:
                             selector.unregister(client)
+            on_turn()
     for client in clients:
         client.settimeout(DEADLINE_S)
     return [bytes(one) for one in received]
