@@ -76,7 +76,6 @@ class Before:
 def adopt(
     fds: Sequence[int],
     adopted: list[socket.socket],
-    user_timeout_ms: int,
     keepalive_s: int,
 ) -> None:
     """Appends a duplicate of each, which listens and does not block. Raises ListenError.
@@ -97,8 +96,7 @@ def adopt(
             one.setblocking(False)
             if one.family != socket.AF_UNIX:
                 _set_for_echoes(one)
-                # 0 as well: the server before this one may have set another.
-                set_unless_mptcp(one, user_timeout_ms)
+                set_unless_mptcp(one)
                 set_keepalive(one, keepalive_s)
         except OSError as error:
             if isinstance(error, ListenError):
@@ -134,12 +132,18 @@ def set_keepalive(one: socket.socket, idle_s: int) -> None:
         _set_those_there_are(one, options)
 
 
-def set_unless_mptcp(one: socket.socket, user_timeout_ms: int) -> None:
-    """MPTCP has neither option, nor urgent data: mptcp_setsockopt() in net/mptcp/sockopt.c."""
+def set_unless_mptcp(one: socket.socket) -> None:
+    """MPTCP has neither option, nor urgent data: mptcp_setsockopt() in net/mptcp/sockopt.c.
+
+    The server before this one may have set TCP_USER_TIMEOUT. It also ends connections of clients
+    that read: from the first probe of a window that is shut, time runs on until the window has room
+    for the whole of the next segment, however much is sent in between: tcp_probe_timer() and
+    tcp_ack_probe() in net/ipv4 (tried on Linux 6.18). So write_timeout is the engine's own.
+    """
     if one.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) == socket.IPPROTO_MPTCP:
         return
     one.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout_ms)
+    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 0)
 
 
 def _check_open(fd: int) -> None:

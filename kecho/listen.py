@@ -94,7 +94,7 @@ def _adopt(config: ServerConfig, worker_count: int, opened: list[Listener]) -> N
     in a SO_REUSEPORT group; otherwise every worker accepts from each."""
     adopted: list[socket.socket] = []
     try:
-        adopt(config.fd, adopted, _user_timeout_ms(config), config.keepalive_s)
+        adopt(config.fd, adopted, config.keepalive_s)
         for one in adopted:
             limit_memory(one, config)
         addresses = [one.getsockname() for one in adopted]
@@ -193,12 +193,6 @@ def _listen_tcp(
     opened.extend(Listener(one, queue) for queue, one in enumerate(sockets))
 
 
-def _user_timeout_ms(config: ServerConfig) -> int:
-    """What the kernel knows of write_timeout: it ends a connection whose peer has not acknowledged
-    data, or kept its window shut, for so long: tcp(7). 0: not before it gives up by itself."""
-    return round((config.write_timeout or 0) * 1000)
-
-
 def _bind_tcp(
     config: ServerConfig, target: Target, reuse_port: bool, sockets: list[socket.socket]
 ) -> None:
@@ -208,7 +202,7 @@ def _bind_tcp(
     # acknowledgement of the one before. SO_OOBINLINE: an urgent byte is a byte of the stream.
     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    set_unless_mptcp(one, _user_timeout_ms(config))
+    set_unless_mptcp(one)
     set_keepalive(one, config.keepalive_s)
     limit_memory(one, config)
     if reuse_port:

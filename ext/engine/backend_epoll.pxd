@@ -14,11 +14,11 @@ from engine.connection cimport (
 )
 from engine.finishing cimport connection_finish, finishing_end, finishing_note
 from engine.in_kernel cimport in_kernel_note
-from engine.in_ring cimport in_ring_close_idle, in_ring_end, in_ring_round
+from engine.in_ring cimport in_ring_close_overdue, in_ring_end, in_ring_round
 from engine.layout cimport (
     CLOSE_ABORTED, CLOSE_IDLE, CLOSE_STALLED, CONNECTION_BUSY, CONNECTION_FINISHING,
-    CONNECTION_IN_KERNEL, CONNECTION_IN_RING, KECHO_BUFFER_BYTES, OWNERSHIP_FREE, Connection,
-    Control, Queue, Worker,
+    CONNECTION_ENDED, CONNECTION_IN_KERNEL, CONNECTION_IN_RING, KECHO_BUFFER_BYTES,
+    OWNERSHIP_FREE, Connection, Control, Queue, Worker,
 )
 from engine.listener cimport (
     RESUME_AFTER_MS, TOKEN_LISTENERS, TOKEN_RING, TOKEN_WAKE, listeners_resume,
@@ -33,7 +33,9 @@ from engine.slab cimport (
 )
 from engine.streams cimport stream_count_turn, stream_has_had_its_turns, stream_take
 from engine.uring cimport uring_enable, uring_receives
-from engine.waiting cimport is_marked_flow, is_marked_waiting, waiting_claim_due
+from engine.waiting cimport (
+    has_taken_nothing, is_marked_flow, is_marked_waiting, note_untaken, waiting_claim_due,
+)
 from kernel.clock cimport clock_now_ms
 from kernel.epoll cimport EPOLLERR, EPOLLHUP, EPOLLPRI, EPOLLRDHUP, epoll_event
 from kernel.eventfd cimport eventfd_write
@@ -198,13 +200,24 @@ cdef inline bint _has_rested(
     return timeout_ms != 0 and age_ms >= timeout_ms and age_ms < 0x80000000u
 
 
-cdef inline bint _is_to_be_looked_at(Worker* worker, Connection* connection) noexcept nogil:
-    """By somebody who does not own it."""
+cdef inline bint _is_to_be_looked_at(
+    Worker* worker, Connection* connection, uint64_t since_ms,
+) noexcept nogil:
+    """By somebody who does not own it, `since_ms` after the last sweep. Of one that waits for
+    nothing here the kernel may hold bytes: it is asked once in each write_timeout."""
+    cdef Control* control = worker.control
+    cdef uint32_t age_ms
     if is_marked_waiting(connection):
         return True
     if is_marked_flow(connection):
-        return _has_rested(worker, connection, _shortest_timeout_ms(worker.control))
-    return _has_rested(worker, connection, worker.control.idle_timeout_ms)
+        return _has_rested(worker, connection, _shortest_timeout_ms(control))
+    if _has_rested(worker, connection, control.idle_timeout_ms):
+        return True
+    if not _has_rested(worker, connection, control.write_timeout_ms):
+        return False
+    age_ms = (
+        <uint32_t>worker.now_ms - atomic_u32_load_relaxed(&connection.last_active_ms))
+    return age_ms % control.write_timeout_ms <= since_ms
 
 
 cdef inline int _why_overdue(Worker* worker, Connection* connection) noexcept nogil:
@@ -219,23 +232,28 @@ cdef inline int _why_overdue(Worker* worker, Connection* connection) noexcept no
             note_progress(worker, connection)
         elif _has_rested(worker, connection, control.write_timeout_ms):
             return CLOSE_STALLED
+    elif not connection.flags & CONNECTION_ENDED and _has_rested(
+            worker, connection, control.write_timeout_ms):
+        if has_taken_nothing(connection):
+            return CLOSE_STALLED
+        note_untaken(connection, <uint32_t>worker.now_ms)
     if _has_rested(worker, connection, control.idle_timeout_ms):
         return CLOSE_IDLE
     return -1
 
 
-cdef inline void _close_overdue(Worker* worker) noexcept nogil:
+cdef inline void _close_overdue(Worker* worker, uint64_t since_ms) noexcept nogil:
     cdef Queue* queue = worker.queue
     cdef uint32_t index
     cdef Connection* connection
     cdef int reason
     for index in range(slab_high_water(&queue.slab)):
         connection = slab_get(&queue.slab, index)
-        if not _is_to_be_looked_at(worker, connection) or not ownership_try(connection):
+        if not _is_to_be_looked_at(worker, connection, since_ms) or not ownership_try(connection):
             continue
         reason = _why_overdue(worker, connection)
         if reason >= 0 and connection.flags & CONNECTION_IN_RING:
-            in_ring_close_idle(worker, connection)
+            in_ring_close_overdue(worker, connection)
         elif reason == CLOSE_IDLE:
             connection_settle(worker, connection, connection_finish(worker, connection, reason))
         elif reason >= 0:
@@ -274,7 +292,7 @@ cdef inline void _look_at_busy(Worker* worker) noexcept nogil:
 
 
 cdef inline void _run_timers(Worker* worker) noexcept nogil:
-    cdef uint64_t due_ms
+    cdef uint64_t due_ms, interval_ms = _sweep_interval_ms(worker.control)
     _look_at_busy(worker)
     if worker.resume_at_ms != 0 and worker.now_ms >= worker.resume_at_ms:
         worker.resume_at_ms = 0
@@ -284,8 +302,8 @@ cdef inline void _run_timers(Worker* worker) noexcept nogil:
     due_ms = atomic_u64_load_relaxed(&worker.queue.next_sweep_ms)
     if worker.now_ms >= due_ms and atomic_u64_swap_acquire(
             &worker.queue.next_sweep_ms, due_ms,
-            worker.now_ms + _sweep_interval_ms(worker.control)):
-        _close_overdue(worker)
+            worker.now_ms + interval_ms):
+        _close_overdue(worker, worker.now_ms - due_ms + interval_ms)
 
 
 # ---- drain ------------------------------------------------------------------------------------

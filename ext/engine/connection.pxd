@@ -181,11 +181,7 @@ cdef inline Served connection_fail(
     if error == ECONNRESET or error == EPIPE or error == ECONNABORTED:
         reason = CLOSE_RESET
     elif error == ETIMEDOUT:
-        # The listener's TCP_USER_TIMEOUT, which is write_timeout, comes before the kernel's own.
-        # Where nothing is unacknowledged, it was a keep-alive probe that went unanswered.
-        reason = CLOSE_STALLED
-        if worker.control.write_timeout_ms == 0 or unread_bytes(connection) == 0:
-            reason = CLOSE_TIMED_OUT
+        reason = CLOSE_TIMED_OUT
     elif error == ENOMEM or error == ENOBUFS:
         count_error(worker, ERROR_MEMORY)
     else:

@@ -81,7 +81,6 @@ cdef inline void _note_movement(
         if look.acknowledged != connection.unread_bytes:
             note_progress(worker, connection)
         return
-    connection.unread_bytes = look.acknowledged
     age_ms = min(age_ms, look.sent_ms_ago)
     if look.received <= look.handed:
         age_ms = min(age_ms, look.received_ms_ago)
@@ -96,6 +95,8 @@ cdef inline bint _note_held(
     if held_bytes == 0:
         busy_end(worker, connection)
         return False
+    if not connection.flags & CONNECTION_BUSY:
+        connection.unread_bytes = look.acknowledged
     busy_begin(worker, connection, held_bytes)
     return True
 

@@ -19,14 +19,15 @@ nobody owns, as timers do, may close it.
 """
 from common.atomics cimport atomic_u32_load, atomic_u32_store, atomic_u32_store_relaxed
 from engine.connection cimport (
-    SERVED_ALL, SERVED_CLOSED, Served, connection_fail, wait_with,
+    SERVED_ALL, SERVED_CLOSED, Served, connection_close, connection_fail, wait_with,
 )
 from engine.counters cimport count, count_by
 from engine.finishing cimport connection_finish
 from engine.layout cimport (
-    CLOSE_EOF, CLOSE_IDLE, CONNECTION_BLOCKED, CONNECTION_ENDED, CONNECTION_IN_RING,
-    CONNECTION_LEAVING, CONNECTION_OVERDUE, CONNECTION_SENDING, CONNECTION_SILENT, ERROR_RECV,
-    ERROR_SEND, KECHO_CHUNK_BYTES, KECHO_NO_CHUNK, Chunk, Connection, Uring, Worker,
+    CLOSE_EOF, CLOSE_IDLE, CLOSE_STALLED, CONNECTION_BLOCKED, CONNECTION_ENDED,
+    CONNECTION_IN_RING, CONNECTION_LEAVING, CONNECTION_OVERDUE, CONNECTION_SENDING,
+    CONNECTION_SILENT, ERROR_RECV, ERROR_SEND, KECHO_CHUNK_BYTES, KECHO_NO_CHUNK, Chunk,
+    Connection, Uring, Worker,
 )
 from engine.serving cimport connection_await, connection_join, connection_settle
 from engine.slab cimport (
@@ -37,6 +38,7 @@ from engine.uring cimport (
     chunk_data, chunk_give_back, uring_enter, uring_has_overflowed, uring_let_go,
     uring_receive, uring_send, uring_watch, uring_watch_no_more,
 )
+from engine.waiting cimport has_taken_nothing
 from kernel.clock cimport clock_now_ms
 from kernel.io_uring cimport (
     ECANCELED, IORING_CQE_BUFFER_SHIFT, IORING_CQE_F_BUFFER, IORING_CQE_F_MORE, Cqe,
@@ -166,7 +168,10 @@ cdef inline void _go_on(Worker* worker, Connection* connection) noexcept nogil:
     elif connection.flags & CONNECTION_ENDED and not connection.flags & CONNECTION_BLOCKED:
         _end(worker, connection, CLOSE_EOF)
     elif connection.flags & CONNECTION_OVERDUE and not ring.is_over:
-        _end(worker, connection, CLOSE_IDLE)
+        if worker.control.write_timeout_ms != 0 and has_taken_nothing(connection):
+            connection_close(worker, connection, CLOSE_STALLED)
+        else:
+            _end(worker, connection, CLOSE_IDLE)
     elif connection.flags & CONNECTION_LEAVING or ring.is_over:
         _leave(worker, connection)
     else:
@@ -175,11 +180,11 @@ cdef inline void _go_on(Worker* worker, Connection* connection) noexcept nogil:
         connection_settle(worker, connection, SERVED_ALL)
 
 
-cdef inline void in_ring_close_idle(Worker* worker, Connection* connection) noexcept nogil:
+cdef inline void in_ring_close_overdue(Worker* worker, Connection* connection) noexcept nogil:
     """One that the ring receives for, at rest, and owned: it is closed when the ring has let go of
     it. Closed at once, what the ring has received and not told yet would be lost behind a FIN, and
     a request that was prepared for its descriptor would receive for whoever gets the number next.
-    If something was received, it is not idle, and goes on with epoll."""
+    If something was received, it is not overdue, and goes on with epoll."""
     connection.flags |= CONNECTION_OVERDUE
     _begin_to_leave(&worker.uring, connection)
     _go_on(worker, connection)

@@ -78,10 +78,11 @@ struct kecho_connection {
     uint32_t waiting_next;   /* in the queue's list of those, under its lock */
     union {
         uint32_t waiting_prev;
-        uint32_t waited_until_ms; /* out of that list: when it left it, low 32 bits of the clock */
+        uint32_t waited_until_ms; /* out of that list: when it left it, or note_untaken() was last
+                                     called, low 32 bits of the clock */
     };
-    uint32_t unread_bytes; /* of those: what the peer had not taken at the last look; of a flow,
-                              what it had acknowledged; ENDED: by which error, 0 by end of file */
+    uint32_t unread_bytes; /* what the peer had not taken at the last look; of a BUSY flow, what it
+                              had acknowledged; ENDED: by which error, 0 by end of file */
 } __attribute__((aligned(KECHO_CACHE_LINE)));
 
 enum kecho_to_look_at {

@@ -180,6 +180,26 @@ cdef inline uint32_t unread_bytes(Connection* connection) noexcept nogil:
     return <uint32_t>size
 
 
+cdef inline bint has_taken_nothing(Connection* connection) noexcept nogil:
+    """Of one that waits for nothing here: the last that happened to it was note_untaken(), and its
+    client has taken nothing since."""
+    cdef uint32_t unread = unread_bytes(connection)
+    return (
+        unread != 0 and unread == connection.unread_bytes
+        and connection.waited_until_ms == atomic_u32_load_relaxed(&connection.last_active_ms))
+
+
+cdef inline void note_untaken(Connection* connection, uint32_t now_ms) noexcept nogil:
+    """The same, some while after its last bytes came: what its client has to take yet, if
+    anything, is known from now on."""
+    cdef uint32_t unread = unread_bytes(connection)
+    if unread == 0:
+        return
+    connection.unread_bytes = unread
+    connection.waited_until_ms = now_ms
+    atomic_u32_store_relaxed(&connection.last_active_ms, now_ms)
+
+
 cdef inline bint is_marked_waiting(Connection* connection) noexcept nogil:
     """For those who do not own it; true of a connection that was waiting a moment ago."""
     cdef uint32_t what = atomic_u32_load_relaxed(&connection.to_look_at)

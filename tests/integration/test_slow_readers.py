@@ -162,16 +162,26 @@ def test_what_the_clients_kernel_has_taken_does_not_count_as_unread(
         assert echo(client, b"again") == b"again"
 
 
-@pytest.mark.parametrize("before_ms", [0, 700])
-def test_an_inherited_socket_has_the_write_timeout_of_its_present_server(
-    start_server: StartServer, dispatch: str, before_ms: int
+def test_an_inherited_socket_has_no_user_timeout_of_the_server_before(
+    start_server: StartServer, dispatch: str
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as given:
-        given.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, before_ms)
-        for write_timeout, expected_ms in ((1.5, 1500), (None, 0)):
-            server = start_server(fd=given.fileno(), dispatch=dispatch, write_timeout=write_timeout)
-            assert given.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == expected_ms
-            server.stop()
+        given.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 700)
+        start_server(fd=given.fileno(), dispatch=dispatch, write_timeout=1.5)
+        assert given.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
+
+
+def test_a_client_that_opens_its_window_by_less_than_a_segment_is_not_closed(
+    start_server: StartServer, dispatch: str
+) -> None:
+    """The kernel takes it for one whose window is shut all the time: TCP_USER_TIMEOUT ends it."""
+    server = start_server(dispatch=dispatch, write_timeout=2.0)
+    with stuffed(server) as client:
+        client.settimeout(DEADLINE_S)
+        for _ in range(12):
+            time.sleep(0.3)  # the kernel probes a window that has been shut for 200 ms
+            assert client.recv(4096)
+        assert server.stats().closed.total == 0
 
 
 @pytest.mark.slow_under_sanitizers  # the timeout is five seconds
