@@ -37,7 +37,7 @@ def test_a_constant_delay_of_most_of_the_time_is_no_lag() -> None:
         assert result.echoes == 200
         return any("were asked for" in reason for reason in result.verdict.reasons)
 
-    assert not all(lags() for _ in range(3))  # on a busy machine the delay is not constant
+    assert not all(lags() for _ in range(10))  # on a busy machine the delay is not constant
 
 
 @pytest.mark.parametrize("options", [{}, {"warmup": 0.5}, {"connections": 2, "processes": 2}])

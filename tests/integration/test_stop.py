@@ -62,8 +62,7 @@ def hold_back(server: kecho.Server, client: socket.socket) -> int:
     sent = 0
     while not stays_true(lambda sent=sent: server.stats().bytes_sent < sent):
         sent += client.send(plenty()[sent : sent + 16_384])
-        wait_until_delivered(client)
-    assert server.stats().bytes_received == sent
+        wait_for(lambda sent=sent: server.stats().bytes_received == sent, "all of it is read")
     return sent
 
 

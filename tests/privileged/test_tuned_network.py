@@ -174,7 +174,7 @@ def leftover(network: Network, state_file: Path) -> dict[str, object]:
 
 def assert_nothing_is_left(network: Network, state_file: Path) -> None:
     assert network.values() == network.before
-    assert not any(state_file.parent.iterdir())
+    assert not any(state_file.parent.glob("*"))
 
 
 # ---- the endings ------------------------------------------------------------------------------
