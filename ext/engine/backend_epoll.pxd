@@ -10,7 +10,7 @@ from engine.busy_poll cimport busy_poll_wait
 from engine.closing cimport close_listeners_at_last, empty_listeners
 from engine.connection cimport (
     SERVED_CLOSED, SERVED_MORE, Served, busy_note, connection_close, connection_give_back,
-    evict_slowest, look_by, note_progress, untaken,
+    evict_slowest, has_rested, look_by, note_progress, untaken,
 )
 from engine.finishing cimport connection_finish, finishing_end, finishing_note
 from engine.in_kernel cimport in_kernel_note
@@ -191,15 +191,6 @@ cdef inline int _until_timer_ms(Worker* worker) noexcept nogil:
     return <int>(due_ms - worker.now_ms) + 1 if due_ms > worker.now_ms else 1
 
 
-cdef inline bint _has_rested(
-    Worker* worker, Connection* connection, uint32_t timeout_ms,
-) noexcept nogil:
-    # In 32 bits, so that a record another worker has just marked active does not underflow.
-    cdef uint32_t age_ms = (
-        <uint32_t>worker.now_ms - atomic_u32_load_relaxed(&connection.last_active_ms))
-    return timeout_ms != 0 and age_ms >= timeout_ms and age_ms < 0x80000000u
-
-
 cdef inline bint _is_to_be_looked_at(
     Worker* worker, Connection* connection, uint64_t since_ms,
 ) noexcept nogil:
@@ -210,10 +201,10 @@ cdef inline bint _is_to_be_looked_at(
     if is_marked_waiting(connection):
         return True
     if is_marked_flow(connection):
-        return _has_rested(worker, connection, _shortest_timeout_ms(control))
-    if _has_rested(worker, connection, control.idle_timeout_ms):
+        return has_rested(worker, connection, _shortest_timeout_ms(control))
+    if has_rested(worker, connection, control.idle_timeout_ms):
         return True
-    if not _has_rested(worker, connection, control.write_timeout_ms):
+    if not has_rested(worker, connection, control.write_timeout_ms):
         return False
     age_ms = (
         <uint32_t>worker.now_ms - atomic_u32_load_relaxed(&connection.last_active_ms))
@@ -230,14 +221,14 @@ cdef inline int _why_overdue(Worker* worker, Connection* connection) noexcept no
     if connection.pending != NULL or connection.flags & CONNECTION_BUSY:
         if untaken(connection) != connection.unread_bytes:
             note_progress(worker, connection)
-        elif _has_rested(worker, connection, control.write_timeout_ms):
+        elif has_rested(worker, connection, control.write_timeout_ms):
             return CLOSE_STALLED
-    elif not connection.flags & CONNECTION_ENDED and _has_rested(
+    elif not connection.flags & CONNECTION_ENDED and has_rested(
             worker, connection, control.write_timeout_ms):
         if has_taken_nothing(connection):
             return CLOSE_STALLED
         note_untaken(connection, <uint32_t>worker.now_ms)
-    if _has_rested(worker, connection, control.idle_timeout_ms):
+    if has_rested(worker, connection, control.idle_timeout_ms):
         return CLOSE_IDLE
     return -1
 

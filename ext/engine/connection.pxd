@@ -301,6 +301,16 @@ cdef inline uint32_t untaken(Connection* connection) noexcept nogil:
     return look.acknowledged
 
 
+cdef inline bint has_rested(
+    Worker* worker, Connection* connection, uint32_t timeout_ms,
+) noexcept nogil:
+    """Whether no byte of it has moved for so long. 0: never."""
+    # In 32 bits, so that a record another worker has just marked active does not underflow.
+    cdef uint32_t age_ms = (
+        <uint32_t>worker.now_ms - atomic_u32_load_relaxed(&connection.last_active_ms))
+    return timeout_ms != 0 and age_ms >= timeout_ms and age_ms < 0x80000000u
+
+
 cdef inline void note_progress(Worker* worker, Connection* connection) noexcept nogil:
     """The client has taken some of what was pending."""
     atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)

@@ -19,7 +19,7 @@ nobody owns, as timers do, may close it.
 """
 from common.atomics cimport atomic_u32_load, atomic_u32_store, atomic_u32_store_relaxed
 from engine.connection cimport (
-    SERVED_ALL, SERVED_CLOSED, Served, connection_close, connection_fail, wait_with,
+    SERVED_ALL, SERVED_CLOSED, Served, connection_close, connection_fail, has_rested, wait_with,
 )
 from engine.counters cimport count, count_by
 from engine.finishing cimport connection_finish
@@ -151,6 +151,16 @@ cdef inline void _end(Worker* worker, Connection* connection, int reason) noexce
     connection_settle(worker, connection, connection_finish(worker, connection, reason))
 
 
+cdef inline void _end_overdue(Worker* worker, Connection* connection) noexcept nogil:
+    """The same. Its client may have taken something meanwhile: then it goes on with epoll."""
+    if worker.control.write_timeout_ms != 0 and has_taken_nothing(connection):
+        connection_close(worker, connection, CLOSE_STALLED)
+    elif has_rested(worker, connection, worker.control.idle_timeout_ms):
+        _end(worker, connection, CLOSE_IDLE)
+    else:
+        _leave(worker, connection)
+
+
 cdef inline void _go_on(Worker* worker, Connection* connection) noexcept nogil:
     """After a completion of a connection that is owned."""
     cdef Uring* ring = &worker.uring
@@ -168,10 +178,7 @@ cdef inline void _go_on(Worker* worker, Connection* connection) noexcept nogil:
     elif connection.flags & CONNECTION_ENDED and not connection.flags & CONNECTION_BLOCKED:
         _end(worker, connection, CLOSE_EOF)
     elif connection.flags & CONNECTION_OVERDUE and not ring.is_over:
-        if worker.control.write_timeout_ms != 0 and has_taken_nothing(connection):
-            connection_close(worker, connection, CLOSE_STALLED)
-        else:
-            _end(worker, connection, CLOSE_IDLE)
+        _end_overdue(worker, connection)
     elif connection.flags & CONNECTION_LEAVING or ring.is_over:
         _leave(worker, connection)
     else:
