@@ -176,8 +176,8 @@ def test_a_client_that_opens_its_window_by_less_than_a_segment_is_not_closed(
 ) -> None:
     """The kernel takes it for one whose window is shut all the time: TCP_USER_TIMEOUT ends it."""
     server = start_server(dispatch=dispatch, write_timeout=2.0)
-    with stuffed(server) as client:
-        client.settimeout(DEADLINE_S)
+    with connect(server, **SMALL) as client:
+        client.sendall(bytes(100_000))
         for _ in range(12):
             time.sleep(0.3)  # the kernel probes a window that has been shut for 200 ms
             assert client.recv(4096)
