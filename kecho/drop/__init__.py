@@ -8,9 +8,10 @@
 from __future__ import annotations
 
 from .api import drop, find
+from .diag import Diag
 from .outcome import Outcome, Result
 from .pairs import Endpoint, Pair, PairError, parse_pairs
-from .sockets import Diag, Socket
+from .socket import Socket
 
 __all__ = [
     "Diag",

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 
+from .diag import Diag
 from .filters import Filter, make_filter
 from .outcome import Outcome
 from .pairs import Pair, as_pair, as_pairs
 from .process import inodes_of
-from .sockets import Diag, Socket
+from .socket import Socket
 
 __all__ = ["drop", "find"]
 

@@ -6,7 +6,7 @@ import errno
 
 from .. import command
 from . import outcome as outcomes
-from .sockets import Diag, is_unavailable
+from .diag import Diag, is_unavailable
 
 __all__ = ["Absent", "Failure", "of_kernel", "open_diag"]
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .ranges import IndexOf, Range, Ranges, parse_range
+from .socket import Socket
 from .states import NAMES, parse_state
-
-if TYPE_CHECKING:
-    from .sockets import Socket
 
 __all__ = ["Filter", "make_filter"]
 

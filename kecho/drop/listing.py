@@ -12,7 +12,7 @@ from . import outcome as outcomes
 from .config import DropConfig
 from .process import Holder, holders
 from .search import PROGRAM
-from .sockets import Socket
+from .socket import Socket
 
 __all__ = ["flush", "list_sockets", "say_lost"]
 

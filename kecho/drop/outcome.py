@@ -7,11 +7,10 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from .pairs import Pair
-    from .sockets import Socket
+from .pairs import Pair
+from .socket import Socket
 
 __all__ = ["Outcome", "Result", "exit_status"]
 

@@ -6,9 +6,9 @@ import os
 
 from .. import command
 from . import outcome as outcomes
+from .diag import Diag
 from .failure import Absent, Failure, open_diag
 from .netns import as_found
-from .sockets import Diag
 
 __all__ = ["Place"]
 

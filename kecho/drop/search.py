@@ -8,11 +8,12 @@ from dataclasses import replace
 from .. import command
 from . import outcome as outcomes
 from .config import DropConfig
+from .diag import Diag
 from .failure import Absent, Failure, of_kernel
 from .filters import Filter
 from .pairs import Pair
 from .process import inodes_of, namespace_of
-from .sockets import Diag, Socket
+from .socket import Socket
 
 __all__ = ["PROGRAM", "Search"]
 

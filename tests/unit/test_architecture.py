@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,93 +16,19 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "kecho"
 NATIVE = ROOT / "ext"
 
-# What a module may import from the package; a module that is not named here, of the others.
-ALLOWED = {
-    "directories": set(),
-    "errors": set(),
-    "printable": set(),
-    "_version": set(),
-    "stats": set(),
-    "cgroups": set(),
-    "cpus": {"cgroups"},
-    "tuning": set(),
-    "limits": {"tuning"},
-    "tuned": {"errors", "tuning", "tuning_state", "uninterrupted"},
-    "tuning_state": {"directories", "errors"},
-    "uninterrupted": set(),
-    "options": {"errors"},
-    "command": {"journal", "null", "options", "printable"},
-    "journal": set(),
-    "null": set(),
-    "background": set(),
-    "names": {"background"},
-    "addresses": {"errors", "names"},
-    "listen_unix": {"directories", "errors", "options", "privileges"},
-    "logs": {"printable"},
-    "access": {"errors"},
-    "netstat": set(),
-    "seldom": set(),
-    "busy_poll": {"config", "cpus"},
-    "kernel": set(),
-    "steering": {"config", "cpus", "listen", "listen_udp"},
-    "watch": {"addresses", "config", "inherited", "netstat", "seldom", "tuning"},
-    "public": {"options"},
-    "socket_memory": {"cgroups", "config", "tuning"},
-    "config": {"access", "errors", "options", "public"},
-    "inherited": {"errors"},
-    "listen": {
-        *{"addresses", "errors", "config", "inherited", "listen_unix", "socket_memory", "tuning"},
-    },
-    "listen_udp": {"addresses", "errors", "config", "listen"},
-    "run": {
-        *{"access", "addresses", "errors", "config", "listen_udp", "listen_unix", "stats", "cpus"},
-        *{"socket_memory", "steering"},
-        *{"busy_poll", "cgroups", "io_uring", "sockmap", "tuning", "watch", "_engine", "_udp"},
-    },
-    "io_uring": {"config", "errors", "kernel"},
-    "sockmap": {"config", "errors", "kernel", "tuning", "_bpf"},
-    "server": {"addresses", "errors", "config", "stats", "run"},
-    "foreground": {"errors", "config", "names", "stats", "server"},
-    "privileges": {"errors", "_sandbox"},
-    "sandbox": {"directories", "_sandbox"},
-    "systemd": set(),
-    "confine": {"null", "options", "privileges", "sandbox"},
-    "cli": {
-        *{"addresses", "errors", "options", "config", "command", "stats", "tuning"},
-        *{"confine", "journal", "logs", "printable", "privileges", "public", "systemd"},
-        *{"server", "foreground", "_version"},
-    },
-    "__main__": {"cli"},
-    **{
-        f"drop.{name}": set()
-        for name in (
-            *("__init__", "__main__", "api", "devices", "ending", "filters", "lines", "netns"),
-            *("outcome", "pairs", "process", "progress", "ranges", "states", "table"),
-        )
-    },
-    "drop.sockets": {"_sockdiag"},
-    "drop.config": {"options"},
-    "drop.failure": {"command"},
-    "drop.listing": {"command", "printable"},
-    "drop.place": {"command"},
-    "drop.search": {"command"},
-    "drop.work": {"command", "printable"},
-    "drop.cli": {"errors", "options", "command", "_version"},
-    "__init__": {"errors", "config", "stats", "server", "foreground", "_version"},
-}
-
 
 def modules() -> dict[str, Path]:
-    """Dotted name below kecho -> file."""
+    """Dotted name below kecho -> file; of a native module its declarations."""
     return {
-        ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
-        for path in sorted(PACKAGE.rglob("*.py"))
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in sorted(PACKAGE.rglob("*.py*"))
+        if path.suffix in (".py", ".pyi")
     }
 
 
-def imports(name: str, path: Path) -> Iterator[str]:
+def imports(path: Path) -> Iterator[str]:
     """Every module or name that it imports, absolute, wherever the statement stands."""
-    package = ["kecho", *name.split(".")[:-1]]
+    package = ["kecho", *path.relative_to(PACKAGE).parts[:-1]]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -111,12 +38,22 @@ def imports(name: str, path: Path) -> Iterator[str]:
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
-def imports_of_ours(name: str, path: Path) -> set[str]:
-    """The modules directly below kecho that it imports, or names of kecho/__init__.py."""
+def imports_of_ours(path: Path) -> set[str]:
+    """The modules below kecho that it imports, or from which it imports a name."""
+    known = modules()
+    found = set()
+    for imported in imports(path):
+        if imported.split(".")[0] == "kecho":
+            below = imported.removeprefix("kecho.")
+            found.add(below if below in known else below.rpartition(".")[0] or "__init__")
+    return found
+
+
+def users_of(module: str) -> set[str]:
     return {
-        imported.split(".")[1] if "." in imported else "__init__"
-        for imported in imports(name, path)
-        if imported.split(".")[0] == "kecho"
+        name
+        for name, path in modules().items()
+        if module in {one.rpartition(".")[2] for one in imports_of_ours(path)}
     }
 
 
@@ -130,110 +67,27 @@ def without_comments(path: Path) -> str:
     return re.sub(r"#.*", "", text)
 
 
-# Of the benchmark: what a module imports from kecho.bench. From the rest of the package each may
-# import the modules that know nothing of a server.
-BENCH = {
-    "bench.__init__": {"histogram", "result", "runner", "target", "workload"},
-    "bench.__main__": {"cli"},
-    "bench.workload": set(),
-    "bench.histogram": set(),
-    "bench.environment": set(),
-    "bench.target": {"workload"},
-    "bench.procfs": set(),
-    "bench.place": set(),
-    "bench.series": {"result"},
-    "bench.signals": set(),
-    "bench.files": set(),
-    "bench.witness": {"procfs", "target"},
-    "bench.reading": {"workload"},
-    "bench.amounts": set(),
-    "bench.together": set(),
-    "bench.result": {"histogram", "reading", "together"},
-    "bench.pace": {"histogram"},
-    "bench.verdict": {"amounts", "histogram", "pace", "result", "witness", "workload"},
-    "bench.crew": {"target", "workload"},
-    "bench.probe": {"crew", "target", "workload"},
-    "bench.processes": {"crew", "signals", "target", "workload"},
-    "bench.runner": {
-        *{"crew", "environment", "histogram", "preflight", "processes", "result", "target"},
-        *{"probe", "procfs", "series", "signals", "timewait", "verdict"},
-        *{"witness", "workload"},
-    },
-    "bench.preflight": {"workload"},
-    "bench.timewait": {"target"},
-    "bench.report": {"amounts", "histogram", "result"},
-    "bench.plot": {"amounts", "histogram", "result", "together"},
-    "bench.condition": {"result"},
-    "bench.compare": {"amounts", "condition", "result", "together"},
-    "bench.search": {"amounts", "condition", "pace", "result", "verdict"},
-    "bench.page": {"plot", "report", "result", "together"},
-    "bench.spawn": set(),
-    "bench.progress": {"amounts", "runner"},
-    "bench.subcommands": {"compare", "condition", "files", "page", "plot", "reading", "result"},
-    "bench.delivery": {"files", "reading", "report", "result", "search", "subcommands"},
-    "bench.cli": {
-        *{"amounts", "condition", "delivery", "place", "preflight", "progress", "report", "result"},
-        *{"runner", "search", "signals", "spawn", "subcommands", "target", "workload"},
-    },
-}
-FOR_BENCH = {
-    *{
-        "errors",
-        "options",
-        "background",
-        "cgroups",
-        "command",
-        "cpus",
-        "directories",
-        "names",
-        "printable",
-        "tuning",
-        "limits",
-        "tuned",
-        "netstat",
-    },
-    "_version",
-}
-
-
-@pytest.mark.parametrize("name", BENCH)
-def test_a_module_of_the_benchmark_imports_only_from_the_layers_below_it(name: str) -> None:
-    found = set(imports(name, modules()[name]))
-    own = {one.split(".")[2] for one in found if re.match(r"kecho\.bench\.", one)}
-    more = {"bench.crew": {"_loadgen"}, "bench.timewait": {"drop"}}.get(name, set())
-    assert own <= BENCH[name]
-    assert imports_of_ours(name, modules()[name]) <= FOR_BENCH | {"bench"} | more
-
-
-@pytest.mark.parametrize("name", ALLOWED)
-def test_a_module_imports_only_from_the_layers_below_it(name: str) -> None:
-    of_its_own = {"drop"} if name.startswith("drop.") else set()
-    assert imports_of_ours(name, modules()[name]) <= ALLOWED[name] | of_its_own
-
-
-def test_every_module_has_its_layer() -> None:
-    assert modules().keys() == ALLOWED.keys() | BENCH.keys()
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    graph = {name: imports_of_ours(path) for name, path in modules().items()}
+    assert set().union(*graph.values()) <= graph.keys()
+    assert list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
 
 
 @pytest.mark.parametrize("native", ["_engine", "_udp"])
 def test_only_a_servers_run_knows_the_engine(native: str) -> None:
-    users = {name for name, path in modules().items() if native in imports_of_ours(name, path)}
-    assert users == {"run"}
+    assert users_of(native) == {"run"}
 
 
 def test_only_sockmap_knows_bpf() -> None:
-    users = {name for name, path in modules().items() if "_bpf" in imports_of_ours(name, path)}
-    assert users == {"sockmap"}
+    assert users_of("_bpf") == {"sockmap"}
 
 
-def test_only_the_droppers_sockets_know_netlink() -> None:
-    users = {name for name, path in modules().items() if "_sockdiag" in imports_of_ours(name, path)}
-    assert users == {"drop.sockets"}
+def test_only_the_droppers_diag_knows_netlink() -> None:
+    assert users_of("_sockdiag") == {"drop.diag"}
 
 
 def test_only_privileges_and_the_sandbox_know_how_to_give_them_up() -> None:
-    users = {name for name, path in modules().items() if "_sandbox" in imports_of_ours(name, path)}
-    assert users == {"privileges", "sandbox"}
+    assert users_of("_sandbox") == {"privileges", "sandbox"}
 
 
 def test_only_directories_makes_renames_or_removes_files() -> None:
@@ -256,7 +110,7 @@ def test_only_plot_knows_matplotlib() -> None:
     users = {
         name
         for name, path in modules().items()
-        if any(imported.split(".")[0] == "matplotlib" for imported in imports(name, path))
+        if any(imported.split(".")[0] == "matplotlib" for imported in imports(path))
     }
     assert users <= {"bench.plot"}
 
@@ -274,7 +128,7 @@ def test_bench_does_not_know_the_server() -> None:
                 "_engine",
                 "_udp",
             }
-            assert not imports_of_ours(name, path) & of_the_server, name
+            assert not imports_of_ours(path) & of_the_server, name
 
 
 def test_native_code_knows_nothing_of_the_package() -> None:

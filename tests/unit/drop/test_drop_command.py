@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kecho import _sockdiag
-from kecho.drop import Diag, cli, failure, sockets
+from kecho.drop import Diag, cli, diag, failure
 from kecho.drop.outcome import exit_status
 from support.chosen_kernel import PAIR_A, A, Kernel, row
 
@@ -111,7 +111,7 @@ def test_list_alone_lists_all_but_listeners(
 def test_json_of_many_batches_is_one_document(
     run_with: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sockets, "TOLD_AT_ONCE", 10)
+    monkeypatch.setattr(diag, "TOLD_AT_ONCE", 10)
     there = [row("established", "10.0.0.1", 1 + i, "10.0.0.9", 22, cookie=i) for i in range(300)]
     pairs = [f"10.0.0.1:{1 + i} 10.0.0.9:22" for i in range(325)]
     status, out, said = run_with(Kernel(*there), "--json", *pairs)

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import errno
 import os
-import socket as sockets_of_python
+import socket as python_socket
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, Protocol, Self
 
 from .. import _sockdiag
 from .devices import Devices
 from .filters import Filter
 from .netns import open_namespace
 from .outcome import Outcome, Result, answer
-from .pairs import Endpoint, Pair, may_be_cut
+from .pairs import Pair, may_be_cut
 from .process import Unseen, namespace_of
+from .socket import Socket
 from .states import NAMES
 
-__all__ = ["Diag", "Socket", "is_unavailable"]
+__all__ = ["Diag", "is_unavailable"]
 
-AF_INET, AF_INET6 = int(sockets_of_python.AF_INET), int(sockets_of_python.AF_INET6)
+AF_INET, AF_INET6 = int(python_socket.AF_INET), int(python_socket.AF_INET6)
 NUMBERS = {name: number for number, name in NAMES.items()}
 TIMERS = {0: "off", 1: "on", 2: "keepalive", 3: "timewait", 4: "persist"}  # inet_diag.c
 
@@ -37,56 +38,6 @@ LAST_STATE = "time-wait"
 TOLD_AT_ONCE = 10_000
 # Of socket(AF_NETLINK): every kernel with a network has it, so it is a filter that says so.
 REFUSED = (errno.EAFNOSUPPORT, errno.EPERM, errno.EACCES)
-
-
-class Socket(NamedTuple):
-    """A TCP socket as a look found it; a tuple, since there may be a million.
-
-    Addresses are canonical: IPv4 also where the socket is an IPv6 one (is_mapped). interface: the
-    name of the device it is bound to ("if3" if index 3 has none any more), or empty, with the
-    index 0. expires_ms: until `timer` fires. Queues are bytes, of a listener the connections that
-    wait and the most that may. uid and inode are 0 where nobody owns it. idle_ms: since it last
-    sent or received data, or was connected; None where the kernel does not say, as in time-wait.
-    is_mptcp: a subflow of MPTCP, which is not the whole connection; an older kernel says so only
-    with CAP_NET_ADMIN. identity, with the cookie in it, tells it from a later one with the same
-    addresses.
-    """
-
-    state: str
-    local_address: str
-    local_port: int
-    peer_address: str
-    peer_port: int
-    interface: str
-    interface_index: int
-    is_mapped: bool
-    timer: str
-    expires_ms: int
-    retransmissions: int
-    receive_queue: int
-    send_queue: int
-    uid: int
-    inode: int
-    cookie: int
-    idle_ms: int | None
-    is_mptcp: bool
-    identity: bytes
-
-    @property
-    def pair(self) -> Pair:
-        return Pair(
-            Endpoint(self.local_address, self.local_port, self.interface),
-            Endpoint(self.peer_address, self.peer_port),
-        )
-
-    @property
-    def is_listener(self) -> bool:
-        return self.state == "listen"
-
-    @property
-    def owner(self) -> int | None:
-        """The user's id; None without an inode: the kernel then shows 0, which is not root."""
-        return self.uid if self.inode else None
 
 
 class NativeHandle(Protocol):
