@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from .. import command
 from . import compare, condition
-from .files import read_bounded, reason_of, write_whole
+from .output.files import read_bounded, reason_of, write_whole
 from .reading import MOST_BYTES
 from .result import Result, load
 
@@ -46,13 +46,13 @@ def _draw(arguments: Sequence[str], name: str, suffixes: tuple[str, ...], help: 
         results = _load_all(chosen.results)
         content: str | bytes
         if name == "plot":
-            from .plot import plot
+            from .output.plot import plot
 
             buffer = io.BytesIO()
             plot(results, buffer, chosen.output.rpartition(".")[2])
             content = buffer.getvalue()
         else:
-            from .page import to_html
+            from .output.page import to_html
 
             content = to_html(results)
         write_whole(chosen.output, content)

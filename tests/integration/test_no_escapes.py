@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from kecho import command
-from kecho.bench import report
+from kecho.bench.output import report
 from kecho.bench.result import load
 from kecho.logs import PatientHandler
 from kecho.printable import json_text, one_line, printable

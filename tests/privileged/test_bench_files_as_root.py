@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kecho.bench.files import check_writable, write_whole
+from kecho.bench.output.files import check_writable, write_whole
 from support.privileges import needs_root
 
 pytestmark = [pytest.mark.privileged, needs_root]
@@ -54,7 +54,7 @@ def test_stdout_by_its_name_stays_a_link(own: Path) -> None:
     """In a /dev of its own: were it replaced, then for the whole machine."""
     script = f"""
         mount -t tmpfs none /dev && ln -s /proc/self/fd/1 /dev/stdout && mknod /dev/null c 1 3 &&
-        '{sys.executable}' -c 'from kecho.bench.files import write_whole as w
+        '{sys.executable}' -c 'from kecho.bench.output.files import write_whole as w
 w("/dev/stdout", "x")' && readlink /dev/stdout >&2
     """
     with (own / "out").open("w") as out:

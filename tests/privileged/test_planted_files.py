@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from kecho import ListenError, ServerConfig
-from kecho.bench.files import check_writable, write_whole
+from kecho.bench.output.files import check_writable, write_whole
 from kecho.errors import TuningError
 from kecho.listen import open_listeners
 from kecho.tuning_state import State, StateFile

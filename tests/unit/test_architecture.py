@@ -112,7 +112,7 @@ def test_only_plot_knows_matplotlib() -> None:
         for name, path in modules().items()
         if any(imported.split(".")[0] == "matplotlib" for imported in imports(path))
     }
-    assert users <= {"bench.plot"}
+    assert users <= {"bench.output.plot"}
 
 
 def test_bench_does_not_know_the_server() -> None:

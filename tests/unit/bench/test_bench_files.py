@@ -13,8 +13,8 @@ from typing import IO
 import pytest
 
 from kecho import directories
-from kecho.bench import delivery
-from kecho.bench.files import check_writable, write_whole
+from kecho.bench.output import delivery
+from kecho.bench.output.files import check_writable, write_whole
 from support.faultless_run import result
 from support.server_process import run_python
 
@@ -58,7 +58,7 @@ def test_what_cannot_be_written_to_its_end_leaves_the_file_as_it_was(
         import resource, signal, sys
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-        from kecho.bench.files import write_whole
+        from kecho.bench.output.files import write_whole
         write_whole(sys.argv[1], "x" * 100_000)
     """
     finished = run_python("-c", script, str(path))
@@ -117,7 +117,9 @@ def test_a_pipe_is_written_to(own: Path) -> None:
 def test_stdout_is_written_to_behind_what_is_there(own: Path, name: str) -> None:
     path = own / "out"
     path.write_text("before\n")
-    script = "import sys; from kecho.bench.files import write_whole as w; w(sys.argv[1], 'x\\n')"
+    script = (
+        "import sys; from kecho.bench.output.files import write_whole as w; w(sys.argv[1], 'x\\n')"
+    )
     with path.open("a") as out:
         subprocess.run([sys.executable, "-c", script, name], stdout=out, timeout=60, check=True)
     assert path.read_text() == "before\nx\n"
@@ -215,7 +217,7 @@ def test_a_picture_or_page_that_finds_no_room_leaves_the_one_before(
     script = """if True:
         import io, resource, signal, sys
         from kecho.bench import cli
-        from kecho.bench.plot import plot
+        from kecho.bench.output.plot import plot
         from kecho.bench.result import load
         plot(load(open(sys.argv[1]).read()), io.BytesIO(), "png")  # what is cached is a file, too
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

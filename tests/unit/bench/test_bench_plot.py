@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from kecho.bench import Histogram, Result, Verdict, Workload, page, plot, subcommands
+from kecho.bench import Histogram, Result, Verdict, Workload, subcommands
+from kecho.bench.output import page, plot
 from kecho.bench.result import Interval
 
 pytestmark = pytest.mark.python_only

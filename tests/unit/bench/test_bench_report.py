@@ -7,7 +7,8 @@ import io
 
 import pytest
 
-from kecho.bench import Workload, amounts, report
+from kecho.bench import Workload, amounts
+from kecho.bench.output import report
 from kecho.bench.result import Round
 from support.faultless_run import result
 

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kecho.bench import Histogram, Result, Verdict, Workload, report
+from kecho.bench import Histogram, Result, Verdict, Workload
+from kecho.bench.output import report
 from kecho.bench.result import Interval, Round, dump, load
 from kecho.bench.series import Series
 from support.faultless_run import result

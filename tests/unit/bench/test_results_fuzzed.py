@@ -8,8 +8,9 @@ from importlib.util import find_spec
 
 import pytest
 
-from kecho.bench import Histogram, Result, compare, page, plot, report
+from kecho.bench import Histogram, Result, compare
 from kecho.bench.histogram import COUNTS_LENGTH
+from kecho.bench.output import page, plot, report
 from kecho.bench.result import dump, load
 from support.fuzzing import Fuzz
 from support.hostile_results import (

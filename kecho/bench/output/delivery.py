@@ -11,15 +11,15 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .. import command
-from ..errors import OptionError
-from ..options import Option, flag
+from ... import command
+from ...errors import OptionError
+from ...options import Option, flag
+from ..reading import MOST_BYTES
+from ..result import Result, dump
+from ..search import Found
+from ..subcommands import PROGRAM
 from . import report
 from .files import check_writable, descriptor_of, reason_of, write_whole
-from .reading import MOST_BYTES
-from .result import Result, dump
-from .search import Found
-from .subcommands import PROGRAM
 
 __all__ = ["FILES", "check_kinds", "check_paths", "deliver", "was_interrupted"]
 

@@ -7,11 +7,11 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from ..command import plural
-from ..printable import one_line
-from .amounts import duration_text, rate_text, size_text
-from .histogram import write_hlog
-from .result import Result
+from ...command import plural
+from ...printable import one_line
+from ..amounts import duration_text, rate_text, size_text
+from ..histogram import write_hlog
+from ..result import Result
 
 __all__ = ["PERCENTILES", "text", "to_csv", "to_hgrm", "to_hlog", "to_txt"]
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from ..command import plural
-from .amounts import duration_text, rate_text
-from .runner import Progress
+from ...command import plural
+from ..amounts import duration_text, rate_text
+from ..runner import Progress
 
 __all__ = ["live_progress"]
 

@@ -7,11 +7,11 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 
-from ..printable import one_line
+from ...printable import one_line
+from ..result import Result, check_results
+from ..together import machine_of, unlike_machines
 from . import report
 from .plot import plot
-from .result import Result, check_results
-from .together import machine_of, unlike_machines
 
 __all__ = ["to_html"]
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ..directories import Directory, check_link, open_directory
+from ...directories import Directory, check_link, open_directory
 
 __all__ = ["check_writable", "descriptor_of", "read_bounded", "reason_of", "write_whole"]
 
