@@ -14,7 +14,7 @@ from typing import Any
 
 from kecho import tuning
 from kecho.bench import environment
-from kecho.bench.compare import REPEATS_LEAST
+from kecho.bench.results.compare import REPEATS_LEAST
 from kecho.cpus import usable_cpus
 
 from . import pictures, table

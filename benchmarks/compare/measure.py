@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kecho import bench
-from kecho.bench.condition import metric_of
+from kecho.bench.results.condition import metric_of
 from kecho.bench.runner import Progress
 
 from .cap import capped

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from kecho.bench.compare import Comparison, compare_samples
+from kecho.bench.results.compare import Comparison, compare_samples
 
 from .measure import Measured, Run, of_both
 from .validity import are_enough, in_short

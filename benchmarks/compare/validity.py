@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass
 
 from kecho.bench import Result
-from kecho.bench.compare import REPEATS_LEAST
+from kecho.bench.results.compare import REPEATS_LEAST
 
 __all__ = ["Explained", "are_enough", "explained", "in_short", "invalid_because"]
 

@@ -1,6 +1,6 @@
 /* A histogram of nanoseconds with HdrHistogram's index mapping: 3 significant digits, 1 ns to one
  * hour, memory that does not grow. One thread records; any thread may read meanwhile.
- * kecho/bench/histogram.py knows the same mapping and does everything but record.
+ * kecho/bench/results/histogram.py knows the same mapping and does everything but record.
  */
 #ifndef KECHO_LOADGEN_HISTOGRAM_H
 #define KECHO_LOADGEN_HISTOGRAM_H

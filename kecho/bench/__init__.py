@@ -5,8 +5,8 @@
 >>> result.rate_per_s, result.latency["service"].percentile(99), result.verdict.valid
 """
 
-from .histogram import Histogram
-from .result import Result, Verdict
+from .results.histogram import Histogram
+from .results.result import Result, Verdict
 from .runner import run
 from .target import TargetError
 from .workload import Workload

@@ -20,16 +20,17 @@ from .._version import __version__
 from ..errors import OptionError, TuningError
 from ..options import Option, flag, integer, option_of, switch
 from ..tuned import restore_leftover
-from . import condition, preflight, signals
+from . import preflight, signals
 from .amounts import rate_text
 from .output import report
 from .output.delivery import FILES, check_kinds, check_paths, deliver, was_interrupted
 from .output.progress import live_progress
 from .place import parse as parse_place
 from .preflight import tuning_for
-from .result import Result
+from .results import condition
+from .results.result import Result
+from .results.search import Found, find_rate, least_rate
 from .runner import run
-from .search import Found, find_rate, least_rate
 from .spawn import SpawnError, spawned_server
 from .subcommands import COMMANDS, PROGRAM
 from .target import TargetError

@@ -10,14 +10,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import OptionError
-from . import environment, preflight, probe, signals, verdict
+from . import environment, preflight, probe, signals
 from .crew import Crew, Report, Snapshot, shares_of
-from .histogram import Histogram
 from .probe import FirstConnection
 from .processes import ProcessCrew
 from .procfs import exists
-from .result import Interval, Result, Round
-from .series import Series
+from .results import verdict
+from .results.histogram import Histogram
+from .results.result import Interval, Result, Round
+from .results.series import Series
 from .target import Target
 from .timewait import Sweeper
 from .witness import Observation, Witness, pid_listening_at

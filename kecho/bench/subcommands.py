@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from .. import command
-from . import compare, condition
 from .output.files import read_bounded, reason_of, write_whole
-from .reading import MOST_BYTES
-from .result import Result, load
+from .results import compare, condition
+from .results.reading import MOST_BYTES
+from .results.result import Result, load
 
 __all__ = ["COMMANDS", "PROGRAM"]
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from kecho import bench
-from kecho.bench import Result, Workload, condition
-from kecho.bench.search import find_rate
+from kecho.bench import Result, Workload
+from kecho.bench.results import condition
+from kecho.bench.results.search import find_rate
 from support import faulty_servers
 
 LENGTH = 64

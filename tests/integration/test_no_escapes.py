@@ -17,7 +17,7 @@ import pytest
 
 from kecho import command
 from kecho.bench.output import report
-from kecho.bench.result import load
+from kecho.bench.results.result import load
 from kecho.logs import PatientHandler
 from kecho.printable import json_text, one_line, printable
 from support.clients import DEADLINE_S

@@ -8,7 +8,7 @@ from fractions import Fraction
 from hdrh.histogram import HdrHistogram
 from hypothesis import strategies as st
 
-from kecho.bench.histogram import (
+from kecho.bench.results.histogram import (
     COUNTS_LENGTH,
     HIGHEST,
     LOWEST,

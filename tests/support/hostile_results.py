@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from kecho.bench import Histogram, Verdict
-from kecho.bench.histogram import COUNTS_LENGTH
-from kecho.bench.result import Interval, Round
+from kecho.bench.results.histogram import COUNTS_LENGTH
+from kecho.bench.results.result import Interval, Round
 from support.faultless_run import result
 
 CONTROLS = "\x1b]0;x\x07\x1b[2J\r\n\x7f\x9b31m\u202e\u2028"

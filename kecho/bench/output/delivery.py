@@ -14,9 +14,9 @@ from typing import Any
 from ... import command
 from ...errors import OptionError
 from ...options import Option, flag
-from ..reading import MOST_BYTES
-from ..result import Result, dump
-from ..search import Found
+from ..results.reading import MOST_BYTES
+from ..results.result import Result, dump
+from ..results.search import Found
 from ..subcommands import PROGRAM
 from . import report
 from .files import check_writable, descriptor_of, reason_of, write_whole

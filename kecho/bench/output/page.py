@@ -8,8 +8,8 @@ import json
 from collections.abc import Iterator, Sequence
 
 from ...printable import one_line
-from ..result import Result, check_results
-from ..together import machine_of, unlike_machines
+from ..results.result import Result, check_results
+from ..results.together import machine_of, unlike_machines
 from . import report
 from .plot import plot
 

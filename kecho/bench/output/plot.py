@@ -13,9 +13,9 @@ from typing import Any, BinaryIO, TypeVar
 from ...command import plural
 from ...printable import one_line
 from ..amounts import rate_text
-from ..histogram import Histogram
-from ..result import Interval, Result, Round, check_results
-from ..together import unlike_machines
+from ..results.histogram import Histogram
+from ..results.result import Interval, Result, Round, check_results
+from ..results.together import unlike_machines
 
 __all__ = ["plot", "set_log"]
 

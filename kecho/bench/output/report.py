@@ -10,8 +10,8 @@ from typing import Any
 from ...command import plural
 from ...printable import one_line
 from ..amounts import duration_text, rate_text, size_text
-from ..histogram import write_hlog
-from ..result import Result
+from ..results.histogram import write_hlog
+from ..results.result import Result
 
 __all__ = ["PERCENTILES", "text", "to_csv", "to_hgrm", "to_hlog", "to_txt"]
 

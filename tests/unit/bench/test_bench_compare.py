@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kecho.bench import Histogram, Result, Verdict, Workload, compare, condition
-from kecho.bench.result import dump
+from kecho.bench import Histogram, Result, Verdict, Workload
+from kecho.bench.results import compare, condition
+from kecho.bench.results.result import dump
 from kecho.bench.subcommands import COMMANDS
 from support.faultless_run import result
 

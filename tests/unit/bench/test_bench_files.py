@@ -218,7 +218,7 @@ def test_a_picture_or_page_that_finds_no_room_leaves_the_one_before(
         import io, resource, signal, sys
         from kecho.bench import cli
         from kecho.bench.output.plot import plot
-        from kecho.bench.result import load
+        from kecho.bench.results.result import load
         plot(load(open(sys.argv[1]).read()), io.BytesIO(), "png")  # what is cached is a file, too
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))

@@ -12,7 +12,7 @@ import pytest
 
 from kecho.bench import Histogram, Result, Verdict, Workload, subcommands
 from kecho.bench.output import page, plot
-from kecho.bench.result import Interval
+from kecho.bench.results.result import Interval
 
 pytestmark = pytest.mark.python_only
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from kecho.bench import Histogram, Result, Verdict, Workload
 from kecho.bench.output import report
-from kecho.bench.result import Interval, Round, dump, load
-from kecho.bench.series import Series
+from kecho.bench.results.result import Interval, Round, dump, load
+from kecho.bench.results.series import Series
 from support.faultless_run import result
 
 pytestmark = pytest.mark.python_only

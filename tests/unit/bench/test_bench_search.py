@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from kecho.bench import Histogram, Result, Verdict, condition
-from kecho.bench.result import dump
-from kecho.bench.search import find_rate, least_rate
+from kecho.bench import Histogram, Result, Verdict
+from kecho.bench.results import condition
+from kecho.bench.results.result import dump
+from kecho.bench.results.search import find_rate, least_rate
 from support.faultless_run import result
 
 pytestmark = pytest.mark.python_only

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from kecho.bench import Histogram, Verdict, Workload
-from kecho.bench.pace import is_kept_up
-from kecho.bench.verdict import judge
+from kecho.bench.results.pace import is_kept_up
+from kecho.bench.results.verdict import judge
 from support.faultless_run import QUIET, THREAD
 
 pytestmark = pytest.mark.python_only

@@ -14,7 +14,7 @@ from benchmarks.compare import pictures, summary, table, validity
 from benchmarks.compare.measure import Measured, Run
 from benchmarks.compare.workloads import SCENARIOS, Goal, Scenario
 from kecho.bench import Histogram, Result, Verdict, Workload
-from kecho.bench.verdict import judge
+from kecho.bench.results.verdict import judge
 from support import faultless_run
 from support.faultless_run import THREAD
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kecho.bench.histogram import (
+from kecho.bench.results.histogram import (
     COUNTS_LENGTH,
     HIGHEST,
     Histogram,

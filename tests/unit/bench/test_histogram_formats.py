@@ -15,7 +15,7 @@ from hdrh.log import HistogramLogReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kecho.bench.histogram import (
+from kecho.bench.results.histogram import (
     COUNTS_LENGTH,
     HIGHEST,
     LOWEST,

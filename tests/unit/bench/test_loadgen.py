@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kecho import _loadgen
-from kecho.bench.histogram import HIGHEST, index_of
+from kecho.bench.results.histogram import HIGHEST, index_of
 
 ARGUMENTS = {
     "mode": _loadgen.MODES.index("closed"),

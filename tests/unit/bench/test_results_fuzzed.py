@@ -8,10 +8,11 @@ from importlib.util import find_spec
 
 import pytest
 
-from kecho.bench import Histogram, Result, compare
-from kecho.bench.histogram import COUNTS_LENGTH
+from kecho.bench import Histogram, Result
 from kecho.bench.output import page, plot, report
-from kecho.bench.result import dump, load
+from kecho.bench.results import compare
+from kecho.bench.results.histogram import COUNTS_LENGTH
+from kecho.bench.results.result import dump, load
 from support.fuzzing import Fuzz
 from support.hostile_results import (
     attacks,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..command import plural
-from .amounts import rate_text
+from ...command import plural
+from ..amounts import rate_text
+from ..witness import Observation
+from ..workload import Workload
 from .histogram import Histogram
 from .pace import is_achieved, is_kept_up
 from .result import Verdict
-from .witness import Observation
-from .workload import Workload
 
 __all__ = ["BEYOND", "LATE_MOST", "judge", "late_share"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from ..printable import json_text
+from ...printable import json_text
 from . import reading
 from .histogram import Histogram
 from .together import check_alike
@@ -309,7 +309,7 @@ class Result:
 
 
 def check_results(results: Sequence[Result]) -> None:
-    """ValueError unless they can be combined: kecho.bench.together."""
+    """ValueError unless they can be combined: kecho.bench.results.together."""
     check_alike(
         [one.workload["mode"] for one in results],
         [one.main_latency for one in results],
@@ -398,7 +398,7 @@ def dump(results: Sequence[Result], found: Mapping[str, object] | None = None) -
 
 def load(text: str | bytes) -> list[Result]:
     """What dump() wrote. ValueError, with a reason of one line, for anything else, and for what
-    would take too much memory or time: kecho.bench.reading."""
+    would take too much memory or time: kecho.bench.results.reading."""
     data = reading.parse(text)
     if isinstance(data, dict) and data.get("schema") == SCHEMA and "results" in data:
         budget = reading.Budget()

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from ..printable import one_line
-from .amounts import duration_text, rate_text
+from ...printable import one_line
+from ..amounts import duration_text, rate_text
 from .condition import METRICS, Condition, metric_of
 from .result import Result
 from .together import check_alike, unlike_machines

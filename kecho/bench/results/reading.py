@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .workload import Workload
+from ..workload import Workload
 
 __all__ = [
     *("HISTOGRAM_MOST", "MOST_BYTES", "Budget", "about", "amount", "count", "pack", "parse"),

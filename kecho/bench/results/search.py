@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .amounts import rate_text
+from ..amounts import rate_text
 from .condition import Condition, is_percentile
 from .pace import is_achieved, is_kept_up
 from .result import Result

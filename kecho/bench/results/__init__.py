@@ -1,0 +1,1 @@
+"""What a run measured: result, histogram, verdict; comparison and search."""
