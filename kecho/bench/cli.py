@@ -19,7 +19,6 @@ from .. import command
 from .._version import __version__
 from ..errors import OptionError, TuningError
 from ..options import Option, flag, integer, option_of, switch
-from ..tuned import restore_leftover
 from . import preflight, signals
 from .amounts import rate_text
 from .output import report
@@ -34,6 +33,7 @@ from .runner import run
 from .spawn import SpawnError, spawned_server
 from .subcommands import COMMANDS, PROGRAM
 from .target import TargetError
+from .tuning.applied import restore_leftover
 from .workload import Workload
 
 __all__ = ["main"]

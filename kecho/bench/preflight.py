@@ -7,8 +7,8 @@ import socket
 from .. import tuning
 from ..cpus import usable_cpus
 from ..errors import OptionError
-from ..limits import Limits, Needs, Problem, advice
-from ..tuned import Tuning
+from .tuning.applied import Tuning
+from .tuning.limits import Limits, Needs, Problem, advice
 from .workload import Workload, bindable
 
 __all__ = [

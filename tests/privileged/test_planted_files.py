@@ -17,9 +17,9 @@ import pytest
 
 from kecho import ListenError, ServerConfig
 from kecho.bench.output.files import check_writable, write_whole
+from kecho.bench.tuning.state_file import State, StateFile
 from kecho.errors import TuningError
 from kecho.listen import open_listeners
-from kecho.tuning_state import State, StateFile
 from support.clients import DEADLINE_S
 from support.privileges import needs_root
 

@@ -33,7 +33,7 @@ PROLOGUE = f"""
 import os, signal, sys, threading, time
 from pathlib import Path
 from kecho.errors import TuningError
-from kecho.tuned import Tuning, restore_leftover
+from kecho.bench.tuning.applied import Tuning, restore_leftover
 from kecho.tuning import wanted_for
 
 def end(number, frame):

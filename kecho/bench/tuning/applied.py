@@ -17,9 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-from .errors import TuningError
-from .tuning import check_writable, read_sysctl_text, write_sysctl
-from .tuning_state import Change, State, StateFile, default_state_file, network_namespace
+from ...errors import TuningError
+from ...tuning import check_writable, read_sysctl_text, write_sysctl
+from .state_file import Change, State, StateFile, default_state_file, network_namespace
 from .uninterrupted import uninterrupted
 
 __all__ = ["Restored", "Tuning", "restore_leftover"]

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from kecho import tuned
+from kecho.bench.tuning import applied
+from kecho.bench.tuning.applied import Restored, Tuning, restore_leftover
+from kecho.bench.tuning.state_file import Change, State, StateFile, start_time
+from kecho.bench.tuning.uninterrupted import uninterrupted
 from kecho.errors import TuningError
-from kecho.tuned import Restored, Tuning, restore_leftover
-from kecho.tuning_state import Change, State, StateFile, start_time
-from kecho.uninterrupted import uninterrupted
 from support.privileges import needs_root
 
 pytestmark = pytest.mark.python_only
@@ -94,14 +94,14 @@ def leave_behind(sysctls: Sysctls, state_file: Path) -> Callable[..., None]:
 @contextmanager
 def on_write(monkeypatch: pytest.MonkeyPatch, action: Callable[[str, str], None]) -> Iterator[None]:
     """Within it, action(name, text) runs before each sysctl is written."""
-    write = tuned.write_sysctl
+    write = applied.write_sysctl
 
     def instead(name: str, text: str, *, root: Path | None = None) -> None:
         action(name, text)
         write(name, text, root=root)
 
     with monkeypatch.context() as patched:
-        patched.setattr(tuned, "write_sysctl", instead)
+        patched.setattr(applied, "write_sysctl", instead)
         yield
 
 
@@ -212,7 +212,7 @@ def test_value_that_is_refused_undoes_those_before_it(
 def test_value_that_does_not_stay_is_an_error(
     tune: Callable[..., Tuning], sysctls: Sysctls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuned, "write_sysctl", lambda name, text, *, root: None)
+    monkeypatch.setattr(applied, "write_sysctl", lambda name, text, *, root: None)
     with pytest.raises(TuningError, match="was set to 8192, but is 4096"), tune():
         pytest.fail("entered")
     assert sysctls.all() == BEFORE
@@ -227,7 +227,7 @@ def test_without_privileges_nothing_is_touched(
     def refuse(name: str, *, root: Path | None = None) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(tuned, "check_writable", refuse)
+    monkeypatch.setattr(applied, "check_writable", refuse)
     with pytest.raises(TuningError, match=f"^{SOMAXCONN} cannot be changed: .* needs root"), tune():
         pytest.fail("entered")
     assert sysctls.all() == BEFORE
@@ -309,7 +309,7 @@ def test_forked_child_puts_nothing_back(tune: Callable[..., Tuning], sysctls: Sy
 LIMITS_IN_A_CHILD = """
 import resource, sys
 from pathlib import Path
-from kecho.tuned import Tuning
+from kecho.bench.tuning.applied import Tuning
 root, soft, hard, wanted = sys.argv[1], *map(int, sys.argv[2:])
 NOFILE = resource.RLIMIT_NOFILE
 resource.setrlimit(NOFILE, (soft, hard))
@@ -450,7 +450,7 @@ def test_values_are_put_back_at_exit_where_the_end_was_never_reached(
 ) -> None:
     code = f"""
 from pathlib import Path
-from kecho.tuned import Tuning
+from kecho.bench.tuning.applied import Tuning
 state_file, root = Path({str(state_file)!r}), Path({str(sysctls.root)!r})
 Tuning({WANTED!r}, state_file=state_file, root=root).__enter__()
 """
@@ -674,7 +674,7 @@ def test_run_that_finds_another_one_beginning_gives_up(
     state_file: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("kecho.tuning_state._LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("kecho.bench.tuning.state_file._LOCK_TIMEOUT_S", 0.05)
     state_file.parent.mkdir(mode=0o700)
     fd = os.open(state_file.parent, os.O_RDONLY)
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kecho.limits import Limits, Needs, advice
+from kecho.bench.tuning.limits import Limits, Needs, advice
 
 pytestmark = pytest.mark.python_only
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import tuning
+from ... import tuning
 
 __all__ = ["Limits", "Needs", "Problem", "advice"]
 
