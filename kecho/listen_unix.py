@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from .directories import Directory, open_directory
 from .errors import ListenError, naming
 from .options import is_abstract, uds_address
+from .users import find_owner
 
 __all__ = ["SocketFile", "listen_unix"]
 
@@ -142,8 +143,6 @@ def _own(file: SocketFile, mode: int | None, owner: str | None) -> None:
     if not stat.S_ISSOCK(file.status.st_mode) or file.status.st_nlink != 1:
         raise ListenError("uds", errno.EEXIST, "its file has been replaced by another process")
     if owner is not None:
-        from .privileges import find_owner
-
         try:
             ids = find_owner(owner)
         except ValueError as error:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 from . import _sandbox
 from .errors import OptionError
+from .users import find_group, find_user
 
-__all__ = ["Identity", "become", "find_identity", "find_owner", "give_up_capabilities"]
-
-_ID_MOST = 2**32 - 2  # the one above means "leave it as it is": setresuid(2)
+__all__ = ["Identity", "become", "find_identity", "give_up_capabilities"]
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,9 @@ def find_identity(text: str) -> Identity:
     """
     user, colon, group = text.partition(":")
     try:
-        uid, gid, name = _find_user(user)
+        uid, gid, name = find_user(user)
         if colon:
-            gid = _find_group(group)
+            gid = find_group(group)
         elif gid is None:
             raise ValueError(f"user {uid} is in no password database: say the group, too, {uid}:N")
     except ValueError as error:
@@ -47,45 +46,6 @@ def find_identity(text: str) -> Identity:
         raise OptionError("user", f"{user} is root, who keeps every privilege")
     groups = os.getgrouplist(name, gid) if name is not None and not colon else []
     return Identity(uid, gid, tuple(sorted({*groups} - {gid})))
-
-
-def find_owner(text: str) -> tuple[int, int]:
-    """uid and gid of ``USER``, ``USER:GROUP`` or ``:GROUP``; -1: it stays. Raises ValueError."""
-    user, _, group = text.partition(":")
-    return _find_user(user)[0] if user else -1, _find_group(group) if group else -1
-
-
-def _find_user(text: str) -> tuple[int, int | None, str | None]:
-    """uid, gid and name, the last two if they are known. Raises ValueError."""
-    import pwd
-
-    try:
-        # A name that is a number is a name to the C library, too.
-        found = pwd.getpwnam(text)
-    except KeyError:
-        uid = _number(text, "user")
-        try:
-            found = pwd.getpwuid(uid)
-        except KeyError:
-            return uid, None, None
-    return found.pw_uid, found.pw_gid, found.pw_name
-
-
-def _find_group(text: str) -> int:
-    import grp
-
-    try:
-        return grp.getgrnam(text).gr_gid
-    except KeyError:
-        return _number(text, "group")
-
-
-def _number(text: str, what: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise ValueError(f"there is no {what} {text!r}")
-    if len(text) > 10 or int(text) > _ID_MOST:
-        raise ValueError(f"{what} {text} is not between 0 and {_ID_MOST}")
-    return int(text)
 
 
 def become(identity: Identity) -> None:
