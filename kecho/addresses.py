@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from .errors import ListenError
-from .names import look_up
+from .system.names import look_up
 
 __all__ = ["Address", "Target", "describe_addresses", "resolve"]
 

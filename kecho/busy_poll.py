@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from .config import ServerConfig
-from .cpus import whole_cpu_count
+from .system.cpus import whole_cpu_count
 
 __all__ = ["busy_poll_of"]
 

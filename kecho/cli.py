@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from . import command, foreground, privileges, tuning
+from . import command, foreground, privileges
 from ._version import __version__
 from .addresses import describe_addresses
 from .command import plural
@@ -32,6 +32,7 @@ from .printable import json_text, one_line
 from .public import PUBLIC, describe_limits
 from .server import Server
 from .stats import Stats, UdpCounters
+from .system import sysctl
 from .systemd import Notifier, take_listen_fds
 
 __all__ = ["CommandConfig", "main"]
@@ -270,7 +271,7 @@ def _log_fields(message: str, event: str, **fields: object) -> None:
 
 
 def _serve(config: CommandConfig, identity: privileges.Identity | None) -> int:
-    tuning.raise_descriptor_limit()
+    sysctl.raise_descriptor_limit()
     server = Server.from_config(config)
     notifier = _notifier()
 
@@ -308,8 +309,8 @@ def _serve(config: CommandConfig, identity: privileges.Identity | None) -> int:
 def _say_descriptors(config: CommandConfig) -> None:
     """While the server is open and nobody is served yet: what it takes itself, workers' epoll sets
     and sockets, depends on more than the options."""
-    limit = tuning.descriptor_limit()
-    left = max(0, limit - tuning.open_descriptors() - _DESCRIPTORS_TO_COME)
+    limit = sysctl.descriptor_limit()
+    left = max(0, limit - sysctl.open_descriptors() - _DESCRIPTORS_TO_COME)
     log.debug("descriptors: at most %d, some %d connections", limit, left)
     if config.max_connections is not None and config.max_connections > left:
         log.warning(

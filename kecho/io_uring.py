@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from .config import ServerConfig
 from .errors import EngineError
-from .kernel import RELEASE, VERSION
+from .system.kernel import RELEASE, VERSION
 
 __all__ = ["ring_entries"]
 

@@ -9,13 +9,13 @@ import socket
 from collections import Counter
 from dataclasses import dataclass
 
-from . import tuning
 from .addresses import Address, Target, resolve
 from .config import ServerConfig
 from .errors import ListenError, naming
 from .inherited import Before, adopt, set_keepalive, set_unless_mptcp
 from .listen_unix import SocketFile, listen_unix
 from .socket_memory import limit_memory
+from .system import sysctl
 
 __all__ = ["FREE_PORT_TRIES", "Listener", "open_listeners", "why_refused"]
 
@@ -57,7 +57,7 @@ class Listener:
         """In force; None: not known, of an inherited Unix socket."""
         if self.before is not None:
             return self.before.backlog
-        return None if self.inherited else tuning.backlog_in_force(config.backlog)
+        return None if self.inherited else sysctl.backlog_in_force(config.backlog)
 
     def close(self) -> None:
         self.socket.close()

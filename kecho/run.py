@@ -16,14 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import tuning
 from ._engine import Engine, attach_cpu_steering, try_io_uring
 from .access import rules_of
 from .addresses import Address, describe_addresses
 from .busy_poll import busy_poll_of
-from .cgroups import cgroup_memory_limit
 from .config import ServerConfig
-from .cpus import usable_cpu_count
 from .errors import ListenerLostError
 from .io_uring import ring_entries
 from .listen_udp import Datagrams, open_everything, udp_worker_count
@@ -32,6 +29,9 @@ from .socket_memory import memory_in_force
 from .sockmap import open_flows
 from .stats import AcceptQueue, Stats
 from .steering import cpus_of_workers, steer
+from .system import sysctl
+from .system.cgroups import cgroup_memory_limit
+from .system.cpus import usable_cpu_count
 from .watch import INTERVAL_S, Place, Watch
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Run:
         self._udp: Echo | None = None
         self._shares_ports = config.reuse_port and bool(config.host)
         # Where nothing can be opened any more (kecho.sandbox), what it is now has to do.
-        self._migrates = tuning.migrates_requests() if self._shares_ports else None
+        self._migrates = sysctl.migrates_requests() if self._shares_ports else None
         if config.host or config.uds is not None:
             _warn_of_truncation(config.backlog)
         self._busy_poll = busy_poll_of(config, self.thread_count)
@@ -296,7 +296,7 @@ class Run:
             elif error in (errno.EMFILE, errno.ENFILE):
                 why = (
                     "there was no descriptor for them until the graceful timeout "
-                    f"(RLIMIT_NOFILE {tuning.descriptor_limit()}, or fs.file-max)"
+                    f"(RLIMIT_NOFILE {sysctl.descriptor_limit()}, or fs.file-max)"
                 )
             elif error:
                 why = f"until the graceful timeout, accept4: {os.strerror(error)}"
@@ -313,7 +313,7 @@ class Run:
             )
         if not self._shares_ports:
             return
-        migrates = tuning.migrates_requests()
+        migrates = sysctl.migrates_requests()
         if (self._migrates if migrates is None else migrates) is not True:
             log.warning(
                 "reuse-port: clients whose handshake was under way at the stop may have been reset "
@@ -456,7 +456,7 @@ def buffer_bytes(config: ServerConfig) -> int:
 
 
 def _warn_of_truncation(backlog: int) -> None:
-    limit = tuning.somaxconn()
+    limit = sysctl.somaxconn()
     if backlog > limit:
         log.warning(
             "backlog: the kernel truncates %d to net.core.somaxconn = %d; to raise it: "

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from . import _sandbox
 from ._sandbox import IS_SANITIZED
-from .directories import open_directory
+from .system.directories import open_directory
 
 __all__ = ["IS_SANITIZED", "enter", "prepare"]
 

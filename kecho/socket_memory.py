@@ -16,9 +16,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from . import tuning
-from .cgroups import cgroup_memory_limit
 from .config import SOCKET_MEMORY_LEAST, ServerConfig
+from .system import sysctl
+from .system.cgroups import cgroup_memory_limit
 
 __all__ = ["budget_of", "limit_memory", "memory_in_force"]
 
@@ -56,7 +56,7 @@ def _kernels_most() -> int:
     found = 0
     with suppress(OSError, ValueError, IndexError):
         for _, _, name in _BUFFERS:
-            found += int(tuning.read_sysctl_text(f"net.ipv4.tcp_{name}").split()[2])
+            found += int(sysctl.read_sysctl_text(f"net.ipv4.tcp_{name}").split()[2])
     return found
 
 

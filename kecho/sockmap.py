@@ -6,10 +6,10 @@ import errno
 import logging
 import resource
 
-from . import tuning
 from .config import ServerConfig
 from .errors import EngineError
-from .kernel import RELEASE, VERSION
+from .system import sysctl
+from .system.kernel import RELEASE, VERSION
 
 __all__ = ["load", "open_flows"]
 
@@ -81,7 +81,7 @@ def _advice(error: OSError) -> str:
 def _capacity(config: ServerConfig) -> int:
     """Connections that the maps have room for; further ones are echoed by the workers. The hash
     table of the sockets has so many buckets from the start, 16 bytes each."""
-    most = tuning.descriptor_limit()
+    most = sysctl.descriptor_limit()
     if most == resource.RLIM_INFINITY:
         most = _CAPACITY_MOST
     if config.max_connections is not None:

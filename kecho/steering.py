@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from .config import ServerConfig
-from .cpus import usable_cpus
 from .listen import Listener
+from .system.cpus import usable_cpus
 
 if TYPE_CHECKING:
     from .listen_udp import Datagrams

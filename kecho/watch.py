@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from . import tuning
 from .addresses import Address, describe_addresses
 from .inherited import Before
-from .netstat import TcpCounters
 from .seldom import Seldom
+from .system import sysctl
+from .system.netstat import TcpCounters
 
 if TYPE_CHECKING:
     from .config import ServerConfig
@@ -58,7 +58,7 @@ class Watch:
     def __init__(self, config: ServerConfig, places: Sequence[Place]) -> None:
         self._config = config
         self._places = places
-        self._somaxconn = tuning.somaxconn()
+        self._somaxconn = sysctl.somaxconn()
         self._network = TcpCounters((*_SYN_QUEUE, *_LISTEN))
         self._network_before = self._network_at_first = self._network.read()
         self._overflows: int | None = None
@@ -195,7 +195,7 @@ class Watch:
         self._pauses_before = pauses
         errors["limit"] = self._limit_reached
         figures = {
-            "descriptors": (tuning.descriptor_limit(),),
+            "descriptors": (sysctl.descriptor_limit(),),
             "limit": (self._config.max_connections,),
         }
         for name, text in _TROUBLES.items():

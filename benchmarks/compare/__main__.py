@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kecho import tuning
 from kecho.bench import environment
 from kecho.bench.results.compare import REPEATS_LEAST
-from kecho.cpus import usable_cpus
+from kecho.system import sysctl
+from kecho.system.cpus import usable_cpus
 
 from . import pictures, table
 from .contestants import PEERS, ROOT
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"compare: {error}", file=sys.stderr)
         return 1
-    tuning.raise_descriptor_limit()  # the servers inherit it
+    sysctl.raise_descriptor_limit()  # the servers inherit it
     every: list[Measured] = []
     names = chosen.only or SCENARIOS
     try:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kecho.cgroups import groups_of
+from kecho.system.cgroups import groups_of
 
 __all__ = ["SHARE", "capped"]
 

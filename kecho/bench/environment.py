@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .._version import __version__
-from ..cpus import usable_cpu_count
+from ..system.cpus import usable_cpu_count
 
 __all__ = ["describe"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import socket
 
-from .. import tuning
-from ..cpus import usable_cpus
 from ..errors import OptionError
+from ..system import sysctl
+from ..system.cpus import usable_cpus
 from .tuning.applied import Tuning
 from .tuning.limits import Limits, Needs, Problem, advice
 from .workload import Workload, bindable
@@ -40,7 +40,7 @@ def needs_of(workload: Workload, *, is_local: bool, backlog: int | None = None) 
 
 def problems(workload: Workload, *, is_local: bool, backlog: int | None = None) -> list[Problem]:
     """Those that are fatal first. Raises this process's descriptor limit as far as it may."""
-    tuning.raise_descriptor_limit()
+    sysctl.raise_descriptor_limit()
     found = advice(needs_of(workload, is_local=is_local, backlog=backlog), Limits.read())
     if workload.uds is None and not workload.udp:
         return found
@@ -75,8 +75,8 @@ def port_hold_s(*, is_loopback: bool) -> float:
     """How long a connection that the client has closed keeps its port from another one."""
     # 1: from any address, 2, the default: on loopback, a port in TIME_WAIT is taken again after
     # tcp_tw_reuse_delay, a second: ip-sysctl.rst.
-    if tuning.read_sysctl("net.ipv4.tcp_tw_reuse") in ((1, 2) if is_loopback else (1,)):
-        delay_ms = tuning.read_sysctl("net.ipv4.tcp_tw_reuse_delay")
+    if sysctl.read_sysctl("net.ipv4.tcp_tw_reuse") in ((1, 2) if is_loopback else (1,)):
+        delay_ms = sysctl.read_sysctl("net.ipv4.tcp_tw_reuse_delay")
         return 1.0 if delay_ms is None else delay_ms / 1000
     return _TIME_WAIT_S
 
@@ -85,6 +85,6 @@ def tuning_for(workload: Workload) -> Tuning:
     """The settings that this workload wants raised, for as long as it runs."""
     needs = needs_of(workload, is_local=True)
     return Tuning(
-        lambda: tuning.wanted_for(workload.total_connections, needs.sources, needs.opened_total),
+        lambda: sysctl.wanted_for(workload.total_connections, needs.sources, needs.opened_total),
         descriptors=needs.descriptors + needs.descriptors_extra,
     )

@@ -17,7 +17,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
-from .. import tuning
+from ..system import sysctl
 from . import signals
 from .crew import SAMPLE_BYTES, Crew, Report, Share, Snapshot
 from .target import Target
@@ -190,7 +190,7 @@ def main(fd: int) -> None:
     """The life of a child."""
     for number in signals.ENDINGS:
         signal.signal(number, signal.SIG_IGN)
-    tuning.raise_descriptor_limit()
+    sysctl.raise_descriptor_limit()
     pipe = Connection(fd)
     try:
         options, target, shares, seed, first = pipe.recv()

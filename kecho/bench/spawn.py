@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from .. import background
+from ..system import background
 
 __all__ = ["SpawnError", "Spawned", "spawned_server"]
 

@@ -7,8 +7,8 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .. import background
 from ..options import uds_address
+from ..system import background
 from .workload import Workload
 
 __all__ = ["Target", "TargetError", "addresses_of"]

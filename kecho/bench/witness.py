@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..cgroups import throttled_periods
-from ..netstat import tcp_counters
+from ..system.cgroups import throttled_periods
+from ..system.netstat import tcp_counters
 from .procfs import Usage, parent_of, usage_of
 from .target import Target
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, fields
 from itertools import islice
 from typing import Any, Literal
 
-from ..cpus import usable_cpu_count
 from ..errors import OptionError
 from ..options import (
     Option,
@@ -22,6 +21,7 @@ from ..options import (
     seconds,
     switch,
 )
+from ..system.cpus import usable_cpu_count
 
 __all__ = ["Mode", "Workload", "bindable", "link_of"]
 

@@ -19,7 +19,7 @@ import kecho
 from kecho.cli import OPTIONS, CommandConfig
 from kecho.config import environment_variable
 from kecho.options import flag
-from kecho.tuning import somaxconn
+from kecho.system.sysctl import somaxconn
 from support.clients import DEADLINE_S, connect, echo, wait_for
 from support.fixture_types import StartProcess
 from support.server_process import ServerProcess, after, run_command

@@ -9,7 +9,7 @@ from contextlib import closing
 
 import pytest
 
-from kecho.tuning import read_sysctl
+from kecho.system.sysctl import read_sysctl
 from support.clients import connect, echo, free_port
 from support.fixture_types import StartProcess, StartServer
 from support.server_process import ServerProcess, after, assert_refused, run_command

@@ -14,7 +14,7 @@ import time
 import pytest
 
 import kecho
-from kecho.tuning import somaxconn
+from kecho.system.sysctl import somaxconn
 from support.clients import (
     answered,
     connect,

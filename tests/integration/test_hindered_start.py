@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kecho import cpus
+from kecho.system import cpus
 from support.clients import DEADLINE_S, connect, echo
 from support.server_process import ServerProcess, after
 

@@ -17,7 +17,7 @@ import pytest
 
 import kecho
 from kecho.sandbox import IS_SANITIZED
-from kecho.tuning import somaxconn
+from kecho.system.sysctl import somaxconn
 from support.clients import (
     DEADLINE_S,
     connect,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from kecho.netstat import tcp_counters
+from kecho.system.netstat import tcp_counters
 from support.clients import connect, connected, echo, reset, wait_for
 from support.fixture_types import StartServer
 from support.logs import said

@@ -58,9 +58,9 @@ def test_who_could_not_put_back_what_is_roots_is_not_told_of_it(tmp_path: Path) 
     script = f"""
         import os, sys
         from pathlib import Path
-        from kecho import tuning_state
+        from kecho.bench.tuning import state_file
         from kecho.bench import cli
-        tuning_state._DIRECTORY = Path({str(tmp_path)!r})  # nobody else may look into it
+        state_file._DIRECTORY = Path({str(tmp_path)!r})  # nobody else may look into it
         arguments = ["--host", "127.0.0.1", "--port", "1"]
         cli.main(arguments)  # has everything imported: Python may be in root's home
         os.setgroups([])

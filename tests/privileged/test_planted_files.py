@@ -111,7 +111,7 @@ def test_in_a_user_namespace_links_of_the_root_outside_are_followed(top: Path) -
     (top / "ours/link").symlink_to("../his")
     script = f"""
 import ctypes, os
-from kecho.directories import open_directory
+from kecho.system.directories import open_directory
 os.setgroups([]), os.setgid(1234), os.setuid(1234)
 libc = ctypes.CDLL(None)
 assert libc.prctl(4, 1, 0, 0, 0) == 0  # PR_SET_DUMPABLE: its files in /proc are its own again

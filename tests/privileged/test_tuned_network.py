@@ -34,7 +34,7 @@ import os, signal, sys, threading, time
 from pathlib import Path
 from kecho.errors import TuningError
 from kecho.bench.tuning.applied import Tuning, restore_leftover
-from kecho.tuning import wanted_for
+from kecho.system.sysctl import wanted_for
 
 def end(number, frame):
     raise SystemExit(128 + number)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kecho.cgroups import cgroup_cpu_quota, cgroup_memory_limit
+from kecho.system.cgroups import cgroup_cpu_quota, cgroup_memory_limit
 
 
 def escaped(path: str) -> str:

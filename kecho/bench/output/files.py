@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ...directories import Directory, check_link, open_directory
+from ...system.directories import Directory, check_link, open_directory
 
 __all__ = ["check_writable", "descriptor_of", "read_bounded", "reason_of", "write_whole"]
 
@@ -113,7 +113,7 @@ class _Place:
 
 @contextmanager
 def _place_of(path: str) -> Iterator[_Place]:
-    """Where the file is: kecho.directories says which links on the way are followed."""
+    """Where the file is: kecho.system.directories says which links on the way are followed."""
     place = _look_up(path, None)
     try:
         if place.status is not None and stat.S_ISLNK(place.status.st_mode):

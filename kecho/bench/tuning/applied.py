@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Literal
 
 from ...errors import TuningError
-from ...tuning import check_writable, read_sysctl_text, write_sysctl
+from ...system.sysctl import check_writable, read_sysctl_text, write_sysctl
 from .state_file import Change, State, StateFile, default_state_file, network_namespace
 from .uninterrupted import uninterrupted
 

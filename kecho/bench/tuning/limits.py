@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ... import tuning
+from ...system import sysctl
 
 __all__ = ["Limits", "Needs", "Problem", "advice"]
 
@@ -73,18 +73,18 @@ class Limits:
     def read(cls, *, root: Path | None = None) -> Limits:
         """As they are now. root: a directory in the place of /proc/sys."""
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        port_range = tuning.read_port_range(root=root)
+        port_range = sysctl.read_port_range(root=root)
         return cls(
-            somaxconn=tuning.somaxconn(root=root),
-            syn_backlog=tuning.read_syn_backlog(root=root),
+            somaxconn=sysctl.somaxconn(root=root),
+            syn_backlog=sysctl.read_syn_backlog(root=root),
             port_range=port_range,
             reserved_ports=_reserved_ports(port_range, root),
             nofile_soft=_UNLIMITED if soft == resource.RLIM_INFINITY else soft,
             nofile_hard=_UNLIMITED if hard == resource.RLIM_INFINITY else hard,
-            file_max=tuning.read_sysctl("fs.file-max", root=root) or _UNLIMITED,
-            nr_open=tuning.read_sysctl("fs.nr_open", root=root) or _NR_OPEN_DEFAULT,
-            widest_port_range=tuning.widest_port_range(root=root),
-            syncookies=tuning.read_sysctl("net.ipv4.tcp_syncookies", root=root) in (1, 2),
+            file_max=sysctl.read_sysctl("fs.file-max", root=root) or _UNLIMITED,
+            nr_open=sysctl.read_sysctl("fs.nr_open", root=root) or _NR_OPEN_DEFAULT,
+            widest_port_range=sysctl.widest_port_range(root=root),
+            syncookies=sysctl.read_sysctl("net.ipv4.tcp_syncookies", root=root) in (1, 2),
         )
 
     @property
@@ -168,7 +168,7 @@ def _more_ports(needs: Needs, limits: Limits, needed: int) -> str:
     last = max(limits.port_range[1], limits.widest_port_range[1])
     width = last - first + 1 - limits.reserved_ports
     if needed <= width * needs.sources:
-        return f'sysctl -w {tuning.PORT_RANGE}="{first} {last}"'
+        return f'sysctl -w {sysctl.PORT_RANGE}="{first} {last}"'
     if needs.local:
         return "--source 127.0.0.0/8"
     if needed > needs.connections:
@@ -185,20 +185,20 @@ def _queues(needs: Needs, limits: Limits) -> Iterator[Problem]:
         yield Problem("backlog", needs.backlog, needs.connections, False, late, command)
     elif limits.somaxconn < needs.connections:
         effect = f"listen() makes no queue longer, and {late}"
-        command = f"sysctl -w {tuning.SOMAXCONN}={tuning.somaxconn_for(needs.connections)}"
-        yield Problem(tuning.SOMAXCONN, limits.somaxconn, needs.connections, False, effect, command)
+        command = f"sysctl -w {sysctl.SOMAXCONN}={sysctl.somaxconn_for(needs.connections)}"
+        yield Problem(sysctl.SOMAXCONN, limits.somaxconn, needs.connections, False, effect, command)
     # Without cookies the last quarter is kept for peers the kernel knows.
     needed = -(-needs.connections * 4 // 3)
     if not limits.syncookies and limits.syn_backlog < needed:
         effect = "SYN cookies are off, so handshakes beyond 3/4 of it are made a second later"
-        command = f"sysctl -w {tuning.SYN_BACKLOG}={tuning.syn_backlog_for(needs.connections)}"
-        yield Problem(tuning.SYN_BACKLOG, limits.syn_backlog, needed, False, effect, command)
+        command = f"sysctl -w {sysctl.SYN_BACKLOG}={sysctl.syn_backlog_for(needs.connections)}"
+        yield Problem(sysctl.SYN_BACKLOG, limits.syn_backlog, needed, False, effect, command)
 
 
 def _reserved_ports(port_range: tuple[int, int], root: Path | None) -> int:
     """How many ports of the range are reserved: ``1,2-4,10-10`` in ip-sysctl.rst."""
     try:
-        text = tuning.read_sysctl_text(_RESERVED_PORTS, root=root)
+        text = sysctl.read_sysctl_text(_RESERVED_PORTS, root=root)
         reserved = set[int]()
         for part in filter(None, text.split(",")):
             first, _, last = part.partition("-")

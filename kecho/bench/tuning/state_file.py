@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...directories import NO_OTHERS, Directory, open_directory
 from ...errors import TuningError
+from ...system.directories import NO_OTHERS, Directory, open_directory
 
 __all__ = ["Change", "State", "StateFile", "default_state_file"]
 

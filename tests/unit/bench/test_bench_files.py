@@ -12,9 +12,9 @@ from typing import IO
 
 import pytest
 
-from kecho import directories
 from kecho.bench.output import delivery
 from kecho.bench.output.files import check_writable, write_whole
+from kecho.system import directories
 from support.faultless_run import result
 from support.server_process import run_python
 

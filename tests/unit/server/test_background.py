@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from kecho import background
+from kecho.system import background
 
 pytestmark = pytest.mark.python_only
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kecho import cpus
-from kecho.cgroups import cgroup_cpu_quota
-from kecho.cpus import usable_cpu_count, usable_cpus, whole_cpu_count
+from kecho.system import cpus
+from kecho.system.cgroups import cgroup_cpu_quota
+from kecho.system.cpus import usable_cpu_count, usable_cpus, whole_cpu_count
 from support.fabricated_cgroups import Machine
 
 pytestmark = pytest.mark.python_only
@@ -309,7 +309,7 @@ if procs:
     open(procs, "w").write("0")
 if cpu:
     os.sched_setaffinity(0, {int(cpu)})
-from kecho.cpus import usable_cpu_count
+from kecho.system.cpus import usable_cpu_count
 print(usable_cpu_count())
 """
 

@@ -15,7 +15,7 @@ import pytest
 
 import kecho
 from kecho._engine import attach_cpu_steering
-from kecho.cpus import usable_cpus
+from kecho.system.cpus import usable_cpus
 from support.bare_engine import engine_on, open_tcp, running
 from support.clients import (
     DEADLINE_S,

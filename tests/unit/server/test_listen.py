@@ -22,9 +22,9 @@ from pathlib import Path
 import pytest
 
 from kecho import ListenError, OptionError, ServerConfig
-from kecho.directories import open_directory
 from kecho.listen import EVERY_QUEUE, Listener, open_listeners
 from kecho.listen_unix import SocketFile, _own
+from kecho.system.directories import open_directory
 from support.clients import DEADLINE_S, connect
 from support.privileges import skip_unless_root
 

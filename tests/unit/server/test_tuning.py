@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kecho import tuning
+from kecho.system import sysctl
 
 pytestmark = pytest.mark.python_only
 
@@ -19,7 +19,7 @@ TCPI_SACKED = 28  # of struct tcp_info; a listening socket has its backlog there
 @pytest.fixture
 def sysctls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory in the place of /proc/sys."""
-    monkeypatch.setattr(tuning, "_SYSCTL_ROOT", tmp_path)
+    monkeypatch.setattr(sysctl, "_SYSCTL_ROOT", tmp_path)
     (tmp_path / "net/core").mkdir(parents=True)
     return tmp_path
 
@@ -33,35 +33,35 @@ def backlog_by_the_kernel(backlog: int) -> int:
 
 
 def test_somaxconn_is_what_the_kernel_says() -> None:
-    assert tuning.somaxconn() == int(Path("/proc/sys/net/core/somaxconn").read_text())
+    assert sysctl.somaxconn() == int(Path("/proc/sys/net/core/somaxconn").read_text())
 
 
 @pytest.mark.parametrize("backlog", [0, 1, 100, 2**31 - 1])
 def test_backlog_in_force_is_what_a_listener_gets(backlog: int) -> None:
-    assert tuning.backlog_in_force(backlog) == backlog_by_the_kernel(backlog)
+    assert sysctl.backlog_in_force(backlog) == backlog_by_the_kernel(backlog)
 
 
 def test_backlog_is_truncated_to_somaxconn(sysctls: Path) -> None:
     (sysctls / "net/core/somaxconn").write_text("200\n")
-    assert tuning.somaxconn() == 200
-    assert [tuning.backlog_in_force(backlog) for backlog in (199, 200, 201)] == [199, 200, 200]
+    assert sysctl.somaxconn() == 200
+    assert [sysctl.backlog_in_force(backlog) for backlog in (199, 200, 201)] == [199, 200, 200]
 
 
 @pytest.mark.parametrize("text", [None, "", "many\n"])
 def test_somaxconn_that_cannot_be_read_is_the_default(sysctls: Path, text: str | None) -> None:
     if text is not None:
         (sysctls / "net/core/somaxconn").write_text(text)
-    assert tuning.read_sysctl("net.core.somaxconn") is None
-    assert tuning.somaxconn() == 4096
-    assert tuning.backlog_in_force(5000) == 4096
+    assert sysctl.read_sysctl("net.core.somaxconn") is None
+    assert sysctl.somaxconn() == 4096
+    assert sysctl.backlog_in_force(5000) == 4096
 
 
 RAISE_IN_A_CHILD = """
 import resource, sys
-from kecho import tuning
+from kecho.system import sysctl
 soft, hard = map(int, sys.argv[1:])
 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-print(tuning.raise_descriptor_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))
+print(sysctl.raise_descriptor_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))
 """
 
 
@@ -78,7 +78,7 @@ def test_descriptor_limit_that_cannot_be_raised_stays(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(resource, "getrlimit", lambda limit: (64, 128))
     monkeypatch.setattr(resource, "setrlimit", refuse)
-    assert tuning.raise_descriptor_limit() == 64
+    assert sysctl.raise_descriptor_limit() == 64
 
 
 # ---- what a run wants ----------------------------------------------------------------------------
@@ -100,33 +100,33 @@ def usual(sysctls: Path) -> Path:
 
 
 def test_sysctl_of_two_numbers_is_read_as_text(usual: Path) -> None:
-    assert tuning.read_sysctl_text("net.ipv4.ip_local_port_range") == "32768 60999"
-    assert tuning.read_sysctl("net.ipv4.ip_local_port_range") is None
-    assert tuning.read_port_range() == (32768, 60999)
+    assert sysctl.read_sysctl_text("net.ipv4.ip_local_port_range") == "32768 60999"
+    assert sysctl.read_sysctl("net.ipv4.ip_local_port_range") is None
+    assert sysctl.read_port_range() == (32768, 60999)
 
 
 def test_sysctl_is_written_in_one_line(usual: Path) -> None:
-    tuning.write_sysctl("net.ipv4.ip_local_port_range", "1024 65535")
+    sysctl.write_sysctl("net.ipv4.ip_local_port_range", "1024 65535")
     assert (usual / "net/ipv4/ip_local_port_range").read_bytes() == b"1024 65535\n"
 
 
 def test_asking_whether_a_sysctl_can_be_set_sets_nothing(usual: Path) -> None:
-    tuning.check_writable("net.core.somaxconn")
+    sysctl.check_writable("net.core.somaxconn")
     assert (usual / "net/core/somaxconn").read_text() == "4096\n"
     with pytest.raises(FileNotFoundError):
-        tuning.check_writable("net.core.nothing")
+        sysctl.check_writable("net.core.nothing")
 
 
 def test_root_can_be_given(usual: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     (other / "net/core").mkdir(parents=True)
-    tuning.write_sysctl("net.core.somaxconn", "1", root=other)
-    assert tuning.somaxconn(root=other) == 1
-    assert tuning.somaxconn() == 4096
+    sysctl.write_sysctl("net.core.somaxconn", "1", root=other)
+    assert sysctl.somaxconn(root=other) == 1
+    assert sysctl.somaxconn() == 4096
 
 
 def test_small_run_wants_nothing(usual: Path) -> None:
-    assert tuning.wanted_for(100) == {}
+    assert sysctl.wanted_for(100) == {}
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_small_run_wants_nothing(usual: Path) -> None:
 def test_queues_are_to_hold_every_connection(
     usual: Path, connections: int, somaxconn: str | None, syn_backlog: str | None
 ) -> None:
-    wanted = tuning.wanted_for(connections, sources=2**31)
+    wanted = sysctl.wanted_for(connections, sources=2**31)
     assert wanted.get("net.core.somaxconn") == somaxconn
     assert wanted.get("net.ipv4.tcp_max_syn_backlog") == syn_backlog
 
@@ -164,7 +164,7 @@ def test_queues_are_to_hold_every_connection(
 def test_port_range_is_widened_where_ports_are_not_plenty(
     usual: Path, connections: int, sources: int, opened_total: int, widened: bool
 ) -> None:
-    wanted = tuning.wanted_for(connections, sources, opened_total)
+    wanted = sysctl.wanted_for(connections, sources, opened_total)
     assert wanted.get("net.ipv4.ip_local_port_range") == ("1024 65535" if widened else None)
 
 
@@ -183,4 +183,4 @@ def test_port_range_takes_in_what_it_was_and_no_privileged_port(
 ) -> None:
     (usual / "net/ipv4/ip_local_port_range").write_text(present)
     (usual / "net/ipv4/ip_unprivileged_port_start").write_text(start)
-    assert tuning.wanted_for(60_000).get("net.ipv4.ip_local_port_range") == wanted
+    assert sysctl.wanted_for(60_000).get("net.ipv4.ip_local_port_range") == wanted

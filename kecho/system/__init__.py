@@ -1,0 +1,1 @@
+"""Facts of the machine: CPUs, kernel, network counters, sysctls, directories, names."""
