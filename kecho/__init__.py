@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .config import ServerConfig
     from .errors import EngineError, ListenerLostError, ListenError, OptionError
-    from .foreground import serve
-    from .server import Server
-    from .stats import AcceptQueue, Counters, NamedCounts, Stats, UdpCounters
+    from .server.config import ServerConfig
+    from .server.foreground import serve
+    from .server.server import Server
+    from .server.stats import AcceptQueue, Counters, NamedCounts, Stats, UdpCounters
 
 __all__ = [
     "AcceptQueue",
@@ -40,18 +40,18 @@ __all__ = [
 ]
 
 _MODULE_OF = {
-    "AcceptQueue": "stats",
-    "Counters": "stats",
+    "AcceptQueue": "server.stats",
+    "Counters": "server.stats",
     "EngineError": "errors",
     "ListenError": "errors",
     "ListenerLostError": "errors",
-    "NamedCounts": "stats",
+    "NamedCounts": "server.stats",
     "OptionError": "errors",
-    "Server": "server",
-    "ServerConfig": "config",
-    "Stats": "stats",
-    "UdpCounters": "stats",
-    "serve": "foreground",
+    "Server": "server.server",
+    "ServerConfig": "server.config",
+    "Stats": "server.stats",
+    "UdpCounters": "server.stats",
+    "serve": "server.foreground",
 }
 
 

@@ -10,10 +10,10 @@ from collections import Counter
 from dataclasses import dataclass
 
 from .addresses import Address, Target, resolve
-from .config import ServerConfig
 from .errors import ListenError, naming
 from .inherited import Before, adopt, set_keepalive, set_unless_mptcp
 from .listen_unix import SocketFile, listen_unix
+from .server.config import ServerConfig
 from .socket_memory import limit_memory
 from .system import sysctl
 

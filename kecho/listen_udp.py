@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from .addresses import Address, describe_addresses
-from .config import ServerConfig
 from .errors import ListenError, naming
 from .listen import (
     FREE_PORT_TRIES,
@@ -16,6 +15,7 @@ from .listen import (
     open_listeners,
     why_refused,
 )
+from .server.config import ServerConfig
 
 __all__ = ["Datagrams", "open_everything", "udp_worker_count"]
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from .config import SOCKET_MEMORY_LEAST, ServerConfig
+from .server.config import SOCKET_MEMORY_LEAST, ServerConfig
 from .system import sysctl
 from .system.cgroups import cgroup_memory_limit
 

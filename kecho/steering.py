@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from .config import ServerConfig
 from .listen import Listener
+from .server.config import ServerConfig
 from .system.cpus import usable_cpus
 
 if TYPE_CHECKING:

@@ -103,7 +103,7 @@ def stop_with_the_client():
     os.kill(os.getpid(), signal.SIGTERM)
 threading.Thread(target=stop_with_the_client, daemon=True).start()
 sys.path[:] = {path!r}
-from kecho.cli import main
+from kecho.server.cli import main
 sys.exit(main())
 """
 

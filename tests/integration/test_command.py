@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 import kecho
-from kecho.cli import OPTIONS, CommandConfig
-from kecho.config import environment_variable
 from kecho.options import flag
+from kecho.server.cli import OPTIONS, CommandConfig
+from kecho.server.config import environment_variable
 from kecho.system.sysctl import somaxconn
 from support.clients import DEADLINE_S, connect, echo, wait_for
 from support.fixture_types import StartProcess

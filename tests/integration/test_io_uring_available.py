@@ -8,7 +8,7 @@ import os
 import pytest
 
 import kecho
-from kecho.io_uring import ring_entries
+from kecho.server.engines.io_uring import ring_entries
 from support.clients import connect, echo
 from support.engines import needs_io_uring
 from support.fixture_types import StartServer
@@ -45,7 +45,7 @@ def test_what_is_missing_is_said(number: int, advice: str) -> None:
 
 
 def test_an_older_kernel_is_told_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kecho.io_uring.VERSION", (6, 0))
+    monkeypatch.setattr("kecho.server.engines.io_uring.VERSION", (6, 0))
     with pytest.raises(kecho.EngineError, match=r"takes Linux 6\.1 or newer"):
         ring_entries(kecho.ServerConfig(engine="io_uring"), lambda _: None)
 

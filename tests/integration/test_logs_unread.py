@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from kecho.logs import PATIENCE_S, PatientHandler
+from kecho.server.logs import PATIENCE_S, PatientHandler
 from support.clients import connect, echo
 from support.fixture_types import StartProcess
 from support.server_process import ServerProcess

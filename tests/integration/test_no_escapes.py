@@ -18,8 +18,8 @@ import pytest
 from kecho import command
 from kecho.bench.output import report
 from kecho.bench.results.result import load
-from kecho.logs import PatientHandler
 from kecho.printable import json_text, one_line, printable
+from kecho.server.logs import PatientHandler
 from support.clients import DEADLINE_S
 from support.hostile_results import CONTROLS, attacks
 

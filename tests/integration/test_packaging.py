@@ -147,7 +147,7 @@ def test_the_sdist_holds_all_that_a_build_needs_and_nothing_built(built: Built) 
 
 def test_the_wheel_holds_the_package_and_nothing_else(built: Built) -> None:
     names = names_in(built.wheel)
-    assert {"kecho/cli.py", "kecho/_engine.pyi", "kecho/py.typed"} <= names
+    assert {"kecho/server/cli.py", "kecho/_engine.pyi", "kecho/py.typed"} <= names
     assert [name for name in names if re.fullmatch(r"kecho/_engine\..*\.so", name)]
     assert {name.partition("/")[0] for name in names} == {
         "kecho",

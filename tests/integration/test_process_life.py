@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import kecho
-import kecho.run
+import kecho.server.run
 import kecho.steering
 from support.clients import (
     DEADLINE_S,

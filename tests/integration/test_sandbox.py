@@ -232,7 +232,7 @@ def test_what_the_kernel_lacks_is_an_error_if_it_was_asked_for(
 
 def test_a_process_with_other_threads_is_not_confined_by_halves() -> None:
     first = "import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()"
-    script = f"{first}; import sys; from kecho import cli; sys.exit(cli.main(sys.argv[1:]))"
+    script = f"{first}; import sys; from kecho.server import cli; sys.exit(cli.main(sys.argv[1:]))"
     given = ["-c", script, "--port=0", "--sandbox"]
     with ServerProcess(["--port=0"], before=after(f"sys.argv[2:] = {given!r}")) as process:
         assert process.wait() == 1

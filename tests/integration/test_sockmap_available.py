@@ -95,7 +95,7 @@ def test_a_program_that_the_kernel_refuses_shows_what_it_says(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """By type information in which a pointer and a number of struct sock have changed places."""
-    from kecho.sockmap import load
+    from kecho.server.engines.sockmap import load
 
     btf = Path("/sys/kernel/btf/vmlinux").read_bytes()
     for name, other in ((b"sk_sndbuf", b"?"), (b"sk_socket", b"sk_sndbuf"), (b"?", b"sk_socket")):
@@ -110,7 +110,7 @@ def test_a_program_that_the_kernel_refuses_shows_what_it_says(
 @needs_sockmap
 @pytest.mark.parametrize("btf", [b"", b"\0" * 64, b"\x9f\xeb\x01\0\x18\0\0\0" + b"\xff" * 32])
 def test_type_information_that_is_none_is_refused(btf: bytes) -> None:
-    from kecho.sockmap import load
+    from kecho.server.engines.sockmap import load
 
     with pytest.raises(kecho.EngineError) as error:
         load(btf, 1024)

@@ -51,7 +51,7 @@ def test_the_package_alone_does_not_load_the_engine() -> None:
 def test_a_server_that_serves_has_imported_nothing_needless(dispatch: str) -> None:
     script = """
         import sys
-        from kecho import cli
+        from kecho.server import cli
         status = cli.main(sys.argv[1:])
         print("imported", *sys.modules, file=sys.stderr)
         sys.exit(status)

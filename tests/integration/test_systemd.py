@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kecho import systemd
+from kecho.server import systemd
 from support.clients import (
     connect,
     connected_to,

@@ -171,7 +171,8 @@ def test_a_drop_that_does_not_hold_is_an_error() -> None:
     """Something that leaves a way back, here a saved user id, must not go on to serve."""
     script = """
         import os, sys
-        from kecho import cli, privileges
+        from kecho.server import cli
+        from kecho import privileges
         os.setresuid = lambda r, e, s: os.seteuid(e)
         privileges._sandbox.drop_capabilities = lambda: None
         sys.exit(cli.main(["--port=0", "--user=nobody"]))
@@ -216,7 +217,8 @@ def run_as_nobody(*arguments: str) -> tuple[int, str]:
     """The command, imported before its process becomes nobody: Python may be in root's home."""
     script = f"""
         import codecs, os, socket, sys
-        from kecho import cli, sandbox
+        from kecho.server import cli
+        from kecho import sandbox
         socket.getaddrinfo("localhost", 0)
         cli._parser().parse_args([])
         codecs.lookup("ascii")
@@ -243,7 +245,8 @@ def test_without_the_right_to_it_is_one_line_and_status_1() -> None:
 def test_without_privileges_it_is_still_confined() -> None:
     script = """
         import codecs, os, socket, sys
-        from kecho import cli, sandbox
+        from kecho.server import cli
+        from kecho import sandbox
         socket.getaddrinfo("localhost", 0)
         cli._parser().parse_args([])
         codecs.lookup("ascii")

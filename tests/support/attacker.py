@@ -32,7 +32,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kecho import _sandbox, cli, server
+from kecho import _sandbox
+from kecho.server import cli, server
 
 Effects = dict[str, dict[str, Callable[[], object]]]  # effect -> ways to it
 

@@ -75,11 +75,11 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 
 @pytest.mark.parametrize("native", ["_engine", "_udp"])
 def test_only_a_servers_run_knows_the_engine(native: str) -> None:
-    assert users_of(native) == {"run"}
+    assert users_of(native) == {"server.run"}
 
 
 def test_only_sockmap_knows_bpf() -> None:
-    assert users_of("_bpf") == {"sockmap"}
+    assert users_of("_bpf") == {"server.engines.sockmap"}
 
 
 def test_only_the_droppers_diag_knows_netlink() -> None:
@@ -120,9 +120,9 @@ def test_bench_does_not_know_the_server() -> None:
         if name.startswith("bench."):
             of_the_server = {
                 "__init__",
-                "server",
-                "run",
-                "foreground",
+                "server.server",
+                "server.run",
+                "server.foreground",
                 "Server",
                 "serve",
                 "_engine",

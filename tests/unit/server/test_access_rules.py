@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kecho import OptionError, ServerConfig
-from kecho.access import check_prefixes, parse_prefixes, rules_of
+from kecho.server.access import check_prefixes, parse_prefixes, rules_of
 
 pytestmark = pytest.mark.python_only
 

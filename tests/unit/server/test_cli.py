@@ -12,10 +12,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import kecho
-from kecho import OptionError, cli
-from kecho.cli import OPTIONS, CommandConfig
-from kecho.config import check_options, environment_variable
+from kecho import OptionError
 from kecho.options import flag
+from kecho.server import cli
+from kecho.server.cli import OPTIONS, CommandConfig
+from kecho.server.config import check_options, environment_variable
 
 pytestmark = pytest.mark.python_only
 

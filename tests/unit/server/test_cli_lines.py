@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kecho
-from kecho import NamedCounts, Stats, cli
-from kecho.cli import CommandConfig
+from kecho import NamedCounts, Stats
+from kecho.server import cli
+from kecho.server.cli import CommandConfig
 from support.clients import connect, echo, wait_for
 
 pytestmark = pytest.mark.python_only

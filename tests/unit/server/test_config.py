@@ -14,14 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kecho import OptionError, ServerConfig
-from kecho.cli import CommandConfig
-from kecho.config import (
-    BENCH,
-    check_options,
-    check_timeout,
-    environment_variable,
-)
 from kecho.options import flag, options_of
+from kecho.server.cli import CommandConfig
+from kecho.server.config import BENCH, check_options, check_timeout, environment_variable
 
 pytestmark = pytest.mark.python_only
 

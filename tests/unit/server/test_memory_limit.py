@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import kecho.run
+import kecho.server.run
 import kecho.socket_memory
 from kecho import ServerConfig
 from kecho.options import describe_size
@@ -75,9 +75,9 @@ def test_what_is_no_limit_limits_nothing(machine: Machine, text: str) -> None:
 def test_default_is_a_quarter_of_the_limit_in_whole_mebibytes(
     monkeypatch: pytest.MonkeyPatch, memory: int | None, expected: int
 ) -> None:
-    monkeypatch.setattr(kecho.run, "cgroup_memory_limit", lambda proc_self: memory)
+    monkeypatch.setattr(kecho.server.run, "cgroup_memory_limit", lambda proc_self: memory)
     assert kecho.Server().max_buffer_memory == expected
-    assert kecho.run.buffer_bytes(ServerConfig(max_buffer_memory=1 << 17)) == 1 << 17
+    assert kecho.server.run.buffer_bytes(ServerConfig(max_buffer_memory=1 << 17)) == 1 << 17
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
-"""kecho.seldom: a remote client does not decide how much is logged."""
+"""kecho.server.seldom: a remote client does not decide how much is logged."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
-from kecho.seldom import LONGEST_S, Seldom
+from kecho.server.seldom import LONGEST_S, Seldom
 
 
 class Clock:

@@ -9,9 +9,9 @@ import socket
 import pytest
 
 import kecho
-from kecho.access import parse_prefixes, rules_of
-from kecho.cli import OPTIONS, CommandConfig, _gather
-from kecho.config import check_options, environment_variable
+from kecho.server.access import parse_prefixes, rules_of
+from kecho.server.cli import OPTIONS, CommandConfig, _gather
+from kecho.server.config import check_options, environment_variable
 from support.clients import connect, receive_exactly
 from support.fuzzing import Fuzz
 

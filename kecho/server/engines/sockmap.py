@@ -6,10 +6,10 @@ import errno
 import logging
 import resource
 
-from .config import ServerConfig
-from .errors import EngineError
-from .system import sysctl
-from .system.kernel import RELEASE, VERSION
+from ...errors import EngineError
+from ...system import sysctl
+from ...system.kernel import RELEASE, VERSION
+from ..config import ServerConfig
 
 __all__ = ["load", "open_flows"]
 
@@ -55,7 +55,7 @@ def _open(capacity: int) -> tuple[int, ...]:
 def load(btf: bytes, capacity: int) -> tuple[int, ...]:
     """btf: how the kernel describes itself. Raises EngineError; what the kernel says about a
     program that it refuses is logged."""
-    from ._bpf import open_echo
+    from ..._bpf import open_echo
 
     try:
         return open_echo(btf, capacity)

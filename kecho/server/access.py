@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 
-from .errors import OptionError
+from ..errors import OptionError
 
 __all__ = ["Rule", "check_prefixes", "parse_prefixes", "rules_of"]
 

@@ -6,9 +6,9 @@ import errno
 import logging
 from collections.abc import Callable
 
-from .config import ServerConfig
-from .errors import EngineError
-from .system.kernel import RELEASE, VERSION
+from ...errors import EngineError
+from ...system.kernel import RELEASE, VERSION
+from ..config import ServerConfig
 
 __all__ = ["ring_entries"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .options import describe_size
+from ..options import describe_size
 
 __all__ = ["PUBLIC", "describe_limits"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from ..system.cpus import whole_cpu_count
 from .config import ServerConfig
-from .system.cpus import whole_cpu_count
 
 __all__ = ["busy_poll_of"]
 

@@ -18,21 +18,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from . import command, foreground, privileges
-from ._version import __version__
-from .addresses import describe_addresses
-from .command import plural
+from .. import command, privileges
+from .._version import __version__
+from ..addresses import describe_addresses
+from ..command import plural
+from ..confine import confine
+from ..errors import EngineError, ListenerLostError, ListenError, OptionError
+from ..journal import is_journal, with_priority
+from ..options import Option, choice, describe_size, flag, option, options_of, seconds, switch
+from ..printable import json_text, one_line
+from ..system import sysctl
+from . import foreground
 from .config import BENCH, ServerConfig, check_options, environment_variable
-from .confine import confine
-from .errors import EngineError, ListenerLostError, ListenError, OptionError
-from .journal import is_journal, with_priority
 from .logs import stderr_handler
-from .options import Option, choice, describe_size, flag, option, options_of, seconds, switch
-from .printable import json_text, one_line
 from .public import PUBLIC, describe_limits
 from .server import Server
 from .stats import Stats, UdpCounters
-from .system import sysctl
 from .systemd import Notifier, take_listen_fds
 
 __all__ = ["CommandConfig", "main"]

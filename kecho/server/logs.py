@@ -10,7 +10,7 @@ import sys
 import time
 from typing import TextIO
 
-from .printable import printable
+from ..printable import printable
 
 __all__ = ["PATIENCE_S", "PatientHandler", "stderr_handler"]
 

@@ -16,26 +16,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._engine import Engine, attach_cpu_steering, try_io_uring
+from .._engine import Engine, attach_cpu_steering, try_io_uring
+from ..addresses import Address, describe_addresses
+from ..errors import ListenerLostError
+from ..listen_udp import Datagrams, open_everything, udp_worker_count
+from ..listen_unix import SocketFile
+from ..socket_memory import memory_in_force
+from ..steering import cpus_of_workers, steer
+from ..system import sysctl
+from ..system.cgroups import cgroup_memory_limit
+from ..system.cpus import usable_cpu_count
 from .access import rules_of
-from .addresses import Address, describe_addresses
 from .busy_poll import busy_poll_of
 from .config import ServerConfig
-from .errors import ListenerLostError
-from .io_uring import ring_entries
-from .listen_udp import Datagrams, open_everything, udp_worker_count
-from .listen_unix import SocketFile
-from .socket_memory import memory_in_force
-from .sockmap import open_flows
+from .engines.io_uring import ring_entries
+from .engines.sockmap import open_flows
 from .stats import AcceptQueue, Stats
-from .steering import cpus_of_workers, steer
-from .system import sysctl
-from .system.cgroups import cgroup_memory_limit
-from .system.cpus import usable_cpu_count
 from .watch import INTERVAL_S, Place, Watch
 
 if TYPE_CHECKING:
-    from ._udp import Echo
+    from .._udp import Echo
 
 __all__ = ["Run", "buffer_bytes", "thread_count"]
 
@@ -471,7 +471,7 @@ def _udp_echo(
     config: ServerConfig, datagrams: list[Datagrams], addresses: tuple[Address, ...]
 ) -> Echo:
     """Takes the sockets over. They have one port, TCP's."""
-    from ._udp import Echo  # half a megabyte that a server without UDP need not map
+    from .._udp import Echo
 
     echo = Echo(
         [(one.socket.fileno(), one.worker) for one in datagrams],

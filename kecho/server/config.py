@@ -11,9 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from .access import check_prefixes, parse_prefixes, rules_of
-from .errors import OptionError
-from .options import (
+from ..errors import OptionError
+from ..options import (
     Option,
     check_fields,
     check_uds_path,
@@ -27,6 +26,7 @@ from .options import (
     size,
     switch,
 )
+from .access import check_prefixes, parse_prefixes, rules_of
 from .public import PUBLIC, describe_limits
 
 __all__ = ["ServerConfig", "check_options", "check_timeout", "environment_variable"]

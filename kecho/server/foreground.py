@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from .errors import naming
+from ..errors import naming
+from ..system import names
 from .server import Server
 from .stats import Stats
-from .system import names
 
 __all__ = ["run", "serve"]
 

@@ -1,0 +1,1 @@
+"""The echo server: options, sockets, engines, confinement, and the command."""

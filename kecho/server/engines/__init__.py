@@ -1,0 +1,1 @@
+"""Whether an engine beside epoll is available."""
