@@ -111,7 +111,7 @@ VARIANTS = {
     "no TCP_NODELAY": Variant(
         (
             (
-                "kecho/listen.py",
+                "kecho/server/sockets/listen.py",
                 "one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)",
                 "one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)",
             ),

@@ -20,7 +20,6 @@ from typing import Any
 
 from .. import command, privileges
 from .._version import __version__
-from ..addresses import describe_addresses
 from ..command import plural
 from ..confine import confine
 from ..errors import EngineError, ListenerLostError, ListenError, OptionError
@@ -33,6 +32,7 @@ from .config import BENCH, ServerConfig, check_options, environment_variable
 from .logs import stderr_handler
 from .public import PUBLIC, describe_limits
 from .server import Server
+from .sockets.addresses import describe_addresses
 from .stats import Stats, UdpCounters
 from .systemd import Notifier, take_listen_fds
 

@@ -17,12 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._engine import Engine, attach_cpu_steering, try_io_uring
-from ..addresses import Address, describe_addresses
 from ..errors import ListenerLostError
-from ..listen_udp import Datagrams, open_everything, udp_worker_count
-from ..listen_unix import SocketFile
-from ..socket_memory import memory_in_force
-from ..steering import cpus_of_workers, steer
 from ..system import sysctl
 from ..system.cgroups import cgroup_memory_limit
 from ..system.cpus import usable_cpu_count
@@ -31,6 +26,11 @@ from .busy_poll import busy_poll_of
 from .config import ServerConfig
 from .engines.io_uring import ring_entries
 from .engines.sockmap import open_flows
+from .sockets.addresses import Address, describe_addresses
+from .sockets.memory import memory_in_force
+from .sockets.steering import cpus_of_workers, steer
+from .sockets.udp import Datagrams, open_everything, udp_worker_count
+from .sockets.unix import SocketFile
 from .stats import AcceptQueue, Stats
 from .watch import INTERVAL_S, Place, Watch
 

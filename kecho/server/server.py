@@ -12,9 +12,9 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ..addresses import Address, describe_addresses
 from .config import ServerConfig, check_timeout, describe_options
 from .run import Run, buffer_bytes, thread_count
+from .sockets.addresses import Address, describe_addresses
 from .stats import Stats
 
 if TYPE_CHECKING:

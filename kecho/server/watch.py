@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..addresses import Address, describe_addresses
-from ..inherited import Before
 from ..system import sysctl
 from ..system.netstat import TcpCounters
 from .seldom import Seldom
+from .sockets.addresses import Address, describe_addresses
+from .sockets.inherited import Before
 
 if TYPE_CHECKING:
     from .config import ServerConfig

@@ -13,7 +13,7 @@ import pytest
 
 import kecho
 import kecho.server.run
-import kecho.steering
+from kecho.server.sockets import steering
 from support.clients import (
     DEADLINE_S,
     connect,
@@ -158,7 +158,7 @@ def test_a_worker_that_cannot_be_pinned_fails_the_start(
 ) -> None:
     # No CPU of that number: the system call itself refuses.
     cpus = [min(os.sched_getaffinity(0)), 1 << 15]
-    monkeypatch.setattr(kecho.steering, "usable_cpus", lambda: cpus)
+    monkeypatch.setattr(steering, "usable_cpus", lambda: cpus)
     path = tmp_path / "socket"
     server = kecho.Server(port=0, uds=path, threads=2, dispatch="percpu")
     with pytest.raises(OSError, match="sched_setaffinity") as raised:
@@ -169,7 +169,7 @@ def test_a_worker_that_cannot_be_pinned_fails_the_start(
 
 
 def test_a_worker_that_cannot_be_pinned_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kecho.steering, "usable_cpus", lambda: [1 << 15, (1 << 15) + 1])
+    monkeypatch.setattr(steering, "usable_cpus", lambda: [1 << 15, (1 << 15) + 1])
     server = kecho.Server(port=0, threads=2, dispatch="percpu")
     with pytest.raises(OSError, match="sched_setaffinity"):
         server.start()

@@ -14,7 +14,7 @@ import pytest
 
 import kecho
 import kecho.server.run
-import kecho.steering
+import kecho.server.sockets.steering
 from support.clients import (
     DEADLINE_S,
     connect,

@@ -11,9 +11,9 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
-from kecho.server.public import PUBLIC, describe_limits
 
 import kecho
+from kecho.server.public import PUBLIC, describe_limits
 from support.clients import DEADLINE_S, answered, connect, echo, many_descriptors
 from support.fixture_types import StartProcess
 from support.server_process import ServerProcess, after, run_command

@@ -185,7 +185,7 @@ def test_a_taken_udp_port_is_an_error_that_leaves_nothing_open(dispatch: str) ->
 def test_a_free_port_is_looked_for_until_it_is_free_for_both(
     monkeypatch: pytest.MonkeyPatch, dispatch: str
 ) -> None:
-    from kecho import listen_udp
+    from kecho.server.sockets import udp
 
     opened = []
 
@@ -196,8 +196,8 @@ def test_a_free_port_is_looked_for_until_it_is_free_for_both(
             taken.bind(found[0].address)
         return found
 
-    original = listen_udp.open_listeners
-    monkeypatch.setattr(listen_udp, "open_listeners", open_listeners)
+    original = udp.open_listeners
+    monkeypatch.setattr(udp, "open_listeners", open_listeners)
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken,
         kecho.Server(port=0, udp=True, dispatch=dispatch, threads=2) as server,
@@ -320,7 +320,7 @@ def test_stats_may_be_read_at_any_time(start_server: StartServer, dispatch: str)
 def test_a_full_receive_queue_is_counted(start_server: StartServer) -> None:
     """Its thread is kept from running: the socket is filled before the server takes it over."""
     from kecho import ServerConfig, _udp
-    from kecho.listen_udp import open_everything
+    from kecho.server.sockets.udp import open_everything
 
     listeners, (datagrams,) = open_everything(ServerConfig(port=0, udp=True), 1)
     for one in listeners:

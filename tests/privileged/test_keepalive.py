@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from kecho import ServerConfig
-from kecho.listen import open_listeners
+from kecho.server.sockets.listen import open_listeners
 from support.clients import DEADLINE_S, connect, echo
 from support.fixture_types import StartServer
 from support.logs import said

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from kecho import ListenError, ServerConfig
-from kecho.listen import open_listeners
+from kecho.server.sockets.listen import open_listeners
 from support.clients import (
     DEADLINE_S,
     closed,

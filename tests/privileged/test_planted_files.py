@@ -19,7 +19,7 @@ from kecho import ListenError, ServerConfig
 from kecho.bench.output.files import check_writable, write_whole
 from kecho.bench.tuning.state_file import State, StateFile
 from kecho.errors import TuningError
-from kecho.listen import open_listeners
+from kecho.server.sockets.listen import open_listeners
 from support.clients import DEADLINE_S
 from support.privileges import needs_root
 
@@ -273,7 +273,7 @@ def test_without_proc_a_directory_that_others_could_exchange_is_refused(
     script = f"""
 import socket
 from kecho import ListenError, ServerConfig
-from kecho.listen import open_listeners
+from kecho.server.sockets.listen import open_listeners
 with socket.socket(socket.AF_UNIX) as gone:
     gone.bind({str(top / where / "s")!r})
 import subprocess

@@ -10,7 +10,7 @@ from typing import Any
 
 from kecho import ServerConfig
 from kecho._engine import Engine
-from kecho.listen import Listener, open_listeners
+from kecho.server.sockets.listen import Listener, open_listeners
 from support.clients import (
     DEADLINE_S,
 )

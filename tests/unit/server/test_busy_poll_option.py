@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from kecho.server.busy_poll import busy_poll_of
 
 from kecho import ServerConfig
 from kecho.server import busy_poll
+from kecho.server.busy_poll import busy_poll_of
 
 FOREVER_NS = 2**64 - 1
 

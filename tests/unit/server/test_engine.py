@@ -18,7 +18,7 @@ import pytest
 
 from kecho import Counters, ServerConfig
 from kecho._engine import CLOSE_REASONS, ERROR_KINDS, REFUSALS, Engine
-from kecho.listen import open_listeners
+from kecho.server.sockets.listen import open_listeners
 from support.bare_engine import OPTIONS, Workers, described, engine_on, open_tcp, running
 from support.clients import (
     connect,

@@ -22,8 +22,8 @@ from pathlib import Path
 import pytest
 
 from kecho import ListenError, OptionError, ServerConfig
-from kecho.listen import EVERY_QUEUE, Listener, open_listeners
-from kecho.listen_unix import SocketFile, _own
+from kecho.server.sockets.listen import EVERY_QUEUE, Listener, open_listeners
+from kecho.server.sockets.unix import SocketFile, _own
 from kecho.system.directories import open_directory
 from support.clients import DEADLINE_S, connect
 from support.privileges import skip_unless_root
@@ -241,7 +241,7 @@ def test_nothing_is_left_after_a_refusal_at_the_third_address(
 WITHOUT_DESCRIPTORS = """
 import os, resource, sys
 from kecho import ListenError, ServerConfig
-from kecho.listen import open_listeners
+from kecho.server.sockets.listen import open_listeners
 before = os.listdir("/proc/self/fd")
 most = max(map(int, before)) + 5  # the one that listed them is free again
 resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -641,7 +641,7 @@ def test_path_of_108_bytes_is_refused(
 LISTEN_AS_NOBODY = """
 import json, os, sys
 from kecho import ListenError, ServerConfig
-from kecho.listen import open_listeners
+from kecho.server.sockets.listen import open_listeners
 "".encode("idna")  # loaded when first used, which Python's directory may not allow to nobody
 os.setgroups([])
 os.setgid(65534)

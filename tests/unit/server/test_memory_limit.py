@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import kecho.server.run
-import kecho.socket_memory
+from kecho.server.sockets import memory as socket_memory
 from kecho import ServerConfig
 from kecho.options import describe_size
-from kecho.socket_memory import budget_of
+from kecho.server.sockets.memory import budget_of
 from support.fabricated_cgroups import Machine
 
 pytestmark = pytest.mark.python_only
@@ -99,13 +99,13 @@ def test_each_connection_has_a_share_of_half_of_the_limit(
     options: dict[str, int],
     expected: int | None,
 ) -> None:
-    monkeypatch.setattr(kecho.socket_memory, "cgroup_memory_limit", lambda proc_self: memory)
-    monkeypatch.setattr(kecho.socket_memory, "_kernels_most", lambda: 37 * MIB)
+    monkeypatch.setattr(socket_memory, "cgroup_memory_limit", lambda proc_self: memory)
+    monkeypatch.setattr(socket_memory, "_kernels_most", lambda: 37 * MIB)
     assert budget_of(ServerConfig(**options)) == expected
 
 
 def test_what_the_kernel_takes_by_itself_is_known() -> None:
-    assert 1 * MIB < kecho.socket_memory._kernels_most() < 1 << 32
+    assert 1 * MIB < socket_memory._kernels_most() < 1 << 32
 
 
 @pytest.mark.parametrize(

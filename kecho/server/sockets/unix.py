@@ -11,10 +11,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from .errors import ListenError, naming
-from .options import is_abstract, uds_address
-from .system.directories import Directory, open_directory
-from .system.users import find_owner
+from ...errors import ListenError, naming
+from ...options import is_abstract, uds_address
+from ...system.directories import Directory, open_directory
+from ...system.users import find_owner
 
 __all__ = ["SocketFile", "listen_unix"]
 

@@ -7,15 +7,15 @@ import socket
 from contextlib import suppress
 from dataclasses import dataclass
 
+from ...errors import ListenError, naming
+from ..config import ServerConfig
 from .addresses import Address, describe_addresses
-from .errors import ListenError, naming
 from .listen import (
     FREE_PORT_TRIES,
     Listener,
     open_listeners,
     why_refused,
 )
-from .server.config import ServerConfig
 
 __all__ = ["Datagrams", "open_everything", "udp_worker_count"]
 

@@ -16,9 +16,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from .server.config import SOCKET_MEMORY_LEAST, ServerConfig
-from .system import sysctl
-from .system.cgroups import cgroup_memory_limit
+from ...system import sysctl
+from ...system.cgroups import cgroup_memory_limit
+from ..config import SOCKET_MEMORY_LEAST, ServerConfig
 
 __all__ = ["budget_of", "limit_memory", "memory_in_force"]
 

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from ...system.cpus import usable_cpus
+from ..config import ServerConfig
 from .listen import Listener
-from .server.config import ServerConfig
-from .system.cpus import usable_cpus
 
 if TYPE_CHECKING:
-    from .listen_udp import Datagrams
+    from .udp import Datagrams
 
 __all__ = ["cpus_of_workers", "steer"]
 

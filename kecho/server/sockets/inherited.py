@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from .errors import ListenError
+from ...errors import ListenError
 
 __all__ = ["Before", "adopt", "set_keepalive", "set_unless_mptcp"]
 

@@ -9,13 +9,13 @@ import socket
 from collections import Counter
 from dataclasses import dataclass
 
+from ...errors import ListenError, naming
+from ...system import sysctl
+from ..config import ServerConfig
 from .addresses import Address, Target, resolve
-from .errors import ListenError, naming
 from .inherited import Before, adopt, set_keepalive, set_unless_mptcp
-from .listen_unix import SocketFile, listen_unix
-from .server.config import ServerConfig
-from .socket_memory import limit_memory
-from .system import sysctl
+from .memory import limit_memory
+from .unix import SocketFile, listen_unix
 
 __all__ = ["FREE_PORT_TRIES", "Listener", "open_listeners", "why_refused"]
 

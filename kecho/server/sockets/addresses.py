@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from .errors import ListenError
-from .system.names import look_up
+from ...errors import ListenError
+from ...system.names import look_up
 
 __all__ = ["Address", "Target", "describe_addresses", "resolve"]
 

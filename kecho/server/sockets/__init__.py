@@ -1,0 +1,1 @@
+"""Listening sockets: opened by address or path, or inherited."""
