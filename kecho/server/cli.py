@@ -18,10 +18,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .. import command, privileges
+from .. import command
 from .._version import __version__
 from ..command import plural
-from ..confine import confine
 from ..errors import EngineError, ListenerLostError, ListenError, OptionError
 from ..journal import is_journal, with_priority
 from ..options import Option, choice, describe_size, flag, option, options_of, seconds, switch
@@ -29,6 +28,8 @@ from ..printable import json_text, one_line
 from ..system import sysctl
 from . import foreground
 from .config import BENCH, ServerConfig, check_options, environment_variable
+from .confinement import privileges
+from .confinement.confine import confine
 from .logs import stderr_handler
 from .public import PUBLIC, describe_limits
 from .server import Server

@@ -103,7 +103,7 @@ class Run:
         self._engine: Engine | None = None
         self._udp: Echo | None = None
         self._shares_ports = config.reuse_port and bool(config.host)
-        # Where nothing can be opened any more (kecho.sandbox), what it is now has to do.
+        # Where nothing can be opened any more (the sandbox), what it is now has to do.
         self._migrates = sysctl.migrates_requests() if self._shares_ports else None
         if config.host or config.uds is not None:
             _warn_of_truncation(config.backlog)

@@ -12,7 +12,7 @@ import pytest
 import kecho
 from kecho import OptionError, bench
 from kecho.bench import Result, Workload
-from kecho.sandbox import IS_SANITIZED
+from kecho.server.confinement.sandbox import IS_SANITIZED
 from support.server_process import ServerProcess
 
 

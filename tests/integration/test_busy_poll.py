@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import kecho
-from kecho.sandbox import IS_SANITIZED
+from kecho.server.confinement.sandbox import IS_SANITIZED
 from support.clients import (
     connect,
     connected,

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 )
 
 import kecho
-from kecho.sandbox import IS_SANITIZED
+from kecho.server.confinement.sandbox import IS_SANITIZED
 from support.clients import DEADLINE_S, connect, random_bytes, reset, wait_for
 
 pytestmark = pytest.mark.engines(sanitized=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 import kecho
-from kecho.sandbox import IS_SANITIZED
+from kecho.server.confinement.sandbox import IS_SANITIZED
 from support.clients import (
     DEADLINE_S,
     connect,

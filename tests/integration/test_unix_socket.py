@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import kecho
-from kecho.sandbox import IS_SANITIZED
+from kecho.server.confinement.sandbox import IS_SANITIZED
 from kecho.system.sysctl import somaxconn
 from support.clients import (
     DEADLINE_S,

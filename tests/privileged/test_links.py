@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from kecho.sandbox import IS_SANITIZED
+from kecho.server.confinement.sandbox import IS_SANITIZED
 from support.clients import DEADLINE_S, echo
 from support.namespaces import Namespace
 from support.server_process import ServerProcess, assert_refused, run_command

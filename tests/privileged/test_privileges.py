@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from kecho import OptionError
-from kecho.privileges import Identity, find_identity
+from kecho.server.confinement.privileges import Identity, find_identity
 from support.clients import connect, echo, transfer
 from support.connecting_client import load_on
 from support.namespaces import Namespace
@@ -133,7 +133,7 @@ KEYS = """
 @as_root
 def test_a_key_of_roots_session_is_not_readable_afterwards() -> None:
     become = """
-        from kecho import privileges
+        from kecho.server.confinement import privileges
         privileges.become(privileges.find_identity("nobody"))
         say(key)
     """
@@ -172,7 +172,7 @@ def test_a_drop_that_does_not_hold_is_an_error() -> None:
     script = """
         import os, sys
         from kecho.server import cli
-        from kecho import privileges
+        from kecho.server.confinement import privileges
         os.setresuid = lambda r, e, s: os.seteuid(e)
         privileges._sandbox.drop_capabilities = lambda: None
         sys.exit(cli.main(["--port=0", "--user=nobody"]))
@@ -218,7 +218,7 @@ def run_as_nobody(*arguments: str) -> tuple[int, str]:
     script = f"""
         import codecs, os, socket, sys
         from kecho.server import cli
-        from kecho import sandbox
+        from kecho.server.confinement import sandbox
         socket.getaddrinfo("localhost", 0)
         cli._parser().parse_args([])
         codecs.lookup("ascii")
@@ -246,7 +246,7 @@ def test_without_privileges_it_is_still_confined() -> None:
     script = """
         import codecs, os, socket, sys
         from kecho.server import cli
-        from kecho import sandbox
+        from kecho.server.confinement import sandbox
         socket.getaddrinfo("localhost", 0)
         cli._parser().parse_args([])
         codecs.lookup("ascii")

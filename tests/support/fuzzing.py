@@ -38,7 +38,7 @@ from typing import Any
 
 import pytest
 
-from kecho.sandbox import IS_SANITIZED
+from kecho.server.confinement.sandbox import IS_SANITIZED
 
 CPU_MOST_S = 50.0 if IS_SANITIZED else 5.0
 DATA_MOST_BYTES = 256 << 20  # not under a sanitizer: its shadow memory is data

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kecho.sandbox import IS_SANITIZED
+from kecho.server.confinement.sandbox import IS_SANITIZED
 from support.fuzzing import DATA_MOST_BYTES, Fuzz
 
 pytestmark = pytest.mark.python_only

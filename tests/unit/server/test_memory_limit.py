@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import kecho.server.run
-from kecho.server.sockets import memory as socket_memory
 from kecho import ServerConfig
 from kecho.options import describe_size
+from kecho.server.sockets import memory as socket_memory
 from kecho.server.sockets.memory import budget_of
 from support.fabricated_cgroups import Machine
 

@@ -7,9 +7,9 @@ import os
 import stat
 from typing import Protocol
 
+from ...null import open_null
+from ...options import is_abstract
 from . import privileges, sandbox
-from .null import open_null
-from .options import is_abstract
 
 __all__ = ["confine"]
 

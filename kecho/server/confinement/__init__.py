@@ -1,0 +1,1 @@
+"""What the command gives up before it serves: privileges, and what the sandbox forbids."""
