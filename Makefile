@@ -156,7 +156,7 @@ dist: .venv/.dev ## make dist/: an sdist and the wheel built from it
 clean: ## remove what was built, but not .venv
 	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find kecho tests benchmarks -name __pycache__ -exec rm -rf {} +
-	rm -f kecho/*.so bench.json bench.txt bench.png
+	rm -f kecho/*/*.so bench.json bench.txt bench.png
 
 distclean: clean ## remove .venv as well
 	rm -rf .venv

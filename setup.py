@@ -93,10 +93,16 @@ def generate(extensions):
     return modules
 
 
-modules = [extension("kecho._engine", ["ext/engine/engine.pyx"])]
-for name in ("bpf", "loadgen", "sandbox", "sockdiag", "udp"):
-    if files := sources(f"ext/{name}"):
-        modules.append(extension(f"kecho._{name}", files))
+WINGS = {
+    "server": ["engine", "udp", "bpf", "sandbox"],
+    "bench": ["loadgen"],
+    "drop": ["sockdiag"],
+}
+modules = [
+    extension(f"kecho.{wing}._{name}", sources(f"ext/{name}"))
+    for wing, names in WINGS.items()
+    for name in names
+]
 if SANITIZE:
     # Built by the same commands as the engine: if its planted bugs are
     # reported, the engine's would be.

@@ -1,4 +1,4 @@
-"""kecho._bpf: loads the program by which the kernel echoes TCP connections itself.
+"""kecho.server._bpf: loads the program by which the kernel echoes TCP connections itself.
 
 What stays in the kernel belongs to the descriptors that open_echo() returns: it is gone with the
 last of them, however the process ends.

@@ -59,7 +59,7 @@ cdef inline void flows_reset(Flows* flows) noexcept nogil:
 
 
 cdef inline int flows_open(Flows* flows, int* fds, const char** call) noexcept nogil:
-    """Takes over the descriptors of kecho._bpf.open_echo(). Returns 0, or -errno of what `call`
+    """Takes over the descriptors of _bpf.open_echo(). Returns 0, or -errno of what `call`
     then names; flows_close() is due in either case, and closes only what was taken over."""
     cdef size_t page = <size_t>sysconf(_SC_PAGESIZE)
     cdef void* memory

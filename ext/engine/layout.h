@@ -186,7 +186,7 @@ struct kecho_access {
 
 /* ---- flows: connections that the kernel echoes ------------------------------------------- */
 
-/* The maps of kecho._bpf, which see; without them (engine epoll) every descriptor is -1. */
+/* The maps of _bpf, which see; without them (engine epoll) every descriptor is -1. */
 struct kecho_flows {
     int32_t sockets_fd;
     int32_t flows_fd;

@@ -438,7 +438,7 @@ static PyType_Slot slots[] = {
 };
 
 PyType_Spec client_type_spec = {
-    .name = "kecho._loadgen.Client",
+    .name = "kecho.bench._loadgen.Client",
     .basicsize = sizeof(struct client_object),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = slots,

@@ -1,4 +1,4 @@
-/* The module kecho._loadgen: what it holds, and nothing else. */
+/* The module kecho.bench._loadgen: what it holds, and nothing else. */
 #include <Python.h>
 
 #include "client.h"
@@ -77,7 +77,7 @@ static PyModuleDef_Slot slots[] = {
 
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
-    .m_name = "kecho._loadgen",
+    .m_name = "kecho.bench._loadgen",
     .m_doc = "The client threads of kecho.bench, in C.",
     .m_methods = functions,
     .m_slots = slots,

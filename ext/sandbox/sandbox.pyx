@@ -1,4 +1,4 @@
-"""kecho._sandbox: how a process gives up what it will not need again.
+"""kecho.server._sandbox: how a process gives up what it will not need again.
 
 Each function acts on the calling thread, and on the threads that it starts from then on. None of
 it can be undone. Each raises OSError that names the system call.

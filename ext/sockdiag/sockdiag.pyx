@@ -1,4 +1,4 @@
-"""kecho._sockdiag: the kernel's TCP sockets, shown and destroyed over netlink: sock_diag(7).
+"""kecho.drop._sockdiag: the kernel's TCP sockets, shown and destroyed over netlink: sock_diag(7).
 
 This is the only file of it that knows the GIL.
 """

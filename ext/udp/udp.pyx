@@ -1,4 +1,4 @@
-"""kecho._udp: the UDP workers, as seen from Python.
+"""kecho.server._udp: the UDP workers, as seen from Python.
 
 This is the only file that knows the GIL. A Python thread enters Echo.run_worker(), lets go of the
 GIL once, and comes back when the echo stops.

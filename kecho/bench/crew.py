@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from .. import _loadgen
 from ..system import background
+from . import _loadgen
 from .target import Target
 from .workload import Workload, link_of
 

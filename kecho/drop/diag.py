@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Protocol, Self
 
-from .. import _sockdiag
+from . import _sockdiag
 from .devices import Devices
 from .filters import Filter
 from .netns import open_namespace

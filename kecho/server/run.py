@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .._engine import Engine, attach_cpu_steering, try_io_uring
 from ..errors import ListenerLostError
 from ..system import sysctl
 from ..system.cgroups import cgroup_memory_limit
 from ..system.cpus import usable_cpu_count
+from ._engine import Engine, attach_cpu_steering, try_io_uring
 from .access import rules_of
 from .busy_poll import busy_poll_of
 from .config import ServerConfig
@@ -35,7 +35,7 @@ from .stats import AcceptQueue, Stats
 from .watch import INTERVAL_S, Place, Watch
 
 if TYPE_CHECKING:
-    from .._udp import Echo
+    from ._udp import Echo
 
 __all__ = ["Run", "buffer_bytes", "thread_count"]
 
@@ -471,7 +471,7 @@ def _udp_echo(
     config: ServerConfig, datagrams: list[Datagrams], addresses: tuple[Address, ...]
 ) -> Echo:
     """Takes the sockets over. They have one port, TCP's."""
-    from .._udp import Echo
+    from ._udp import Echo
 
     echo = Echo(
         [(one.socket.fileno(), one.worker) for one in datagrams],

@@ -18,7 +18,7 @@ from support.server_process import ServerProcess, after
 pytestmark = [pytest.mark.e2e, pytest.mark.slow_under_sanitizers]
 
 WITHOUT_CAPABILITIES = (
-    "from kecho import _sandbox; _sandbox.drop_bounding_set(); _sandbox.drop_capabilities()"
+    "from kecho.server import _sandbox; _sandbox.drop_bounding_set(); _sandbox.drop_capabilities()"
 )
 
 

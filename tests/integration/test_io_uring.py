@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from kecho._engine import Engine, try_io_uring
+from kecho.server._engine import Engine, try_io_uring
 from support.clients import (
     DEADLINE_S,
     connect,

@@ -58,7 +58,7 @@ def test_rings_that_were_closed_a_moment_ago_keep_no_memory_from_new_ones() -> N
         """
         import resource
         import kecho
-        from kecho import _sandbox
+        from kecho.server import _sandbox
         _sandbox.drop_capabilities()
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (1 << 20, 1 << 20))
         server = kecho.Server(port=0, engine="io_uring", threads=2)

@@ -147,8 +147,8 @@ def test_the_sdist_holds_all_that_a_build_needs_and_nothing_built(built: Built) 
 
 def test_the_wheel_holds_the_package_and_nothing_else(built: Built) -> None:
     names = names_in(built.wheel)
-    assert {"kecho/server/cli.py", "kecho/_engine.pyi", "kecho/py.typed"} <= names
-    assert [name for name in names if re.fullmatch(r"kecho/_engine\..*\.so", name)]
+    assert {"kecho/server/cli.py", "kecho/server/_engine.pyi", "kecho/py.typed"} <= names
+    assert [name for name in names if re.fullmatch(r"kecho/server/_engine\..*\.so", name)]
     assert {name.partition("/")[0] for name in names} == {
         "kecho",
         f"kecho-{kecho.__version__}.dist-info",
@@ -195,7 +195,10 @@ def test_it_is_installed_without_any_dependency(installed: Environment, tmp_path
 def test_it_is_the_installed_package_that_is_imported(
     installed: Environment, tmp_path: Path
 ) -> None:
-    script = "import kecho, kecho._engine; print(kecho.__file__); print(kecho._engine.__file__)"
+    script = (
+        "import kecho; from kecho.server import _engine; "
+        "print(kecho.__file__); print(_engine.__file__)"
+    )
     for file in succeed([installed.python, "-c", script], tmp_path).splitlines():
         assert Path(file).is_relative_to(installed.path)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kecho import _sandbox
+from kecho.server import _sandbox
 from support.attacked_server import ALLOWED, attackable, attacked, what_worked
 from support.clients import (
     DEADLINE_S,

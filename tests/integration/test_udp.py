@@ -319,7 +319,8 @@ def test_stats_may_be_read_at_any_time(start_server: StartServer, dispatch: str)
 
 def test_a_full_receive_queue_is_counted(start_server: StartServer) -> None:
     """Its thread is kept from running: the socket is filled before the server takes it over."""
-    from kecho import ServerConfig, _udp
+    from kecho import ServerConfig
+    from kecho.server import _udp
     from kecho.server.sockets.udp import open_everything
 
     listeners, (datagrams,) = open_everything(ServerConfig(port=0, udp=True), 1)

@@ -47,7 +47,7 @@ def run_with_handle(body: str, *arguments: str) -> subprocess.CompletedProcess[s
     """The command, whose native handle has these methods instead of its own."""
     script = f"""
         import errno, os, signal, sys
-        from kecho import _sockdiag
+        from kecho.drop import _sockdiag
         from kecho.drop import cli
         class Handle(_sockdiag.Handle):
 {textwrap.indent(textwrap.dedent(body), " " * 12)}

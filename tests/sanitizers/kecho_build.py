@@ -9,12 +9,12 @@ import pytest
 
 def check() -> str:
     """Import the engine, which also keeps a later change of sys.path from mattering."""
-    from kecho import _engine
+    from kecho.server import _engine
 
     expected = Path(os.environ["KECHO_EXPECT_BUILD"]).resolve()
     found = Path(_engine.__file__).resolve()
     if expected not in found.parents:
-        raise RuntimeError(f"kecho._engine is {found}, not in {expected}")
+        raise RuntimeError(f"kecho.server._engine is {found}, not in {expected}")
     return str(found)
 
 

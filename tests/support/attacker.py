@@ -32,8 +32,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kecho import _sandbox
-from kecho.server import cli, server
+from kecho.server import _sandbox, cli, server
 
 Effects = dict[str, dict[str, Callable[[], object]]]  # effect -> ways to it
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from kecho import ServerConfig
-from kecho._engine import Engine
+from kecho.server._engine import Engine
 from kecho.server.sockets.listen import Listener, open_listeners
 from support.clients import (
     DEADLINE_S,

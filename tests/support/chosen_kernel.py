@@ -6,7 +6,7 @@ import errno
 import socket
 import struct
 
-from kecho import _sockdiag
+from kecho.drop import _sockdiag
 from kecho.drop.states import NAMES
 
 NUMBERS = {name: number for number, name in NAMES.items()}

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 import kecho
-from kecho._engine import CLOSE_REASONS
+from kecho.server._engine import CLOSE_REASONS
 
 DEADLINE_S = 30.0
 

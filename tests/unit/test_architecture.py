@@ -87,7 +87,10 @@ def test_only_the_droppers_diag_knows_netlink() -> None:
 
 
 def test_only_privileges_and_the_sandbox_know_how_to_give_them_up() -> None:
-    assert users_of("_sandbox") == {"server.confinement.privileges", "server.confinement.sandbox"}
+    assert users_of("_sandbox") == {
+        "server.confinement.privileges",
+        "server.confinement.sandbox",
+    }
 
 
 def test_only_directories_makes_renames_or_removes_files() -> None:

@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ... import _sandbox
 from ...errors import OptionError
 from ...system.users import find_group, find_user
+from .. import _sandbox
 
 __all__ = ["Identity", "become", "find_identity", "give_up_capabilities"]
 

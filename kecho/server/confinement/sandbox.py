@@ -9,9 +9,9 @@ import os
 import threading
 from collections.abc import Callable
 
-from ... import _sandbox
-from ..._sandbox import IS_SANITIZED
 from ...system.directories import open_directory
+from .. import _sandbox
+from .._sandbox import IS_SANITIZED
 
 __all__ = ["IS_SANITIZED", "enter", "prepare"]
 

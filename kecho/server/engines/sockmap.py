@@ -55,7 +55,7 @@ def _open(capacity: int) -> tuple[int, ...]:
 def load(btf: bytes, capacity: int) -> tuple[int, ...]:
     """btf: how the kernel describes itself. Raises EngineError; what the kernel says about a
     program that it refuses is logged."""
-    from ..._bpf import open_echo
+    from .._bpf import open_echo
 
     try:
         return open_echo(btf, capacity)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kecho import _loadgen
+from kecho.bench import _loadgen
 from kecho.bench.results.histogram import HIGHEST, index_of
 
 ARGUMENTS = {

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from kecho import _sockdiag
-from kecho.drop import Diag, cli, diag, failure
+from kecho.drop import Diag, _sockdiag, cli, diag, failure
 from kecho.drop.outcome import exit_status
 from support.chosen_kernel import PAIR_A, A, Kernel, row
 

@@ -12,8 +12,8 @@ import struct
 
 import pytest
 
-from kecho import _sockdiag, command
-from kecho.drop import Diag, PairError, cli, listing, parse_pairs
+from kecho import command
+from kecho.drop import Diag, PairError, _sockdiag, cli, listing, parse_pairs
 from kecho.drop.devices import as_name
 from kecho.drop.filters import Filter
 from kecho.drop.pairs import pairs_in

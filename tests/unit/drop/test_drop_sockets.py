@@ -7,8 +7,7 @@ from itertools import chain
 
 import pytest
 
-from kecho import _sockdiag
-from kecho.drop import Diag, Result, parse_pairs
+from kecho.drop import Diag, Result, _sockdiag, parse_pairs
 from kecho.drop.filters import Filter, make_filter
 from kecho.drop.states import parse_state
 from support.chosen_kernel import NUMBERS, PAIR_A, A, Kernel, row

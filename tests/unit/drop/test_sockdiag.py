@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kecho import _sockdiag
+from kecho.drop import _sockdiag
 from support.chosen_kernel import NUMBERS, identity
 
 SOCK_DIAG = 4  # NETLINK_SOCK_DIAG

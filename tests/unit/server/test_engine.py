@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from kecho import Counters, ServerConfig
-from kecho._engine import CLOSE_REASONS, ERROR_KINDS, REFUSALS, Engine
+from kecho.server._engine import CLOSE_REASONS, ERROR_KINDS, REFUSALS, Engine
 from kecho.server.sockets.listen import open_listeners
 from support.bare_engine import OPTIONS, Workers, described, engine_on, open_tcp, running
 from support.clients import (
@@ -135,7 +135,7 @@ def test_descriptors_are_left_alone_when_epoll_refuses_one(dispatch: str) -> Non
 
 WITHOUT_DESCRIPTORS = """
 import json, os, resource, socket, sys
-from kecho._engine import Engine
+from kecho.server._engine import Engine
 spare, options = int(sys.argv[1]), json.loads(sys.argv[2])
 listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
 given = [(one.fileno(), queue, False, False) for queue, one in enumerate(listeners)]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import kecho
-from kecho._engine import attach_cpu_steering
+from kecho.server._engine import attach_cpu_steering
 from kecho.system.cpus import usable_cpus
 from support.bare_engine import engine_on, open_tcp, running
 from support.clients import (

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from kecho import _sandbox
+from kecho.server import _sandbox
 
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64", reason="the numbers below are of x86-64"

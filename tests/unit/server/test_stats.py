@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kecho import AcceptQueue, Counters, NamedCounts, Stats, UdpCounters
-from kecho._engine import CLOSE_REASONS, ERROR_KINDS, REFUSALS
+from kecho.server._engine import CLOSE_REASONS, ERROR_KINDS, REFUSALS
 
 PLAIN = ("accepted", "bytes_received", "bytes_sent", "echoes", "backpressure", "accept_pauses")
 COUNT = st.integers(0, 2**64 - 1)

@@ -20,7 +20,7 @@ class Engine:
     about. per_address, rate_per_s: connections of one client address at once, and a second.
     busy_poll_ns: how long a worker polls after its last event before it sleeps; 2**64 - 1: for
     ever. busy_poll_by_gaps: only while events are on average that close together.
-    flows: what kecho._bpf.open_echo() returned, for the kernel to echo TCP connections, which is
+    flows: what _bpf.open_echo() returned, for the kernel to echo TCP connections, which is
     taken over like the listeners; () for every connection to be served by the workers.
     ring_entries: each worker has a ring of so many requests and completions, a power of two, that
     receives and sends for its TCP connections; 0: none.
