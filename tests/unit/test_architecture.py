@@ -73,6 +73,47 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     assert list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
 
 
+# The wings, and which others each may know. Modules beside them in kecho/ know none, but for the
+# two by which the server is found: `import kecho` and `python -m kecho`.
+WINGS = {"system": set(), "drop": {"system"}, "bench": {"system", "drop"}, "server": {"system"}}
+DOORS = {"__init__": {"server"}, "__main__": {"server"}}
+
+
+def wings_known(name: str, path: Path) -> set[str]:
+    """The wings that a module imports from; __init__ for what is imported from kecho itself."""
+    found = {imported.partition(".")[0] for imported in imports_of_ours(path)}
+    return (found & {*WINGS, "__init__"}) - {name.partition(".")[0]}
+
+
+@pytest.mark.parametrize("name", modules())
+def test_a_module_knows_only_the_wings_that_its_own_may_know(name: str) -> None:
+    wing = name.partition(".")[0]
+    allowed = DOORS.get(name) or WINGS.get(wing, set())
+    assert wings_known(name, modules()[name]) <= allowed
+
+
+def test_the_benchmark_uses_the_dropper_for_time_wait_alone() -> None:
+    users = {
+        name
+        for name, path in modules().items()
+        if name.startswith("bench.") and "drop" in wings_known(name, path)
+    }
+    assert users == {"bench.timewait"}
+
+
+# Of the server, from what knows nothing of the others to what a person calls.
+FLOORS = ["config", "sockets", "run", "server", "foreground", "cli"]
+
+
+def test_arrows_go_down_from_the_command_to_the_options() -> None:
+    for name, path in modules().items():
+        parts = name.split(".")
+        if parts[0] == "server" and len(parts) > 1 and parts[1] in FLOORS:
+            above = FLOORS[FLOORS.index(parts[1]) + 1 :]
+            known = imports_of_ours(path)
+            assert not [one for one in known for floor in above if f"server.{floor}" in one], name
+
+
 @pytest.mark.parametrize("native", ["_engine", "_udp"])
 def test_only_a_servers_run_knows_the_engine(native: str) -> None:
     assert users_of(native) == {"server.run"}
@@ -116,22 +157,6 @@ def test_only_plot_knows_matplotlib() -> None:
         if any(imported.split(".")[0] == "matplotlib" for imported in imports(path))
     }
     assert users <= {"bench.output.plot"}
-
-
-def test_bench_does_not_know_the_server() -> None:
-    for name, path in modules().items():
-        if name.startswith("bench."):
-            of_the_server = {
-                "__init__",
-                "server.server",
-                "server.run",
-                "server.foreground",
-                "Server",
-                "serve",
-                "_engine",
-                "_udp",
-            }
-            assert not imports_of_ours(path) & of_the_server, name
 
 
 def test_native_code_knows_nothing_of_the_package() -> None:
