@@ -21,8 +21,8 @@ from ..errors import OptionError, TuningError
 from ..options import Option, flag, integer, option_of, switch
 from . import preflight, signals
 from .amounts import rate_text
+from .delivery import FILES, check_kinds, check_paths, deliver, was_interrupted
 from .output import report
-from .output.delivery import FILES, check_kinds, check_paths, deliver, was_interrupted
 from .output.progress import live_progress
 from .place import parse as parse_place
 from .preflight import tuning_for

@@ -12,7 +12,7 @@ from typing import IO
 
 import pytest
 
-from kecho.bench.output import delivery
+from kecho.bench import delivery
 from kecho.bench.output.files import check_writable, write_whole
 from kecho.system import directories
 from support.faultless_run import result

@@ -11,15 +11,15 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ... import command
-from ...errors import OptionError
-from ...options import Option, flag
-from ..results.reading import MOST_BYTES
-from ..results.result import Result, dump
-from ..results.search import Found
-from ..subcommands import PROGRAM
-from . import report
-from .files import check_writable, descriptor_of, reason_of, write_whole
+from .. import command
+from ..errors import OptionError
+from ..options import Option, flag
+from .output import report
+from .output.files import check_writable, descriptor_of, reason_of, write_whole
+from .results.reading import MOST_BYTES
+from .results.result import Result, dump
+from .results.search import Found
+from .subcommands import PROGRAM
 
 __all__ = ["FILES", "check_kinds", "check_paths", "deliver", "was_interrupted"]
 
