@@ -73,6 +73,20 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     assert list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
 
 
+def test_no_room_imports_itself_by_way_of_others() -> None:
+    """A room is a folder of a wing, or a module that is in none."""
+    graph: dict[str, set[str]] = {}
+    for name, path in modules().items():
+        known = graph.setdefault(room_of(name), set())
+        known |= {room_of(one) for one in imports_of_ours(path)} - {room_of(name)}
+    assert list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def room_of(module: str) -> str:
+    folder = module.rpartition(".")[0]
+    return folder if folder.count(".") or folder == "system" else module
+
+
 # The wings, and which others each may know. Modules beside them in kecho/ know none, but for the
 # two by which the server is found: `import kecho` and `python -m kecho`.
 WINGS = {"system": set(), "drop": {"system"}, "bench": {"system", "drop"}, "server": {"system"}}
