@@ -55,7 +55,7 @@ def test_a_signal_ends_a_start_that_waits_for_a_name(
 
 BARE = """
 import os, subprocess, sys
-from kecho import _sandbox
+from kecho.server import _sandbox
 
 root, group, *command = sys.argv[1:]
 if group:
