@@ -1,4 +1,4 @@
-"""What the commands share: a parser made from options, exit statuses, output that may break."""
+"""What the commands share: a parser made from options, exit statuses, output that may fail."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import io
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import NoReturn, TextIO
 
+from ._version import __version__
 from .journal import ERROR, is_journal, with_priority
 from .null import open_null
 from .options import Option, flag
@@ -23,6 +25,7 @@ __all__ = [
     "Parser",
     "add_options",
     "discard",
+    "help_text",
     "one_line",
     "plural",
     "put",
@@ -181,66 +184,123 @@ def plural(count: int, one: str, many: str | None = None) -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
-class Parser(argparse.ArgumentParser):
-    """Flags that are not given stay out of the namespace, and none may be shortened."""
+class _Formatter(argparse.HelpFormatter):
+    """Breaks no line within a flag, as argparse would behind a hyphen."""
 
-    def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Fill paragraphs. Keep a table, whose rows are indented, as it is."""
+        return "\n\n".join(
+            one if "\n  " in one else textwrap.fill(one, width, break_on_hyphens=False)
+            for one in text.split("\n\n")
+        )
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose options stand in groups, in the order in which they are added.
+
+    Flags that are not given stay out of the namespace. None may be shortened.
+    """
+
+    def __init__(
+        self, prog: str, description: str, epilog: str | None = None, usage: str | None = None
+    ) -> None:
         super().__init__(
             prog=prog,
+            usage=usage,
             description=description,
             epilog=epilog,
             allow_abbrev=False,
+            add_help=False,
             argument_default=argparse.SUPPRESS,
+            formatter_class=_Formatter,
         )
+        self._groups: dict[str, argparse._ArgumentGroup] = {}
+
+    def group(self, title: str) -> argparse._ArgumentGroup:
+        """Return the group of this title. Add it at the end if there is none."""
+        if title not in self._groups:
+            self._groups[title] = self.add_argument_group(title)
+        return self._groups[title]
+
+    def end_with_help(self, *, version: bool = False) -> None:
+        """Add ``--help`` and, if asked, ``--version``: the last group."""
+        group = self.group("Other")
+        if version:
+            group.add_argument(
+                "--version",
+                action="version",
+                version=f"kecho {__version__}",
+                help="Print the version and exit.",
+            )
+        group.add_argument("-h", "--help", action="help", help="Print this help and exit.")
 
     def error(self, message: str) -> NoReturn:
-        """One line, and where to find more; argparse would print the whole usage."""
+        """Print one line that names ``--help``; argparse would print the whole usage."""
         say_error(self.prog, f"{message} (--help lists the options)")
         sys.exit(EXIT_USAGE)
 
 
-def add_options(
-    parser: argparse.ArgumentParser,
-    options: Mapping[str, Option],
-    defaults: Mapping[str, object],
-    *,
-    note: Callable[[str], str] | None = None,
-) -> None:
-    """A flag for each option; its value in the namespace is the text (a list if repeatable).
+class _Switch(argparse.Action):
+    """A flag without a value; ``--no-...`` switches it off."""
 
-    note: what else the help says of an option, by its name.
+    def __init__(self, option_strings: Sequence[str], dest: str, default: str, help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=default, help=help)
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, "0" if (option_string or "").startswith("--no-") else "1")
+
+
+def add_options(
+    parser: Parser, options: Mapping[str, Option], defaults: Mapping[str, object]
+) -> None:
+    """Add a flag for each option to its group.
+
+    In the namespace, the value of an option is its text; a list of texts if it is repeatable.
     """
     for name, spec in options.items():
         default = defaults.get(name)
-        shown = ", ".join(map(str, default)) if isinstance(default, tuple) else default
-        notes = [] if shown in (None, False, "") else [f"default {shown}"]
-        if note is not None:
-            notes.append(note(name))
-        help_text = spec.help + (f" [{'; '.join(notes)}]" if notes else "")
-        help_text = help_text.replace("%", "%%")
+        group = parser.group(spec.group)
         flags = [f"-{spec.letter}"] if spec.letter else []
         flags.append(flag(name))
+        text = help_text(spec, default).replace("%", "%%")
         if spec.metavar is None:
-            parser.add_argument(*flags, dest=name, action="store_const", const="1", help=help_text)
-            parser.add_argument(
-                flag("no_" + name),
-                dest=name,
-                action="store_const",
-                const="0",
-                help=argparse.SUPPRESS,
-            )
+            off = flag("no_" + name)
+            if default is False:  # what is off needs no flag in the help to switch it off
+                group.add_argument(off, dest=name, action=_Switch, help=argparse.SUPPRESS)
+            else:
+                flags.append(off)
+            group.add_argument(*flags, dest=name, action=_Switch, help=text)
         elif spec.repeatable:
-            parser.add_argument(
-                *flags, dest=name, action="append", metavar=spec.metavar, help=help_text
-            )
+            group.add_argument(*flags, dest=name, action="append", metavar=spec.metavar, help=text)
         elif spec.value_if_bare is not None:
-            parser.add_argument(
+            group.add_argument(
                 *flags,
                 dest=name,
                 nargs="?",
                 const=spec.value_if_bare,
                 metavar=spec.metavar,
-                help=help_text,
+                help=text,
             )
         else:
-            parser.add_argument(*flags, dest=name, metavar=spec.metavar, help=help_text)
+            group.add_argument(*flags, dest=name, metavar=spec.metavar, help=text)
+
+
+def help_text(spec: Option, default: object) -> str:
+    """Return what ``--help`` says of an option: its text and its default."""
+    if default is None or isinstance(default, bool) or default == ():
+        return spec.help
+    values = default if isinstance(default, tuple) else (default,)
+    shown = (format(one, "g") if isinstance(one, float) else str(one) for one in values)
+    return f"{spec.help} [default {', '.join(shown)}]"

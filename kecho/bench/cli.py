@@ -1,9 +1,9 @@
 """python -m kecho.bench: the benchmark as a command.
 
-The table goes to stdout, everything else that is said to stderr. Exit status: 0 measured (lost
-datagrams are a measurement, unless all of them are); 1 errors, messages without an answer, nothing
-to measure, or nothing could be measured; 2 wrong usage; 3 a --fail-if of compare came true; 128 +
-N ended by signal N (130: Ctrl-C), with the partial result printed and saved.
+The table goes to stdout, all other messages to stderr. Exit status: 0 measured (lost datagrams are
+a measurement, unless all are lost); 1 errors, messages without a reply, or nothing was measured;
+2 wrong usage; 3 a --fail-if of compare came true; 128 + N ended by signal N (130: Ctrl-C), with the
+partial result printed and saved.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from .. import command
-from .._version import __version__
 from ..errors import OptionError, TuningError
-from ..options import Option, flag, integer, option_of, switch
+from ..options import Option, defaults_of, flag, integer, options_of, switch
 from . import preflight, signals
 from .amounts import rate_text
-from .delivery import FILES, check_kinds, check_paths, deliver, was_interrupted
+from .delivery import FILES, OUTPUT, check_kinds, check_paths, deliver, was_interrupted
 from .output import report
 from .output.progress import live_progress
 from .place import parse as parse_place
@@ -34,15 +33,15 @@ from .spawn import SpawnError, spawned_server
 from .subcommands import COMMANDS, PROGRAM
 from .target import TargetError
 from .tuning.applied import restore_leftover
-from .workload import Workload
+from .workload import LOAD, MODES, TARGET, Workload
 
 __all__ = ["main"]
 
 _BY_SIGNAL = 128
+_RUNS = "Runs"  # a heading of --help
 _FIRST_RATE = 1000.0  # that --find-rate begins with
-_RUN_DEFAULTS: dict[str, Any] = {"repeat": 1, "percentiles": report.PERCENTILES}
-_WORKLOAD_OPTIONS = {one.name: option_of(one) for one in fields(Workload)}
-_DEFAULTS = {one.name: one.default for one in fields(Workload)}
+_RUN_DEFAULTS: dict[str, Any] = {"repeat": 1, "tune": False, "percentiles": report.PERCENTILES}
+_WORKLOAD_OPTIONS = options_of(Workload)
 
 
 def _parse_sweep(text: str) -> tuple[int, ...]:
@@ -60,7 +59,7 @@ def _parse_rates(text: str) -> tuple[float, ...]:
 def _parse_limit(text: str) -> condition.Condition:
     limit = condition.parse(text)
     if limit.relative or limit.metric in ("rate", "errors") or ">" in limit.operator:
-        raise ValueError(f"{text!r} is no limit of a latency, such as p99<1ms")
+        raise ValueError(f"must be a limit of a latency, such as p99<1ms (got {text!r})")
     return limit
 
 
@@ -68,7 +67,7 @@ def _parse_percentiles(text: str) -> tuple[float, ...]:
     names = [one if one.startswith("p") else f"p{one}" for one in text.split(",")]
     for name in names:
         if not condition.is_percentile(name):
-            raise ValueError(f"{name[1:]!r} is no percentile such as 95 or 99.95")
+            raise ValueError(f"must be percentiles such as 95 or 99.95 (got {name[1:]!r})")
     return tuple(dict.fromkeys(sorted(float(name[1:]) for name in names)))
 
 
@@ -77,41 +76,44 @@ def _identity(value: Any) -> Any:
 
 
 _RUN_OPTIONS = {
-    "repeat": integer("how often to run it; the figures are of all runs together", 1, 10_000),
-    "sweep": Option(
-        "run it for each of these numbers of connections: 1,10,100,1000", _parse_sweep, tuple, "N,N"
-    ),
-    "rate_sweep": Option(
-        "open: run it at each of these rates: 1000,2000,5000", _parse_rates, tuple, "N,N"
-    ),
-    "find_rate": Option(
-        "open: find the highest rate at which a limit such as 'p99<1ms' still holds; each step is "
-        "a run of --duration",
-        _parse_limit,
-        _identity,
-        "LIMIT",
-    ),
-    "spawn": Option(
-        "start a kecho server for the run, with OPTIONS such as '--dispatch percpu'",
-        str,
-        str,
-        "OPTIONS",
-        value_if_bare="",
-    ),
-    "tune": switch(
-        "root: raise somaxconn, tcp_max_syn_backlog, the port range and the descriptor limit as "
-        "this run needs them, and put them back afterwards"
-    ),
-    "server_pid": integer("the server's process, for the verdict", 1, 1 << 22, "PID"),
-    "percentiles": Option(
-        "percentiles in the table and in CSV, such as 50,95,99.95", _parse_percentiles, tuple, "N,N"
-    ),
-    **FILES,
+    name: replace(spec, group=spec.group or _RUNS)
+    for name, spec in {
+        "repeat": integer("Number of runs, whose figures are merged.", 1, 10_000),
+        "sweep": Option(
+            "Run once for each number of connections: 1,10,100,1000.", _parse_sweep, tuple, "N,N"
+        ),
+        "rate_sweep": Option(
+            "Run once at each rate, in mode open: 1000,2000,5000.", _parse_rates, tuple, "N,N"
+        ),
+        "find_rate": Option(
+            "Find the highest rate that keeps a limit such as 'p99<1ms', in runs of --duration.",
+            _parse_limit,
+            _identity,
+            "LIMIT",
+        ),
+        "spawn": Option(
+            "Start a kecho server for the run, with options such as '--dispatch percpu'.",
+            str,
+            str,
+            "OPTIONS",
+            value_if_bare="",
+        ),
+        "tune": switch(
+            "Raise the kernel's limits as the run needs them, and put them back afterwards (root)."
+        ),
+        "server_pid": integer(
+            "Process of the server, whose CPU time the verdict looks at.", 1, 1 << 22, "PID"
+        ),
+        "percentiles": Option(
+            "Percentiles in the table and in CSV.", _parse_percentiles, tuple, "N,N", group=OUTPUT
+        ),
+        **FILES,
+    }.items()
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status."""
+    """Run the command. Return its exit status."""
     return command.run(PROGRAM, _main, arguments)
 
 
@@ -130,11 +132,9 @@ def _main(arguments: Sequence[str]) -> int:
         values = {name: _parse(name, text) for name, text in flags.items()}
         extra = {name: values.pop(name, _RUN_DEFAULTS.get(name)) for name in _RUN_OPTIONS}
         if extra["spawn"] is not None and values.keys() & {"host", "port", "uds"}:
-            raise OptionError(
-                "spawn", "starts a server of its own: no TARGET, --host, --port or --uds"
-            )
+            raise OptionError("spawn", "cannot be combined with TARGET, --host, --port or --uds")
         if "uds" in values and (other := values.keys() & {"host", "port"}):
-            raise OptionError("uds", f"is another place than {flag(min(other))} says")
+            raise OptionError("uds", f"cannot be combined with {flag(min(other))}")
         workloads = _workloads(values, extra)
         check_kinds(workloads[0].mode, extra)
     except OptionError as error:
@@ -157,32 +157,38 @@ def _main(arguments: Sequence[str]) -> int:
 def _parser() -> command.Parser:
     parser = command.Parser(
         prog=PROGRAM,
-        description="Measures an echo server: any, by default that at 127.0.0.1:12345.",
-        epilog="What --json wrote: `plot RESULT... -o FILE.png` draws it, `report RESULT... -o "
-        "FILE.html` makes a page of it, `compare A B` puts two side by side; each has its --help.",
+        usage=f"{PROGRAM} [TARGET] [OPTION]...\n"
+        f"       {PROGRAM} plot RESULT... -o FILE.png\n"
+        f"       {PROGRAM} report RESULT... -o FILE.html\n"
+        f"       {PROGRAM} compare RESULT RESULT",
+        description="Measure an echo server, by default the one at 127.0.0.1:12345.",
+        epilog=f"{MODES}\n\nRESULT is a file that --json wrote. plot, report and compare have a "
+        "--help of their own.",
     )
-    parser.add_argument(
+    target = parser.group(TARGET)
+    for title in (LOAD, _RUNS, OUTPUT):
+        parser.group(title)
+    target.add_argument(
         "target",
         nargs="?",
         metavar="TARGET",
-        help="the server: HOST, HOST:PORT, [::1]:PORT, :PORT, unix:PATH or udp://HOST:PORT; the "
-        "same as --host, --port, --uds and --udp",
+        help="The server: HOST, HOST:PORT, [::1]:PORT, :PORT, unix:PATH or udp://HOST:PORT.",
     )
-    command.add_options(parser, _WORKLOAD_OPTIONS, _DEFAULTS)
+    command.add_options(parser, _WORKLOAD_OPTIONS, defaults_of(Workload))
     command.add_options(parser, _RUN_OPTIONS, _RUN_DEFAULTS)
-    parser.add_argument(
+    parser.group(_RUNS).add_argument(
         "--restore",
         action="store_true",
         default=False,
-        help="put back what a --tune that was killed has left behind, and exit",
+        help="Put back what a --tune that was killed has left behind, and exit.",
     )
-    parser.add_argument("--version", action="version", version=f"kecho {__version__}")
+    parser.end_with_help(version=True)
     return parser
 
 
 def _place_of(flags: dict[str, Any]) -> dict[str, str]:
-    """What the positional TARGET says, which it takes out of the flags. ValueError if that is no
-    place, or flags say otherwise."""
+    """Take TARGET out of the flags and return the options that it stands for. Raises ValueError if
+    it is no place or contradicts a flag."""
     target = flags.pop("target", None)
     if target is None:
         return {}
@@ -190,7 +196,7 @@ def _place_of(flags: dict[str, Any]) -> dict[str, str]:
     contrary = {"host", "port", "uds"} if "uds" in place else {"uds", *place}
     for name in sorted(contrary & flags.keys()):
         if flags[name] != place.get(name):
-            raise ValueError(f"{flag(name)} says another place than {target!r}")
+            raise ValueError(f"{flag(name)} contradicts TARGET {target!r}")
     return place
 
 
@@ -207,21 +213,21 @@ def _parse(name: str, text: str) -> Any:
 
 
 def _workloads(values: dict[str, Any], extra: dict[str, Any]) -> list[Workload]:
-    """One, or one for each step of a sweep."""
+    """Return one workload, or one for each step of a sweep."""
     if values.get("udp") and extra["rate_sweep"] is None and extra["find_rate"] is None:
         values.setdefault("mode", "closed")
     sweeps = [name for name in ("sweep", "rate_sweep", "find_rate") if extra[name] is not None]
     if len(sweeps) > 1:
-        raise OptionError(sweeps[1], f"cannot be together with {flag(sweeps[0])}")
+        raise OptionError(sweeps[1], f"cannot be combined with {flag(sweeps[0])}")
     if extra["sweep"] is not None:
         if "connections" in values:
-            raise OptionError("sweep", "says how many connections, and so does --connections")
+            raise OptionError("sweep", "cannot be combined with --connections")
         return [Workload(**values, connections=count) for count in extra["sweep"]]
     if sweeps and values.setdefault("mode", "open") != "open":
         raise OptionError(sweeps[0], f"is for mode open, not {values['mode']}")
     if extra["rate_sweep"] is not None:
         if "rate" in values:
-            raise OptionError("rate_sweep", "says at which rates, and so does --rate")
+            raise OptionError("rate_sweep", "cannot be combined with --rate")
         return [Workload(**values, rate=rate) for rate in extra["rate_sweep"]]
     if extra["find_rate"] is not None:
         workload = Workload(**{"rate": _FIRST_RATE, **values})
@@ -229,9 +235,8 @@ def _workloads(values: dict[str, Any], extra: dict[str, Any]) -> list[Workload]:
         if workload.rate is not None and workload.rate < least:
             raise OptionError(
                 "find_rate",
-                f"{limit.text} takes {rate_text(least)} messages/s or more in "
-                f"{workload.duration:g} s to be told: a longer --duration, or a "
-                "higher --rate to begin with",
+                f"{limit.text} needs {rate_text(least)} messages/s or more within "
+                f"{workload.duration:g} s: raise --duration or --rate",
             )
         return [workload]
     return [Workload(**values)]
@@ -271,7 +276,7 @@ def _measure(workloads: list[Workload], extra: dict[str, Any], ending: signals.E
         show = stack.enter_context(live_progress())
 
         def measure(workload: Workload) -> Result:
-            """All repeats; what there is when one fails or is interrupted is kept in `results`."""
+            """Run all repeats. If one fails or is interrupted, `results` keeps those before it."""
             repeats: list[Result] = []
             try:
                 for _ in range(extra["repeat"] or 1):
@@ -312,7 +317,7 @@ def _measure(workloads: list[Workload], extra: dict[str, Any], ending: signals.E
 
 
 def _advise(workload: Workload, *, spawns: bool) -> None:
-    """What would spoil the run, before it starts, with the command that helps."""
+    """Warn of limits that would spoil the run, with the command that helps."""
     local = spawns or workload.host in ("127.0.0.1", "localhost", "::1")
     for problem in preflight.problems(workload, is_local=local):
         if problem.fatal:
@@ -325,7 +330,7 @@ def _warn(text: str) -> None:
 
 
 def _restore() -> int:
-    """Puts back what a killed --tune has left behind."""
+    """Put back what a killed --tune has left behind."""
     restored = restore_leftover()
     text = "".join(f"{one}\n" for one in restored) or "nothing was left behind\n"
     is_shown = command.show(PROGRAM, text)
@@ -338,8 +343,8 @@ def _restore_quietly() -> None:
         for one in restore_leftover():
             _warn(f"left behind by a run that was killed: {one}")
     except TuningError as error:
-        # The state is root's: who may not look at it could put nothing back either. Nor could
-        # anybody without /proc.
+        # The state belongs to root: a user who cannot read it cannot put anything back either.
+        # Nor can anybody without /proc.
         unseen = (PermissionError, FileNotFoundError)
         if os.geteuid() == 0 and not isinstance(error.__cause__, unseen):
             _warn(str(error))

@@ -13,8 +13,9 @@ from typing import Any
 
 from ..system import background
 from . import _loadgen
+from .sources import link_of
 from .target import Target
-from .workload import Workload, link_of
+from .workload import Workload
 
 __all__ = ["SAMPLE_BYTES", "Crew", "Report", "Share", "Snapshot", "first_message", "shares_of"]
 

@@ -21,22 +21,25 @@ from .results.result import Result, dump
 from .results.search import Found
 from .subcommands import PROGRAM
 
-__all__ = ["FILES", "check_kinds", "check_paths", "deliver", "was_interrupted"]
+__all__ = ["FILES", "OUTPUT", "check_kinds", "check_paths", "deliver", "was_interrupted"]
 
 _BY_SIGNAL = 128
 _STDOUT = 1
+OUTPUT = "Output"  # a heading of --help
 
 
 def _file(help: str) -> Option:
-    return Option(help, str, str, "FILE")
+    return Option(help, str, str, "FILE", group=OUTPUT)
 
 
 FILES = {
-    "json": _file("write the result as JSON; here and below, - is stdout (the table: stderr)"),
-    "csv": _file("write a line for each latency"),
-    "hgrm": _file("write the percentile distribution, for HdrHistogram's plotter"),
-    "hlog": _file("write an HdrHistogram log, V2"),
-    "txt": _file("burst: write connection number and mean response time in µs, a line each"),
+    "json": _file(
+        "Write the result as JSON. As any FILE, - is stdout; the table then goes to stderr."
+    ),
+    "csv": _file("Write a line for each latency."),
+    "hgrm": _file("Write the percentile distribution for HdrHistogram's plotter."),
+    "hlog": _file("Write an HdrHistogram log (V2)."),
+    "txt": _file("Write each connection's number and mean response time in µs, in mode burst."),
 }
 
 

@@ -7,9 +7,10 @@ import socket
 from ..errors import OptionError
 from ..system import sysctl
 from ..system.cpus import usable_cpus
+from .sources import bindable
 from .tuning.applied import Tuning
 from .tuning.limits import Limits, Needs, Problem, advice
-from .workload import Workload, bindable
+from .workload import Workload
 
 __all__ = [
     *("check_cpus", "check_sources", "needs_of", "port_budget", "port_hold_s", "problems"),

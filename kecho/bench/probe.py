@@ -10,8 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from .crew import first_message
+from .sources import bindable
 from .target import Target, TargetError, addresses_of
-from .workload import Workload, bindable
+from .workload import Workload
 
 __all__ = ["FirstConnection", "find"]
 

@@ -39,6 +39,7 @@ def _draw(arguments: Sequence[str], name: str, suffixes: tuple[str, ...], help: 
     parser.add_argument(
         "-o", "--output", required=True, metavar="FILE", help=f"FILE{' or FILE'.join(suffixes)}"
     )
+    parser.end_with_help()
     chosen = parser.parse_args(arguments)
     if not chosen.output.endswith(suffixes):
         parser.error(f"--output: {chosen.output!r} does not end in {' or '.join(suffixes)}")
@@ -99,6 +100,7 @@ def _compare(arguments: Sequence[str]) -> int:
         metavar="CONDITION",
         help="of B, such as p99>5ms, or beside A, such as rate<0.95x; may be given again",
     )
+    parser.end_with_help()
     chosen = parser.parse_args(arguments)
     try:
         conditions = [condition.parse(text) for text in chosen.fail_if]

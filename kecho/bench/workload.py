@@ -1,13 +1,10 @@
-"""What a run does: each option defined here, once."""
+"""Define what a run does: its options, each one once."""
 
 from __future__ import annotations
 
-import errno
-import ipaddress
-import socket
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from itertools import islice
+from textwrap import indent
 from typing import Any, Literal
 
 from ..errors import OptionError
@@ -16,16 +13,38 @@ from ..options import (
     check_fields,
     check_uds_path,
     choice,
+    describe_options,
     integer,
     option,
     seconds,
     switch,
 )
 from ..system.cpus import usable_cpu_count
+from .sources import Address, check_sources, hosts_of
 
-__all__ = ["Mode", "Workload", "bindable", "link_of"]
+__all__ = [
+    "CLIENT",
+    "LOAD",
+    "MODES",
+    "REPLIES",
+    "TARGET",
+    "Mode",
+    "Workload",
+]
 
 Mode = Literal["burst", "closed", "open", "stream", "connect", "idle"]
+
+MODES = """\
+Modes:
+  burst    all connect at one instant, send one message each, and close; --rounds times
+  closed   the next message follows the reply
+  open     messages are due at fixed times, --rate a second
+  stream   every connection sends without waiting for replies
+  connect  connect, one echo, close, again
+  idle     connections are held open and send one message at the end"""
+
+# The headings of --help.
+TARGET, LOAD, CLIENT, REPLIES = "Target", "Load", "Client", "Replies"
 
 _DEFAULT_CONNECTIONS = {"burst": 1000, "idle": 1000}
 _DEFAULT_THREADS_MOST = 4
@@ -36,7 +55,7 @@ _MOST_CPUS = 8191  # CONFIG_NR_CPUS goes no further
 _DATAGRAM_BYTES = (16, 65507)  # a header that tells messages apart; what IPv4 carries
 _TIMEOUT_S, _TIMEOUT_OF_DATAGRAMS_S = 10.0, 1.0
 
-# What makes no sense in other modes, so that a slip is not taken in silence.
+# Options that apply to some modes only. Elsewhere they are refused, as a likely mistake.
 _ONLY_IN = {
     "rate": ("open",),
     "depth": ("closed", "open"),
@@ -48,7 +67,7 @@ _ONLY_IN = {
 
 def _check_host(value: object) -> str:
     if not isinstance(value, str) or not value or "\0" in value or len(value) > 253:
-        raise ValueError(f"{value!r} is not an address or a name")
+        raise ValueError(f"must be an address or a name (got {value!r})")
     return value
 
 
@@ -58,201 +77,198 @@ def _parse_rate(text: str) -> float:
             raise ValueError
         return float(text)
     except ValueError:
-        raise ValueError(f"{text!r} is not a number of messages a second") from None
+        raise ValueError(f"must be a number of messages a second (got {text!r})") from None
 
 
 def _check_rate(value: object) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.01 <= value <= 1e8:
-        raise ValueError(f"{value!r} is not between 0.01 and 100000000 messages a second")
+        raise ValueError(f"must be between 0.01 and 100000000 messages a second (got {value!r})")
     return float(value)
 
 
-def _check_sources(value: object) -> tuple[str, ...]:
-    texts = tuple(value.split(",")) if isinstance(value, str) else value
-    if not isinstance(texts, tuple):
-        raise ValueError(f"{value!r} is neither an address nor several")
-    for text in texts:
-        try:
-            address, zoned, _ = text.partition("%")
-            prefix = ipaddress.ip_network(address, strict=False)
-            if zoned:
-                ipaddress.IPv6Address(text)
-        except ValueError:
-            raise ValueError(f"{text!r} is neither an address nor a prefix") from None
-        if bool(zoned) != (prefix.version == 6 and prefix.is_link_local):
-            raise ValueError(f"{text}: an address of a link, and no other, names it: fe80::1%eth0")
-    return texts
-
-
 def _parse_cpus(text: str) -> tuple[int, ...]:
-    """Numbers and ranges parted by commas, as taskset(1) and the kernel write them."""
+    """Parse numbers and ranges separated by commas, as taskset(1) and the kernel write them."""
     found: list[int] = []
     for part in text.split(","):
         ends = part.split("-")
         if len(ends) > 2 or not all(one.isascii() and one.isdigit() for one in ends):
-            raise ValueError(f"{part!r} is neither a CPU's number nor a range of them")
+            raise ValueError(f"must be CPU numbers or ranges, such as 0,2-3 (got {part!r})")
         first, last = int(ends[0]), int(ends[-1])
         if not first <= last <= _MOST_CPUS:
-            raise ValueError(f"{part!r} is no range of CPUs up to {_MOST_CPUS}")
+            raise ValueError(f"must be a range of CPUs up to {_MOST_CPUS} (got {part!r})")
         found += range(first, last + 1)
     return tuple(found)
 
 
 def _check_cpus(value: object) -> tuple[int, ...]:
     if not isinstance(value, tuple):
-        raise ValueError(f"{value!r} is no tuple of CPU numbers")
+        raise ValueError(f"must be a tuple of CPU numbers (got {value!r})")
     for one in value:
         if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one <= _MOST_CPUS:
-            raise ValueError(f"{one!r} is not the number of a CPU")
+            raise ValueError(f"must be CPU numbers from 0 to {_MOST_CPUS} (got {one!r})")
     return value
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What a run does, checked. Raises OptionError, which is a ValueError.
+    """What a run does: options, checked and frozen.
 
-    The text below is made from the options themselves.
+    Workload(mode="closed", ...) raises OptionError (a ValueError) for a wrong value. An option that
+    is None gets its default from the others. The options:
     """
 
     host: str = option(
-        "127.0.0.1", Option("address or name of the server", str, _check_host, "ADDRESS")
+        "127.0.0.1", Option("Address or name of the server.", str, _check_host, "ADDRESS"), TARGET
     )
-    port: int = option(12345, integer("its port", 1, 65535))
+    port: int = option(12345, integer("Port of the server.", 1, 65535), TARGET)
     uds: str | None = option(
         None,
         Option(
-            "its Unix stream socket, instead of TCP (@NAME: an abstract one)",
+            "Unix stream socket of the server, instead of TCP. @NAME is abstract.",
             str,
             check_uds_path,
             "PATH",
         ),
+        TARGET,
     )
     udp: bool = option(
         False,
         switch(
-            "datagrams instead of a stream; closed and open only. What has no reply within "
-            "--timeout is lost, and counted"
+            "Send datagrams (modes closed and open). One without a reply within --timeout is lost."
         ),
+        TARGET,
     )
     mode: Mode = option(
         "burst",
         choice(
-            "burst: all connect at one instant, one message each; closed: the next message "
-            "follows the reply; open: messages are due by a schedule; stream: every connection "
-            "keeps its pipe full; connect: connect, one echo, close, again; idle: connections are "
-            "held",
-            *("burst", "closed", "open", "stream", "connect", "idle"),
+            "What the connections do: see below.",
+            "burst",
+            "closed",
+            "open",
+            "stream",
+            "connect",
+            "idle",
         ),
+        LOAD,
     )
     connections: int | None = option(
         None,
         integer(
-            "connections at once (by default 1000 in burst and idle, otherwise 50)",
+            "Simultaneous connections. Default: 1000 in burst and idle, otherwise 50.",
             1,
             1 << 22,
             optional=True,
             letter="c",
         ),
+        LOAD,
     )
-    rounds: int = option(10, integer("bursts, one after the other", 1, 100_000))
-    duration: float = option(10.0, seconds("how long, but for burst", letter="d"))
+    duration: float = option(
+        10.0, seconds("Time to measure; burst has --rounds instead.", letter="d"), LOAD
+    )
     rate: float | None = option(
         None,
         Option(
-            "messages a second, over all connections; open only",
+            "Messages a second over all connections, in mode open.",
             _parse_rate,
             _check_rate,
             "N",
             letter="R",
         ),
+        LOAD,
     )
-    length: int = option(64, integer("bytes of a message", 1, 1 << 24, "BYTES", letter="l"))
+    rounds: int = option(
+        10, integer("Bursts, one after the other, in mode burst.", 1, 100_000), LOAD
+    )
+    length: int = option(64, integer("Bytes of a message.", 1, 1 << 24, "BYTES", letter="l"), LOAD)
     depth: int | None = option(
         None,
         integer(
-            "messages outstanding on a connection, at most (by default 1 in closed, as many as "
-            "are due in open)",
+            "Messages outstanding per connection, at most. Default: 1 in closed, no limit in open.",
             1,
             _MOST_STAMPS,
             optional=True,
         ),
+        LOAD,
     )
-    threads: int | None = option(
-        None,
-        integer(
-            "client threads (by default one for each CPU, at most 4); as many as there are "
-            "connections gives each its own",
-            1,
-            4096,
-            optional=True,
-        ),
-    )
-    cpus: tuple[int, ...] = option(
-        (),
-        Option(
-            "CPUs that the client threads are pinned to, in turn, such as 1 or 0,2-3; so that they "
-            "stay apart from the server's, or beside it",
-            _parse_cpus,
-            _check_cpus,
-            "LIST",
-        ),
-    )
-    processes: int = option(1, integer("client processes that share the connections", 1, 256))
     warmup: float = option(
-        0.0, seconds("how long to load the server before anything is measured", zero=True)
+        0.0, seconds("Time to load the server before measuring.", zero=True), LOAD
+    )
+    line: bool = option(
+        False,
+        switch("Send printable lines that end in a newline, for servers that read lines."),
+        LOAD,
+    )
+    close: Literal["fin", "rst"] = option(
+        "fin", choice("How the client closes a connection.", "fin", "rst"), LOAD
+    )
+    verify: bool = option(True, switch("Compare every byte of every reply (default)."), REPLIES)
+    probe: bool = option(
+        True,
+        switch("First send one message to check that the target is an echo server (default)."),
+        REPLIES,
     )
     timeout: float | None = option(
         None,
         seconds(
-            "how long to wait for a connection, and for the next byte of a reply (by default 10; "
-            "with --udp 1)",
+            "Longest wait for a connection or the next byte of a reply. Default: 10; UDP: 1.",
             optional=True,
         ),
+        REPLIES,
+    )
+    reconnect: bool = option(
+        False,
+        switch(
+            "Reopen a connection that the server has ended, and resend what it has not answered."
+        ),
+        REPLIES,
+    )
+    threads: int | None = option(
+        None,
+        integer(
+            "Client threads, at most one per connection. Default: one per CPU, at most 4.",
+            1,
+            4096,
+            optional=True,
+        ),
+        CLIENT,
+    )
+    processes: int = option(
+        1, integer("Client processes, which share the connections.", 1, 256), CLIENT
+    )
+    cpus: tuple[int, ...] = option(
+        (),
+        Option(
+            "CPUs to pin the client threads to, in turn, such as 1 or 0,2-3.",
+            _parse_cpus,
+            _check_cpus,
+            "LIST",
+        ),
+        CLIENT,
     )
     spin: bool = option(
-        False, switch("poll without sleeping: the client's own wake-up leaves the figures")
+        False,
+        switch("Poll without sleeping, so that the client's wake-ups are not in the figures."),
+        CLIENT,
     )
     source: tuple[str, ...] = option(
         (),
         Option(
-            "addresses to connect from, in turn: a prefix such as 127.0.0.0/8, or several parted "
-            "by commas (fe80::1%eth0 of a link); each has the whole range of ports",
+            "Source addresses, in turn: a prefix such as 127.0.0.0/8, or several with commas.",
             str,
-            _check_sources,
+            check_sources,
             "ADDRESS",
         ),
-    )
-    close: str = option("fin", choice("how the client closes", "fin", "rst"))
-    reconnect: bool = option(
-        False,
-        switch(
-            "a connection that the server has ended is opened anew, and what it has not answered "
-            "sent again; counted, and no error unless it was in the middle of a reply"
-        ),
+        CLIENT,
     )
     clear_time_wait: bool = option(
         False,
-        switch(
-            "root: drop the run's own TIME_WAIT sockets meanwhile (connect) or after each round "
-            "(burst), so that it is not limited by ports"
-        ),
-    )
-    line: bool = option(
-        False,
-        switch("messages are lines, printable and ending in a newline, for servers that read such"),
-    )
-    verify: bool = option(True, switch("compare every byte of every reply"))
-    probe: bool = option(
-        True,
-        switch(
-            "ask by one message whether this is an echo server, before all else: the first of the "
-            "first connection, but in burst, connect and UDP, which open one for it"
-        ),
+        switch("Drop the run's own TIME_WAIT sockets, in modes connect and burst (root)."),
+        CLIENT,
     )
     connects_at_once: int = option(
-        64, integer("connects under way at once while opening, but for burst", 1, 1 << 22)
+        64, integer("Connections that open at the same time, except in burst.", 1, 1 << 22), CLIENT
     )
 
     def __post_init__(self) -> None:
@@ -284,12 +300,14 @@ class Workload:
         if self.mode not in ("closed", "open"):
             raise OptionError("udp", f"is for mode closed or open, not {self.mode}")
         if self.uds is not None:
-            raise OptionError("udp", "goes to a host and port, not to a Unix socket")
+            raise OptionError("udp", "needs a host and a port, not a Unix socket")
         for name in ("line", "reconnect"):
             if getattr(self, name):
                 raise OptionError(name, "is for a stream, not for datagrams")
         if not least <= self.length <= most:
-            raise OptionError("length", f"a datagram has {least} to {most} bytes here")
+            raise OptionError(
+                "length", f"must be between {least} and {most} with UDP (got {self.length})"
+            )
         if self.close != "fin":
             raise OptionError("close", "UDP has no connection to close")
 
@@ -298,7 +316,7 @@ class Workload:
 
     @property
     def deepest(self) -> int:
-        """Messages that may be outstanding on a connection, as the native client takes it."""
+        """The most messages outstanding on a connection, as the native client takes it."""
         if self.depth is not None:
             return self.depth
         return {"open": _MOST_STAMPS, "stream": _UNLIMITED}.get(self.mode, 1)
@@ -318,57 +336,20 @@ class Workload:
         assert self.threads is not None
         return self.threads
 
-    def source_addresses(self) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-        """The addresses to connect from, at most 4096 of them; none: the kernel chooses."""
+    def source_addresses(self) -> list[Address]:
+        """Return the addresses to connect from, at most 4096. If empty, the kernel chooses."""
         most = min(_MOST_SOURCES, self.total_connections)
-        return list(islice(_hosts(self.source), most if self.mode != "connect" else _MOST_SOURCES))
+        return list(
+            islice(hosts_of(self.source), most if self.mode != "connect" else _MOST_SOURCES)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         values = {described.name: getattr(self, described.name) for described in fields(self)}
         return {**values, "source": list(self.source), "cpus": list(self.cpus)}
 
 
-def link_of(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> int:
-    """The index of a link-local address's link, by its name or number; 0 for others. OSError if
-    there is no such link."""
-    zone = getattr(address, "scope_id", None)
-    if not zone:
-        return 0
-    try:
-        return socket.if_nametoindex(zone)
-    except OSError:
-        if zone.isascii() and zone.isdigit():
-            return int(zone)
-        raise OSError(errno.ENODEV, f"there is no link {zone!r}") from None
+Workload.__doc__ = f"""{Workload.__doc__}
+{describe_options(Workload, indent=4)}
 
-
-def bindable(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> tuple[Any, ...]:
-    """What bind(2) takes of it in Python, with any port. OSError if there is no such link."""
-    if address.version == 4:
-        return (str(address), 0)
-    return (str(address).partition("%")[0], 0, 0, link_of(address))
-
-
-def _hosts(
-    specs: tuple[str, ...],
-) -> Iterator[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-    """One of each prefix in turn."""
-    turn: list[Iterator[ipaddress.IPv4Address | ipaddress.IPv6Address]] = [
-        iter([ipaddress.IPv6Address(spec)])
-        if "%" in spec
-        else iter(ipaddress.ip_network(spec, strict=False).hosts())
-        for spec in dict.fromkeys(specs)
-    ]
-    while turn:
-        for hosts in list(turn):
-            host = next(hosts, None)
-            if host is None:
-                turn.remove(hosts)
-            else:
-                yield host
-
-
-Workload.__doc__ = f"{Workload.__doc__}\n" + "\n".join(
-    f"    {one.name}: {one.type} = {one.default!r}\n        {one.metadata['option'].help}."
-    for one in fields(Workload)
-)
+{indent(MODES, "    ")}
+    """

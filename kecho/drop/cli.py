@@ -1,4 +1,4 @@
-"""kecho-drop: drops the TCP sockets it is told, and no others.
+"""kecho-drop: drop the given TCP sockets and no others.
 
 Outcomes and lists go to stdout, a summary and errors to stderr. Exit statuses: EPILOG.
 """
@@ -9,14 +9,12 @@ import os
 import stat
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import fields
 from typing import Any, BinaryIO
 
 from .. import command
-from .._version import __version__
 from ..errors import OptionError
-from ..options import flag, options_of
-from .config import DropConfig
+from ..options import defaults_of, flag, options_of
+from .config import FILTERS, DropConfig
 from .devices import as_name
 from .ending import Ending
 from .filters import Filter, make_filter
@@ -31,33 +29,38 @@ INPUT_BYTES_MOST = 64 << 20
 LINE_BYTES_MOST = 1 << 20
 
 DESCRIPTION = """\
-Drops TCP sockets (TCP only): the pairs that are given, as netstat and ss print them (the local
-address first, then the peer's), or lines of such pairs on standard input, also whole lines of ss,
-netstat -np, lsof -nPi and /proc/net/tcp, or what the filters match. With both, the pairs that match
-the filters; standard input is then read only for -, and without - it has to be a terminal, closed
-or </dev/null, so that pairs in it are never passed over. The whole input is read first: if a line
-is wrong, nothing is dropped."""
-EPILOG = """\
-Exit status: 0 all were dropped (or, with --list and --dry-run, something matches); 1 nothing
-matched, or some were gone already; 2 wrong usage or a wrong line; 3 some were not dropped (refused,
-protected or not tried, or more came than --until-empty would drop), or the output was lost (a full
-disk, a closed pipe); 4 no permission: dropping needs
-CAP_NET_ADMIN (sudo, setcap cap_net_admin+ep, or capsh --addamb=cap_net_admin), --netns
-CAP_SYS_ADMIN, too; or what was asked for cannot be seen: a process of another user, hidden by
-hidepid, in another network namespace, or without /proc; 5 the kernel cannot: it needs
-CONFIG_INET_DIAG_DESTROY (Linux 4.9) and Linux 6.0 for time-wait; 128 + N: signal N (SIGINT,
-SIGTERM, SIGHUP) came before the end; it ends --watch with one of the others. --list needs no
-privilege.
+Drop TCP sockets: those of the pairs, those that match the filters, or, with both, the pairs that
+match the filters.
 
-As root, run the command kecho-drop, or python -P -m kecho.drop: without -P, python -m takes modules
-from the current directory, whoever has put them there."""
+A pair is the local address and the peer's, as ss and netstat print them. Without pairs and
+filters, pairs are read from standard input, one a line; lines of ss, netstat -np, lsof -nPi and
+/proc/net/tcp are understood. If one line is wrong, nothing is dropped. With filters, standard input
+is read for - alone, and must not hold pairs otherwise: use </dev/null."""
+EPILOG = """\
+END is ADDRESS, PREFIX/LENGTH, PORT, :PORT, :LOW-HIGH, ADDRESS:PORT or [IPV6]:PORT. ADDRESS%eth0
+and %eth0 name the device that the socket is bound to; most sockets are bound to none.
+
+Exit status:
+  0        all were dropped; with --list or --dry-run, something matches
+  1        nothing matched, or some were already gone
+  2        wrong usage, or a wrong line
+  3        some were not dropped (refused, protected, not tried, too many for --until-empty),
+           or output was lost
+  4        no permission, or what was asked for is invisible: a process of another user, hidden
+           by hidepid, in another network namespace, or without /proc
+  5        the kernel lacks CONFIG_INET_DIAG_DESTROY (Linux 4.9), or Linux 6.0 for time-wait
+  128 + N  ended by signal N; --watch ends with one of the others
+
+Dropping needs CAP_NET_ADMIN (sudo, setcap cap_net_admin+ep, or capsh --addamb=cap_net_admin).
+--netns also needs CAP_SYS_ADMIN. --list needs no privilege. As root, run kecho-drop, or
+`python -P -m kecho.drop`: without -P, Python imports modules from the current directory."""
 
 
 OPTIONS = options_of(DropConfig)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status."""
+    """Run the command. Return its exit status."""
     return command.run(PROGRAM, _main, arguments)
 
 
@@ -84,17 +87,19 @@ def _run(arguments: Sequence[str], ending: Ending) -> int:
         config = _config(flags)
         wanted = _filter(config, families)
         if config.list and (config.dry_run or config.until_empty or config.watch):
-            raise OptionError("--list", "does not go with --dry-run, --until-empty or --watch")
+            raise OptionError(
+                "--list", "cannot be combined with --dry-run, --until-empty or --watch"
+            )
         if config.dry_run and config.until_empty:
-            raise OptionError("--dry-run", "does not go with --until-empty")
+            raise OptionError("--dry-run", "cannot be combined with --until-empty")
         has_filter = bool(config.pid) or wanted.narrows or (config.list and not wanted.is_empty)
         lists_all = config.list and not words and not has_filter and not _may_be_fed_pairs()
         pairs = _pairs(words, has_filter)
         if pairs is None and has_filter and not config.list and _may_be_fed_pairs():
             raise OptionError(
                 "standard input",
-                "is neither a terminal nor /dev/null, and there is a filter: - drops the pairs in "
-                "it that match the filter, </dev/null all that matches",
+                "may hold pairs, and there is a filter: add - to drop the pairs that match, or "
+                "</dev/null to drop all that matches",
             )
     except OptionError as error:
         return _usage(str(error))
@@ -103,41 +108,43 @@ def _run(arguments: Sequence[str], ending: Ending) -> int:
         command.say_error(PROGRAM, f"{what}; nothing was dropped")
         return command.EXIT_USAGE
     if pairs is None and not has_filter and not lists_all:
-        return _usage("neither pairs nor a filter that narrows: what is to be dropped?")
+        return _usage("give pairs, or a filter that narrows the choice")
     return work(config, pairs, wanted, ending)
 
 
 def _parser() -> command.Parser:
-    parser = command.Parser(prog=PROGRAM, description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument(
+    parser = command.Parser(
+        prog=PROGRAM,
+        usage="kecho-drop [OPTION]... [LOCAL PEER]...\n       kecho-drop [OPTION]... -",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+    )
+    parser.group("Pairs").add_argument(
         "pairs",
         nargs="*",
         default=[],
         metavar="LOCAL PEER",
-        help="pairs such as 127.0.0.1:36986 127.0.0.1:12345 or [::1]:80 [::1]:9; - alone:"
-        " standard input, which is also read when there is neither a pair nor a filter",
+        help="Pairs such as 127.0.0.1:36986 127.0.0.1:12345 or [::1]:80 [::1]:9; or -.",
     )
-    parser.add_argument(
-        "-4", dest="v4", action="store_const", const=4, default=0,
-        help="IPv4 only, also on IPv6 sockets (v4-mapped); alone only with --list",
-    )  # fmt: skip
-    parser.add_argument(
-        "-6",
-        dest="v6",
-        action="store_const",
-        const=6,
-        default=0,
-        help="IPv6 only; alone only with --list",
-    )
-    command.add_options(
-        parser, OPTIONS, {described.name: described.default for described in fields(DropConfig)}
-    )
-    parser.add_argument("--version", action="version", version=f"kecho {__version__}")
+    command.add_options(parser, OPTIONS, defaults_of(DropConfig))
+    for number, text in (
+        (4, "IPv4 only, also on IPv6 sockets (v4-mapped). Alone only with --list."),
+        (6, "IPv6 only. Alone only with --list."),
+    ):
+        parser.group(FILTERS).add_argument(
+            f"-{number}",
+            dest=f"v{number}",
+            action="store_const",
+            const=number,
+            default=0,
+            help=text,
+        )
+    parser.end_with_help(version=True)
     return parser
 
 
 def _config(flags: Mapping[str, Any]) -> DropConfig:
-    """Raises OptionError that names the flag."""
+    """Make the configuration from the flags. Raises OptionError that names the flag."""
     values = {}
     for name, text in flags.items():
         spec = OPTIONS[name]
@@ -151,7 +158,7 @@ def _config(flags: Mapping[str, Any]) -> DropConfig:
 
 
 def _filter(config: DropConfig, families: set[int]) -> Filter:
-    """Of everything but --pid, which is looked up each time."""
+    """Make a filter of all options but --pid, which is looked up each time."""
     return make_filter(
         states=config.state,
         local=config.local,
@@ -165,7 +172,7 @@ def _filter(config: DropConfig, families: set[int]) -> Filter:
 
 
 def _pairs(words: Sequence[str], has_filter: bool) -> Collection[Pair] | None:
-    """Those of the command line, or of standard input; None: the filter says it all."""
+    """Return the pairs of the command line or of standard input. None: there is only a filter."""
     if list(words) == ["-"]:
         return _pairs_of_standard_input()
     if words:
@@ -176,14 +183,14 @@ def _pairs(words: Sequence[str], has_filter: bool) -> Collection[Pair] | None:
 
 
 def _pairs_of_words(words: Sequence[str]) -> list[Pair]:
-    """A word is an end, a pair, or a line of another tool, which may also be all the words."""
+    """Parse words. One word, or all together, are an end, a pair, or a line of another tool."""
     ends: list[str] = []
     try:
         given = [_as_given(word) for word in words]
         for word in given if ends_of(" ".join(given)) is None else [" ".join(given)]:
             ends += ends_of(word) or [end for end in word.split(" ") if end]
         if len(ends) % 2:
-            raise ValueError(f"an odd number of addresses, {len(ends)}: a pair is two")
+            raise ValueError(f"must be pairs of two addresses (got {len(ends)} addresses)")
         return list(
             dict.fromkeys(
                 make_pair(parse_endpoint(local), parse_endpoint(peer, peer=True))
@@ -195,15 +202,15 @@ def _pairs_of_words(words: Sequence[str]) -> list[Pair]:
 
 
 def _as_given(word: str) -> str:
-    """With names of devices as they are known elsewhere: they are bytes, whatever the locale."""
+    """Return a word with the names of devices as the kernel has them: bytes, in any locale."""
     return as_name(b" ".join(os.fsencode(word).split()))
 
 
 def _may_be_fed_pairs() -> bool:
-    """Standard input is none of those that hold no pairs: closed, a terminal, /dev/null.
+    """Tell whether standard input may hold pairs: it is not closed, a terminal or /dev/null.
 
-    Whether a pipe is one that nobody thought of (cron, ssh) shows only at its end, which may never
-    come; until then it would be a guess, and a wrong one drops what was not asked for.
+    A pipe that a parent such as cron or ssh left there may never end. To guess that it is empty
+    could drop sockets that nobody asked to drop.
     """
     try:
         return sys.stdin is not None and not stat.S_ISCHR(os.fstat(sys.stdin.fileno()).st_mode)
@@ -221,7 +228,7 @@ def _pairs_of_standard_input() -> PairTable:
 
 
 def _lines(file: BinaryIO) -> Iterator[str]:
-    """One after the other, so that the memory is that of their pairs."""
+    """Read lines one by one, so that memory holds only their pairs."""
     left, number = INPUT_BYTES_MOST, 0
     while line := file.readline(LINE_BYTES_MOST + 1):
         number += 1

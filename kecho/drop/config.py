@@ -1,9 +1,9 @@
-"""The options of the command: each one is defined here, once."""
+"""Define the options of the command, each one once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..options import Option, check_fields, option, seconds, switch
@@ -12,9 +12,12 @@ from .process import PID_MOST
 from .ranges import parse_range
 from .states import parse_state
 
-__all__ = ["PASSES_MOST", "DropConfig"]
+__all__ = ["FILTERS", "PASSES_MOST", "DropConfig"]
 
 PASSES_MOST = 100  # of --until-empty
+
+# The headings of --help.
+FILTERS, RUNNING, OUTPUT = "Filters", "Running", "Output"
 
 
 def _repeatable(
@@ -31,13 +34,13 @@ def _repeatable(
 
 def _number(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) < 1 << 32):
-        raise ValueError(f"{text[:40]!r} is not a whole number, 0 to 4294967295")
+        raise ValueError(f"must be a whole number from 0 to 4294967295 (got {text[:40]!r})")
     return int(text)
 
 
 def _pid(text: str) -> int:
     if not 0 < _number(text) <= PID_MOST:
-        raise ValueError(f"{text} is not the number of a process, 1 to {PID_MOST}")
+        raise ValueError(f"must be a process id from 1 to {PID_MOST} (got {text})")
     return int(text)
 
 
@@ -52,91 +55,79 @@ class DropConfig:
     state: tuple[str, ...] = option(
         (),
         _repeatable(
-            "states by their names in ss, such as time-wait or fin-wait-1,fin-wait-2, or all,"
-            " connected, synchronized, bucket, big; may be given again",
+            "State as in ss: time-wait, or all, connected, synchronized, bucket, big; repeatable.",
             parse_state,
             "STATE",
         ),
+        FILTERS,
     )
     local: tuple[str, ...] = option(
         (),
-        _repeatable(
-            "the local end: address, prefix/length, port, :port, :low-high, address:port or"
-            " [ipv6]:port, with the device that the socket is bound to (most are bound to none) as"
-            " address%eth0 or %eth0; may be given again",
-            parse_range,
-            "END",
-        ),
+        _repeatable("Local address or port: see END below; repeatable.", parse_range, "END"),
+        FILTERS,
     )
     peer: tuple[str, ...] = option(
-        (), _repeatable("the peer's end, the same way; may be given again", parse_range, "END")
+        (),
+        _repeatable("Peer's address or port: see END below; repeatable.", parse_range, "END"),
+        FILTERS,
     )
     not_local: tuple[str, ...] = option(
         (),
-        _repeatable(
-            "not with this local end, the same way; a device has to be there; may be given again",
-            parse_range,
-            "END",
-        ),
+        _repeatable("Leave out this local address or port; repeatable.", parse_range, "END"),
+        FILTERS,
     )
     not_peer: tuple[str, ...] = option(
         (),
-        _repeatable(
-            "not with this end of the peer's, the same way; a device has to be there; may be given"
-            " again",
-            parse_range,
-            "END",
-        ),
+        _repeatable("Leave out this address or port of the peer; repeatable.", parse_range, "END"),
+        FILTERS,
     )
     pid: tuple[str, ...] = option(
-        (), _repeatable("held by this process; may be given again", _pid, "PID")
+        (), _repeatable("Held by this process; repeatable.", _pid, "PID"), FILTERS
     )
     uid: tuple[str, ...] = option(
         (),
         _repeatable(
-            "owned by this user's id; what nobody owns (time-wait) is never matched; may be"
-            " given again",
+            "Owned by this user id; repeatable. A time-wait socket has no owner and never matches.",
             _number,
             "UID",
         ),
+        FILTERS,
     )
     idle: float | None = option(
         None,
         seconds(
-            "has neither sent nor received data for so long; keepalive is no data", optional=True
+            "Has neither sent nor received data for this long. Keepalive probes are not data.",
+            optional=True,
         ),
+        FILTERS,
     )
-    listeners: bool = option(False, switch("listening sockets, too; otherwise never"))
-    list: bool = option(False, switch("only show what matches"))
-    dry_run: bool = option(False, switch("say what would be dropped, and drop nothing"))
+    listeners: bool = option(
+        False, switch("Listening sockets as well; otherwise they never match."), FILTERS
+    )
+    list: bool = option(False, switch("Show what matches, and drop nothing."), RUNNING)
+    dry_run: bool = option(False, switch("Say what would be dropped, and drop nothing."), RUNNING)
     until_empty: bool = option(
-        False, switch(f"repeat until a look finds nothing, {PASSES_MOST} times at most")
+        False, switch(f"Repeat until nothing matches, at most {PASSES_MOST} times."), RUNNING
     )
     watch: float | None = option(
-        None, seconds("drop what matches so often, until SIGINT or SIGTERM", optional=True)
-    )
-    json: bool = option(False, switch("print a JSON object (with --watch one for each look)"))
-    quiet: bool = option(
-        False,
-        Option(
-            "print errors only",
-            switch("").parse,
-            switch("").check,
-            None,
-            value_if_bare="1",
-            letter="q",
-        ),
+        None,
+        seconds("Drop what matches every SECONDS, until SIGINT or SIGTERM.", optional=True),
+        RUNNING,
     )
     netns: str | None = option(
         None,
         Option(
-            "work in this network namespace: a name of ip-netns(8), a path such as"
-            " /proc/PID/ns/net, or the PID of a process in it (pid:N where a name is a number)",
+            "Work in this network namespace: a name, a path, or a PID (pid:N if N is also a name).",
             str,
             _optional_name,
             "NAME",
         ),
+        RUNNING,
     )
+    json: bool = option(
+        False, switch("Print a JSON object; with --watch, one for each look."), OUTPUT
+    )
+    quiet: bool = option(False, replace(switch("Print errors only."), letter="q"), OUTPUT)
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -24,10 +24,10 @@ def check_prefixes(value: object) -> tuple[str, ...]:
     if isinstance(value, str):
         value = (value,)
     if isinstance(value, bytes) or not isinstance(value, Iterable):
-        raise ValueError(f"{value!r} is neither a prefix nor several")
+        raise ValueError(f"must be a prefix or several (got {value!r})")
     found = dict.fromkeys(str(_network(one)) for one in value)
     if len(found) > _MOST_RULES:
-        raise ValueError(f"{len(found):,} prefixes; {_MOST_RULES:,} at most")
+        raise ValueError(f"must be at most {_MOST_RULES:,} prefixes (got {len(found):,})")
     return tuple(found)
 
 
@@ -37,8 +37,8 @@ def _network(text: object) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
             raise ValueError
         network = ipaddress.ip_network(text)
     except ValueError as error:
-        hint = f" ({error})" if "host bits" in str(error) else ""
-        raise ValueError(f"{text!r} is not an address or a prefix/length{hint}") from None
+        hint = ": it has host bits set" if "host bits" in str(error) else ""
+        raise ValueError(f"must be an address or prefix/length (got {text!r}{hint})") from None
     mapped = getattr(network.network_address, "ipv4_mapped", None)
     if mapped is not None and network.prefixlen >= _V4_BITS_BEFORE:
         return ipaddress.ip_network((mapped, network.prefixlen - _V4_BITS_BEFORE))
@@ -57,6 +57,6 @@ def rules_of(allow: tuple[str, ...], deny: tuple[str, ...]) -> list[Rule]:
     """The most specific first. OptionError for a prefix that is both allowed and denied."""
     both = set(allow) & set(deny)
     if both:
-        raise OptionError("deny", f"{sorted(both)[0]} is allowed as well")
+        raise OptionError("deny", f"must not repeat a prefix of allow (got {sorted(both)[0]})")
     rules = [_rule(one, True) for one in allow] + [_rule(one, False) for one in deny]
     return sorted(rules, key=lambda rule: (-rule[1], rule[0]))

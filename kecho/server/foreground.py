@@ -1,4 +1,4 @@
-"""Running a server in the foreground: the calling thread waits for signals until it stops."""
+"""Run a server in the foreground: the calling thread waits for signals until it stops."""
 
 from __future__ import annotations
 
@@ -23,14 +23,18 @@ _STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 def serve(*, on_start: Callable[[Server], object] | None = None, **options: object) -> Stats:
-    """Runs an echo server until SIGINT, SIGTERM or SIGHUP, and returns the final counters.
+    """Run an echo server until SIGINT, SIGTERM or SIGHUP. Return the final counters.
 
-    The first signal drains (see Server.stop()), a second SIGINT or SIGTERM stops at once. A SIGHUP
-    that is ignored, as nohup(1) has it, or handled by the caller stays so. One that comes while a
-    host name is looked up ends that, and the counters are those of nothing. Called from a thread
-    that is not the main one it leaves the signals alone; the server is then ended through the
-    Server that `on_start` is called with, once clients can connect. Raises what kecho.Server(),
-    its start() and its wait() raise.
+    >>> kecho.serve(port=12345)
+
+    The keyword arguments are those of kecho.Server. on_start is called with the Server when clients
+    can connect.
+
+    The first signal drains (see Server.stop()); a second SIGINT or SIGTERM stops at once. SIGHUP is
+    left alone if the caller ignores it, as nohup(1) does, or handles it. A signal during the lookup
+    of a host name ends serve() with empty counters. On a thread other than the main one, serve()
+    leaves all signals alone: stop the Server that on_start receives. Raises what Server(), start()
+    and wait() raise.
     """
     return run(Server(**options), on_start=on_start)
 
@@ -47,14 +51,14 @@ def run(
     heartbeat: Callable[[], object] | None = None,
     heartbeat_interval: float | None = None,
 ) -> Stats:
-    """What serve() and the command line share.
+    """Run a server until a signal: what serve() and the command share.
 
     on_listening: see Server.start().
-    on_start: called once clients can connect; signals are looked at when it has returned.
+    on_start: called when clients can connect. Signals are handled after it has returned.
     on_stop_signal: called with the signal's number after the server was told to stop.
-    report: called every `report_interval` seconds, and at any time for SIGUSR1.
-    is_last: the process ends afterwards, and a signal that comes too late does not change how.
-    heartbeat: called every `heartbeat_interval` seconds, as long as the workers run.
+    report: called every `report_interval` seconds, and for SIGUSR1.
+    is_last: the process ends afterwards; a late signal does not change its exit status.
+    heartbeat: called every `heartbeat_interval` seconds while the workers run.
     """
     if threading.current_thread() is not threading.main_thread():
         server.start(on_listening)
@@ -112,14 +116,13 @@ def _call_or_stop(server: Server, on_start: Callable[[Server], object]) -> None:
 
 
 def _stop_quietly(server: Server) -> None:
-    """For use while an exception is on its way, which says more than the server could."""
+    """Stop while an exception propagates, which says more than the server's own would."""
     with suppress(OSError):
         server.stop()
 
 
 class _Timer:
-    """Calls `callback` every `interval_s` seconds, from now on; times that were missed are not
-    made up for."""
+    """Calls `callback` every `interval_s` seconds. It skips the times that it missed."""
 
     def __init__(self, interval_s: float, callback: Callable[[], object]) -> None:
         self._interval_s = interval_s
@@ -143,7 +146,7 @@ def _wait_for_signals(
     report: Callable[[Server], object] | None,
     timers: list[_Timer],
 ) -> None:
-    """Returns when the server has ended."""
+    """Handle signals and timers until the server has ended."""
     asked_to_stop = False
     while server.is_running:
         timeout = min((timer.until_due_s() for timer in timers), default=None)
@@ -168,7 +171,7 @@ def _wait_for_signals(
 
 
 class _SignalPipe:
-    """Where the numbers of signals arrive, and a zero for anything else worth waking up for."""
+    """Delivers the numbers of signals, and a zero for any other reason to wake up."""
 
     def __init__(self) -> None:
         with naming("pipe2"):
@@ -179,21 +182,21 @@ class _SignalPipe:
         self.is_starting = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """The wake-up descriptor carries the number; but nobody reads while a name is looked up."""
+        """End the lookup of a host name. Otherwise the wake-up descriptor delivers the number."""
         if self.is_starting and number != signal.SIGUSR1:
             names.give_up(_AskedToStop())
 
     def read(self, timeout: float | None) -> bytes:
-        """What has arrived, after at most `timeout` seconds; empty if nothing has."""
-        # Rounded up: waking too early would mean to spin until it is time.
+        """Return what has arrived. Wait for at most `timeout` seconds."""
+        # Round up: a thread that wakes too early spins until the time has come.
         timeout_ms = None if timeout is None else math.ceil(timeout * 1000)
         return os.read(self._read_fd, 512) if self._poll.poll(timeout_ms) else b""
 
     def wake(self) -> None:
-        """From any thread, at any time."""
+        """Wake the reader, from any thread at any time."""
         with self._lock:
             if self.write_fd >= 0:
-                # If it is full, its reader has enough to wake up for.
+                # A full pipe wakes its reader anyway.
                 with suppress(BlockingIOError):
                     os.write(self.write_fd, b"\0")
 
@@ -206,12 +209,11 @@ class _SignalPipe:
 
 @contextmanager
 def _signals_in_a_pipe(signals: list[signal.Signals], is_last: bool) -> Iterator[_SignalPipe]:
-    """Has the numbers of `signals` written to a pipe, and nothing else done about them. Whoever
-    started the program may have blocked them, which survives exec: signal(7).
+    """Write the numbers of `signals` to a pipe and handle them in no other way.
 
-    The server's end is told there, too, so that one wait is for everything, and nothing runs
-    inside a signal handler. What was set before is put back; if it came to an end and is_last,
-    they are ignored instead.
+    They are unblocked: a blocked signal survives exec, see signal(7). The pipe also reports the
+    server's end, so that one wait is enough and no code runs inside a signal handler. Afterwards
+    the previous handlers are restored. With is_last, the signals are ignored instead.
     """
     pipe = _SignalPipe()
     previous_fd = signal.set_wakeup_fd(pipe.write_fd, warn_on_full_buffer=False)

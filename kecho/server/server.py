@@ -1,4 +1,4 @@
-"""Server: what a program calls to run an echo server beside its own work."""
+"""Run an echo server beside the program's own work: the class that programs use."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import warnings
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from textwrap import indent
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from .config import ServerConfig, check_timeout, describe_options
+from .config import ServerConfig, check_timeout
+from .manual import OPTIONS
 from .run import Run, buffer_bytes, thread_count
 from .sockets.addresses import Address, describe_addresses
 from .stats import Stats
@@ -24,18 +26,25 @@ __all__ = ["Server"]
 
 
 class Server:
-    """An echo server on threads of its own. Its options are listed at the end of this text.
-
-    Takes the options of kecho.ServerConfig as keyword arguments, and ``bench`` (0: shared,
-    1: percpu). Raises OptionError (a ValueError) for a value that cannot be used and TypeError
-    for an option that does not exist; nothing is opened before start().
+    """An echo server that runs on threads of its own, beside the program's work.
 
     >>> with kecho.Server(port=0) as server:
     ...     client = socket.create_connection(server.addresses[0])
 
-    It may be started again after it has stopped. Its methods may be called from any thread.
-    A server that is forgotten while it runs is stopped when it is collected or the interpreter
-    exits, with a ResourceWarning. After os.fork() the child has no part in it.
+    The keyword arguments are the options of the command line: --idle-timeout is idle_timeout. They
+    are listed at the end. Server() opens nothing. It raises OptionError (a ValueError) for a wrong
+    value and TypeError for an unknown option.
+
+    start() opens the listeners. Clients can connect when it returns. stop() drains the connections
+    and returns the final counters. `with` and `async with` (asyncio, trio) call both. A server that
+    has stopped can be started again.
+
+    addresses and port say where it listens. stats() returns the counters at any time. wait() blocks
+    until the server has stopped.
+
+    All methods may be called from any thread. A server that is forgotten while it runs is stopped
+    when it is collected or when the interpreter exits, with a ResourceWarning. After os.fork(), the
+    child has no part in it.
     """
 
     def __init__(self, **options: object) -> None:
@@ -47,7 +56,7 @@ class Server:
 
     @classmethod
     def from_config(cls, config: ServerConfig) -> Self:
-        """A server with these very options."""
+        """Return a server with this configuration."""
         server = cls()
         server.config = config
         return server
@@ -59,14 +68,14 @@ class Server:
     # ---- life ------------------------------------------------------------------------------
 
     def start(self, on_listening: Callable[[], object] | None = None) -> None:
-        """Opens the listeners and starts the workers. Clients can connect when it returns.
+        """Open the listeners and start the workers. Clients can connect when it returns.
 
-        on_listening: called between the two. What it does to the calling thread (privileges, a
-        sandbox) the workers inherit; `addresses` are known. If it raises, so does this.
+        on_listening: called between the two, when `addresses` are known. The workers inherit what
+        it does to the calling thread (privileges, a sandbox). If it raises, so does start().
 
-        Raises ListenError (an OSError) when the system refuses a listener, OSError when it
-        refuses anything else, RuntimeError when the server is running already, or threads are made
-        to be something else than the system's (by gevent or eventlet).
+        Raises ListenError (an OSError) when the system refuses a listener, and OSError when it
+        refuses anything else. Raises RuntimeError when the server is running already, or when
+        gevent or eventlet has replaced the system's threads.
         """
         _check_threads()
         with self._lock:
@@ -84,13 +93,13 @@ class Server:
                 raise
 
     def stop(self, graceful_timeout: float | None = None) -> Stats:
-        """Stops accepting, echoes what has been received, closes, and returns the final counters.
+        """Stop accepting, echo what has been received, close, and return the final counters.
 
-        graceful_timeout: seconds until connections that are still not done are reset; by default
-        the option of that name. A connection is done when everything that it received has been
-        sent back, and acknowledged; an idle one is, at once. Calling it again while another thread
-        waits in it can bring the end forward. Raises what wait() raises; RuntimeError when the
-        server was never started.
+        graceful_timeout: seconds until unfinished connections are reset. The default is the option
+        of that name. A connection is finished when everything that it received has been sent back
+        and acknowledged; an idle connection is finished. Another thread may call stop() meanwhile
+        with a shorter timeout. Raises what wait() raises, and RuntimeError when the server was
+        never started.
         """
         run = self._started()
         if graceful_timeout is None:
@@ -100,24 +109,24 @@ class Server:
         return run.stats()
 
     def abort(self) -> None:
-        """Tells the server to stop at once, connections being reset. Does not wait for it.
+        """Tell the server to reset its connections and stop. Return at once.
 
-        A signal handler may call this and request_stop(), but not the methods that wait.
-        RuntimeError when it was never started.
+        A signal handler may call abort() and request_stop(), but not the methods that wait. Raises
+        RuntimeError when the server was never started.
         """
         self._started().abort()
 
     def request_stop(self) -> None:
-        """Tells the server to stop, as stop() does, but does not wait for it. RuntimeError when
-        it was never started."""
+        """Tell the server to stop as stop() does. Return at once. Raises RuntimeError when the
+        server was never started."""
         self._started().request_stop(self.config.graceful_timeout)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Waits until the server has stopped, or for `timeout` seconds; says whether it has.
+        """Wait until the server has stopped, for at most `timeout` seconds. Tell whether it has.
 
-        Raises, once, why it has stopped by itself: ListenerLostError (an OSError) when a listener
-        was closed from outside, upon which the server has drained as for stop(); the OSError of a
-        worker that had to give up, whose text names the system call.
+        If the server has stopped by itself, this raises the reason, once: ListenerLostError (an
+        OSError) when a listener was closed from outside, after which the server drained as for
+        stop(); or the OSError of a worker that failed, whose text names the system call.
         """
         run = self._started()
         if not run.join(timeout):
@@ -132,12 +141,12 @@ class Server:
 
     @property
     def is_running(self) -> bool:
-        """True from start() until the last worker has ended."""
+        """Whether a worker is still running."""
         return self._run is not None and self._run.is_running
 
     def on_end(self, callback: Callable[[], object]) -> None:
-        """Has `callback` called, on a worker's thread, when the last worker of this run ends;
-        at once if it has. What it raises is logged."""
+        """Call `callback` on a worker's thread when the last worker of this run ends; at once if
+        it has ended. What `callback` raises is logged."""
         self._started().on_end(callback)
 
     def _started(self) -> Run:
@@ -149,18 +158,18 @@ class Server:
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """Where it listens, or last listened, as getsockname() gives it: (host, port), for IPv6
-        (host, port, flow, scope), the path for a Unix socket. Empty before the first start."""
+        """Where the server listens or last listened, as getsockname() returns it: (host, port), for
+        IPv6 (host, port, flow, scope), for a Unix socket its path. Empty before the first start."""
         return self._run.addresses if self._run is not None else ()
 
     @property
     def udp_addresses(self) -> tuple[Address, ...]:
-        """Where it takes datagrams, in the same form. Empty without the option udp."""
+        """Where the server receives datagrams, in the same form. Empty without the option udp."""
         return self._run.udp_addresses if self._run is not None else ()
 
     @property
     def port(self) -> int:
-        """The first TCP port. Raises RuntimeError when there is none, or before the start."""
+        """The first TCP port. Raises RuntimeError when there is none or before the start."""
         for address in self.addresses:
             if not isinstance(address, str):
                 return address[1]
@@ -168,35 +177,35 @@ class Server:
 
     @property
     def engine(self) -> str:
-        """Who echoes TCP: ``epoll`` or ``io_uring``, the workers, or ``sockmap``, the kernel. With
-        the option auto it is known after the start."""
+        """The engine in use: epoll, io_uring or sockmap; auto before the start, if that is the
+        option."""
         return self._run.engine if self._run is not None else self.config.engine
 
     @property
     def threads(self) -> int:
-        """How many workers serve, or would by the present affinity and quota."""
+        """The number of workers. Before the start, what affinity and quota would make it now."""
         return self._run.thread_count if self._run is not None else thread_count(self.config)
 
     @property
     def backlogs(self) -> tuple[int, ...]:
-        """How many connections may wait to be accepted, at each listener, as the kernel has it.
-        Where a Unix socket was inherited it is not known, and left out. Empty before the start."""
+        """The length of each listener's accept queue, as the kernel has set it. That of an
+        inherited Unix socket is unknown and left out. Empty before the start."""
         return self._run.backlogs if self._run is not None else ()
 
     @property
     def max_buffer_memory(self) -> int:
-        """Bytes that may wait for clients that do not read: the option, or what the cgroup's memory
-        makes of its default."""
+        """The most bytes that may wait for clients that do not read: the option, or its default,
+        which depends on the cgroup's memory."""
         return self._run.buffer_bytes if self._run is not None else buffer_bytes(self.config)
 
     @property
     def socket_memory(self) -> int | None:
-        """Bytes that the kernel holds for one TCP connection at most, as it has taken the option or
-        what stands for it. None: it sizes the buffers itself, or the server was not started."""
+        """The most bytes that the kernel holds for one TCP connection. None if the kernel sizes the
+        buffers itself, or before the start."""
         return self._run.socket_memory if self._run is not None else None
 
     def stats(self) -> Stats:
-        """The counters now, or as they were in the end. Raises RuntimeError before the start."""
+        """Return the counters: of now, or the final ones. Raises RuntimeError before the start."""
         return self._started().stats()
 
     # ---- context managers -------------------------------------------------------------------
@@ -249,7 +258,14 @@ class Server:
         await asyncio.shield(asyncio.to_thread(self.stop))
 
 
-Server.__doc__ = f"{Server.__doc__}\n{describe_options()}\n"
+Server.__doc__ = f"""{Server.__doc__}
+    Options:
+
+{indent(OPTIONS, "    ")}
+
+    host, fd, allow and deny also take a single value. With uds or fd, TCP is left out unless host
+    or port is given.
+    """
 
 
 def _check_threads() -> None:

@@ -12,8 +12,9 @@ from dataclasses import fields
 import pytest
 
 from kecho.options import flag
-from kecho.server.cli import OPTIONS, CommandConfig, main
+from kecho.server.cli import main
 from kecho.server.config import environment_variable
+from kecho.server.settings import OPTIONS, CommandConfig
 from support.clients import DEADLINE_S
 from support.server_process import ServerProcess, after, assert_refused, run_command
 

@@ -110,7 +110,7 @@ def test_the_start_line_and_the_help_tell_all_of_it(start_process: StartProcess)
     assert describe_limits(PUBLIC | {"idle_timeout": 5}) in told[1]
     assert ", sockets 512K each," in line
     assert process.stop() == 0
-    shown = " ".join(run_command("--help").stdout.split()).replace("- ", "-")
+    shown = " ".join(run_command("--help").stdout.split())
     assert describe_limits(PUBLIC) in shown
 
 

@@ -132,7 +132,7 @@ def test_counters_logs_and_both_signals_work_within(dispatch: str, form: str) ->
 
 
 def test_a_defect_is_reported_with_its_traceback_within(tmp_path: Path) -> None:
-    first = "cli._say_counters = lambda: lambda server: cli.log.exception('x') or [][1]"
+    first = "cli.announce.say_counters = lambda: lambda server: cli.log.exception('x') or [][1]"
     with attackable(tmp_path, "--port=0", "--sandbox", first=first) as process:
         process.send(signal.SIGUSR1)
         assert process.wait() == 1
@@ -145,8 +145,8 @@ def test_threads_that_outlive_the_interpreter_end_quietly(tmp_path: Path) -> Non
     """glibc's pthread_exit() loads a library when it is first called, and aborts without it."""
     first = (
         "spin = lambda: [None for _ in iter(int, 1)];"
-        "old = cli._say_where;"
-        "cli._say_where = lambda *a: (old(*a),"
+        "old = cli.announce.say_where;"
+        "cli.announce.say_where = lambda *a: (old(*a),"
         " threading.Thread(target=spin, daemon=True).start())"
     )
     with attackable(tmp_path, "--port=0", "--sandbox", first=first) as process:

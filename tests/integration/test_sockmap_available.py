@@ -41,7 +41,7 @@ def test_udp_is_refused_in_one_line() -> None:
 def test_the_kernels_echo_is_called_experimental() -> None:
     """What its echo waits for is the kernel's shared work queue, which no server can bound."""
     said = " ".join(run_command("--help").stdout.split())
-    assert "sockmap, experimental:" in said
+    assert "sockmap the kernel echoes; experimental:" in said
     assert "may stall connections for seconds" in said
 
 

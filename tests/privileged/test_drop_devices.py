@@ -219,7 +219,7 @@ def test_only_a_socket_that_is_bound_to_a_device_is_meant_by_it(
     for out in ("--not-local", "--not-peer"):
         assert run_drop("--list", "--state", "established", out, "%lo").stdout.count("\n") == 3
     said = " ".join(run_drop("--help").stdout.split())
-    assert "the device that the socket is bound to (most are bound to none)" in said
+    assert "the device that the socket is bound to; most sockets are bound to none" in said
 
 
 def test_a_device_with_controls_in_its_name_is_listed_with_escapes(namespace: Namespace) -> None:

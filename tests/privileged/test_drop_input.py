@@ -62,7 +62,7 @@ def test_filter_alone_drops_nothing_while_standard_input_may_hold_pairs(
         with started("--peer", f":{ends.port}", *more, stdin=given) as process:
             out, said = process.communicate(timeout=DEADLINE_S)
         assert (process.returncode, out) == (2, "")
-        assert "- drops the pairs in it that match the filter, </dev/null all" in said
+        assert "add - to drop the pairs that match, or </dev/null to drop all that matches" in said
     assert_alive(*connections)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kecho import OptionError
 from kecho.bench import Result, Workload
 from kecho.bench.crew import shares_of
-from kecho.bench.workload import bindable
+from kecho.bench.sources import bindable
 from kecho.options import option_of
 from support.faultless_run import result
 

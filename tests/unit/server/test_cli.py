@@ -15,8 +15,9 @@ import kecho
 from kecho import OptionError
 from kecho.options import flag
 from kecho.server import cli
-from kecho.server.cli import OPTIONS, CommandConfig
-from kecho.server.config import check_options, environment_variable
+from kecho.server.arguments import check_options
+from kecho.server.config import environment_variable
+from kecho.server.settings import OPTIONS, CommandConfig, gather
 
 pytestmark = pytest.mark.python_only
 
@@ -66,7 +67,7 @@ def configured(*arguments: str, **environment: str) -> tuple[CommandConfig, dict
     flags = vars(cli._parser().parse_args(arguments))
     flags.pop("print_config")
     sources: dict[str, str] = {}
-    values = cli._gather(flags, environment, sources)
+    values = gather(flags, environment, sources)
     return CommandConfig(**check_options(CommandConfig, values)), sources
 
 
@@ -318,7 +319,7 @@ def test_any_text_is_a_value_or_refused_under_the_name_it_was_given(
         flags[name] = [text] if OPTIONS[name].repeatable else text
     refusal = None
     try:
-        values = cli._gather(flags, {} if by_flag else {source: text}, {})
+        values = gather(flags, {} if by_flag else {source: text}, {})
         CommandConfig(**check_options(CommandConfig, values))
     except OptionError as error:
         refusal = error
@@ -385,7 +386,7 @@ def test_wrong_values_are_one_line_that_names_the_source(
     assert err.count("\n") == 1
 
 
-def test_help_names_every_flag_variable_and_default(
+def test_help_names_every_flag_and_default(
     run: Callable[..., tuple[int, str, str]], environment: pytest.MonkeyPatch
 ) -> None:
     environment.setenv("COLUMNS", "200")
@@ -393,8 +394,7 @@ def test_help_names_every_flag_variable_and_default(
     assert (status, err) == (0, "")
     for name in OPTIONS:
         assert flag(name) in out
-        assert environment_variable(name) in out
-    for default in ("127.0.0.1", "12345", "128", "shared", "5.0", "info", "text"):
+    for default in ("127.0.0.1", "12345", "128", "shared", "5", "info", "text"):
         assert f"default {default}" in out
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import kecho
 from kecho import NamedCounts, Stats
-from kecho.server import cli
-from kecho.server.cli import CommandConfig
+from kecho.server import announce
+from kecho.server.log_format import JsonFormatter, TextFormatter, configure_logging
 from support.clients import connect, echo, wait_for
 
 pytestmark = pytest.mark.python_only
@@ -47,16 +47,16 @@ def record(message: str, level: int = logging.INFO, **extra: object) -> logging.
     ],
 )
 def test_text_lines_name_the_level_unless_it_is_info(level: int, expected: str) -> None:
-    assert cli._TextFormatter().format(record("it happened", level, fields={"a": 1})) == expected
+    assert TextFormatter().format(record("it happened", level, fields={"a": 1})) == expected
 
 
 def test_text_lines_fill_in_arguments() -> None:
     one = logging.LogRecord("kecho", logging.INFO, "cli.py", 1, "%d of %s", (3, "them"), None)
-    assert cli._TextFormatter().format(one) == "kecho: 3 of them"
+    assert TextFormatter().format(one) == "kecho: 3 of them"
 
 
 def test_json_lines_have_time_level_message_and_fields() -> None:
-    line = cli._JsonFormatter().format(
+    line = JsonFormatter().format(
         record("it happened", logging.WARNING, created=1234.5678, fields={"event": "x", "n": [1]})
     )
     assert json.loads(line) == {
@@ -70,7 +70,7 @@ def test_json_lines_have_time_level_message_and_fields() -> None:
 
 @given(st.text(st.characters() | st.sampled_from('\udcff\n\0"\\%')))
 def test_json_lines_survive_any_text(text: str) -> None:
-    line = cli._JsonFormatter().format(record(text, fields={"addresses": (text, ("::1", 5))}))
+    line = JsonFormatter().format(record(text, fields={"addresses": (text, ("::1", 5))}))
     assert "\n" not in line
     line.encode("ascii")
     assert json.loads(line)["message"] == text
@@ -85,13 +85,13 @@ def test_server_on_a_path_of_odd_bytes_is_announced(
 ) -> None:
     server = start_server(uds=os.fsencode(tmp_path) + b"/\xff\n")
     for log_format in ("text", "json"):
-        cli._configure_logging(CommandConfig(log_format=log_format))
+        configure_logging("info", log_format)
         # As the interpreter opens it.
         handler = log.handlers[0]
         assert isinstance(handler, logging.StreamHandler)
         with open(os.dup(2), "w", encoding="utf-8", errors="backslashreplace") as stderr:
             handler.setStream(stderr)
-            cli._say_where(server)
+            announce.say_where(server)
     text, _, last = capfdbinary.readouterr().err.partition(b'{"time"')
     assert text.startswith(b"kecho: listening on unix /")
     said = json.loads(b'{"time"' + last)
@@ -102,7 +102,7 @@ def test_server_on_a_path_of_odd_bytes_is_announced(
 def test_log_level_silences_what_is_below(
     log: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cli._configure_logging(CommandConfig(log_level="warning"))
+    configure_logging("warning", "text")
     log.info("not this")
     log.warning("but this")
     assert capsys.readouterr().err == "kecho: warning: but this\n"
@@ -111,8 +111,8 @@ def test_log_level_silences_what_is_below(
 def test_logging_set_up_again_does_not_repeat_lines(
     log: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cli._configure_logging(CommandConfig())
-    cli._configure_logging(CommandConfig())
+    configure_logging("info", "text")
+    configure_logging("info", "text")
     log.info("once")
     assert capsys.readouterr().err == "kecho: once\n"
 
@@ -131,18 +131,18 @@ def test_logging_set_up_again_does_not_repeat_lines(
     ],
 )
 def test_address_that_others_can_reach_is_told(address: object, exposed: bool) -> None:
-    assert cli._is_exposed(address) is exposed
+    assert announce._is_exposed(address) is exposed
 
 
 def test_summary_of_nothing() -> None:
-    summary = cli._summary(Stats(seconds=1.25))
+    summary = announce.summary(Stats(seconds=1.25))
     for part in ("1.2 s", "0 connections accepted", "0 active", "0 echoes", "0 bytes in"):
         assert part in summary
     assert summary.endswith("closed none, errors none")
 
 
 def test_summary_counts_in_words_and_leaves_zeros_out() -> None:
-    summary = cli._summary(
+    summary = announce.summary(
         Stats(
             seconds=10.0,
             accepted=1,
@@ -162,7 +162,7 @@ def test_summary_counts_in_words_and_leaves_zeros_out() -> None:
 
 
 def test_summary_has_the_limit_on_connections_and_pauses_of_accepting() -> None:
-    summary = cli._summary(Stats(active=9, accept_pauses=3), 10)
+    summary = announce.summary(Stats(active=9, accept_pauses=3), 10)
     assert "9 active of 10 at most" in summary
     assert "accepting paused 3 times" in summary
 
@@ -173,8 +173,8 @@ def test_line_of_counters_has_the_rate_since_the_one_before(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     server = start_server()
-    cli._configure_logging(CommandConfig(log_format="json"))
-    say = cli._say_counters()
+    configure_logging("info", "json")
+    say = announce.say_counters()
     with connect(server) as client:
         for message in (b"abcabcabc", b"defgh"):
             sent = server.stats().bytes_sent + len(message)

@@ -10,8 +10,9 @@ import pytest
 
 import kecho
 from kecho.server.access import parse_prefixes, rules_of
-from kecho.server.cli import OPTIONS, CommandConfig, _gather
-from kecho.server.config import check_options, environment_variable
+from kecho.server.arguments import check_options
+from kecho.server.config import environment_variable
+from kecho.server.settings import OPTIONS, CommandConfig, gather
 from support.clients import connect, receive_exactly
 from support.fuzzing import Fuzz
 
@@ -80,7 +81,7 @@ TEXTS = [
 def read_options(data: bytes) -> object:
     pairs = (line.split("=", 1) for line in data.decode("latin-1").split("\n") if "=" in line)
     environment = {name: text.replace("\0", "") for name, text in pairs}
-    config = CommandConfig(**check_options(CommandConfig, _gather({}, environment, {})))
+    config = CommandConfig(**check_options(CommandConfig, gather({}, environment, {})))
     return str(config.engine), len(environment)
 
 
