@@ -124,7 +124,8 @@ endif
 	$(check_system) $(PY)
 	KECHO_WERROR=1 $(call setup,werror,build)
 
-format: .venv/.dev ## rewrite Python and C in the style that lint checks
+format: .venv/.dev ## rewrite Python and C in the style that lint checks, and what is generated
+	PYTHONPATH=tests $(PY) -m support.keywords
 	$(PY) -m ruff check --fix $(PYTHON_STYLE)
 	$(PY) -m ruff format $(PYTHON_STYLE)
 ifneq ($(C_STYLE),)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .errors import EngineError, ListenerLostError, ListenError, OptionError
     from .server.config import ServerConfig
     from .server.foreground import serve
+    from .server.keywords import ServerOptions
     from .server.server import Server
     from .server.stats import AcceptQueue, Counters, NamedCounts, Stats, UdpCounters
 
@@ -33,6 +34,7 @@ __all__ = [
     "OptionError",
     "Server",
     "ServerConfig",
+    "ServerOptions",
     "Stats",
     "UdpCounters",
     "__version__",
@@ -49,6 +51,7 @@ _MODULE_OF = {
     "OptionError": "errors",
     "Server": "server.server",
     "ServerConfig": "server.config",
+    "ServerOptions": "server.keywords",
     "Stats": "server.stats",
     "UdpCounters": "server.stats",
     "serve": "server.foreground",

@@ -11,7 +11,7 @@ import os
 import textwrap
 from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, dataclass_transform
 
 from .errors import OptionError
 
@@ -20,6 +20,7 @@ __all__ = [
     "check_fields",
     "check_uds_path",
     "choice",
+    "configuration",
     "defaults_of",
     "describe_options",
     "describe_size",
@@ -69,9 +70,15 @@ class Option:
     choices: tuple[str, ...] = ()
 
 
-def option(default: T, spec: Option, group: str) -> T:
-    """Define a dataclass field that carries its Option."""
+def option(spec: Option, group: str, *, default: T) -> T:
+    """Define a field of a configuration. It carries its Option."""
     return field(default=default, metadata={"option": replace(spec, group=group)})
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(option,))
+def configuration(config_class: type[T]) -> type[T]:
+    """Make a frozen dataclass of options. Type checkers and editors see each option's default."""
+    return dataclass(frozen=True, kw_only=True)(config_class)
 
 
 def option_of(described: Field[Any]) -> Option:
@@ -102,7 +109,7 @@ def describe_options(config_class: type[Any], indent: int = 0) -> str:
             lines += ["", f"-- {group} --", ""]
         kind = " | ".join(map(repr, spec.choices)) or described.type
         lines += [f"{described.name}: {kind} = {described.default!r}"]
-        lines += textwrap.wrap(spec.help, 80, initial_indent=" " * 4, subsequent_indent=" " * 4)
+        lines += textwrap.wrap(spec.help, 88, initial_indent=" " * 4, subsequent_indent=" " * 4)
     return textwrap.indent("\n".join(lines[1:]), " " * indent)
 
 

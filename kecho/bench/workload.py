@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from itertools import islice
 from textwrap import indent
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from ..options import (
     check_fields,
     check_uds_path,
     choice,
+    configuration,
     describe_options,
     integer,
     option,
@@ -111,7 +112,7 @@ def _check_cpus(value: object) -> tuple[int, ...]:
     return value
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class Workload:
     """What a run does: options, checked and frozen.
 
@@ -120,11 +121,12 @@ class Workload:
     """
 
     host: str = option(
-        "127.0.0.1", Option("Address or name of the server.", str, _check_host, "ADDRESS"), TARGET
+        Option("Address or name of the server.", str, _check_host, "ADDRESS"),
+        TARGET,
+        default="127.0.0.1",
     )
-    port: int = option(12345, integer("Port of the server.", 1, 65535), TARGET)
+    port: int = option(integer("Port of the server.", 1, 65535), TARGET, default=12345)
     uds: str | None = option(
-        None,
         Option(
             "Unix stream socket of the server, instead of TCP. @NAME is abstract.",
             str,
@@ -132,16 +134,16 @@ class Workload:
             "PATH",
         ),
         TARGET,
+        default=None,
     )
     udp: bool = option(
-        False,
         switch(
             "Send datagrams (modes closed and open). One without a reply within --timeout is lost."
         ),
         TARGET,
+        default=False,
     )
     mode: Mode = option(
-        "burst",
         choice(
             "What the connections do: see below.",
             "burst",
@@ -152,9 +154,9 @@ class Workload:
             "idle",
         ),
         LOAD,
+        default="burst",
     )
     connections: int | None = option(
-        None,
         integer(
             "Simultaneous connections. Default: 1000 in burst and idle, otherwise 50.",
             1,
@@ -163,12 +165,12 @@ class Workload:
             letter="c",
         ),
         LOAD,
+        default=None,
     )
     duration: float = option(
-        10.0, seconds("Time to measure; burst has --rounds instead.", letter="d"), LOAD
+        seconds("Time to measure; burst has --rounds instead.", letter="d"), LOAD, default=10.0
     )
     rate: float | None = option(
-        None,
         Option(
             "Messages a second over all connections, in mode open.",
             _parse_rate,
@@ -177,13 +179,15 @@ class Workload:
             letter="R",
         ),
         LOAD,
+        default=None,
     )
     rounds: int = option(
-        10, integer("Bursts, one after the other, in mode burst.", 1, 100_000), LOAD
+        integer("Bursts, one after the other, in mode burst.", 1, 100_000), LOAD, default=10
     )
-    length: int = option(64, integer("Bytes of a message.", 1, 1 << 24, "BYTES", letter="l"), LOAD)
+    length: int = option(
+        integer("Bytes of a message.", 1, 1 << 24, "BYTES", letter="l"), LOAD, default=64
+    )
     depth: int | None = option(
-        None,
         integer(
             "Messages outstanding per connection, at most. Default: 1 in closed, no limit in open.",
             1,
@@ -191,41 +195,43 @@ class Workload:
             optional=True,
         ),
         LOAD,
+        default=None,
     )
     warmup: float = option(
-        0.0, seconds("Time to load the server before measuring.", zero=True), LOAD
+        seconds("Time to load the server before measuring.", zero=True), LOAD, default=0.0
     )
     line: bool = option(
-        False,
         switch("Send printable lines that end in a newline, for servers that read lines."),
         LOAD,
+        default=False,
     )
     close: Literal["fin", "rst"] = option(
-        "fin", choice("How the client closes a connection.", "fin", "rst"), LOAD
+        choice("How the client closes a connection.", "fin", "rst"), LOAD, default="fin"
     )
-    verify: bool = option(True, switch("Compare every byte of every reply (default)."), REPLIES)
+    verify: bool = option(
+        switch("Compare every byte of every reply (default)."), REPLIES, default=True
+    )
     probe: bool = option(
-        True,
         switch("First send one message to check that the target is an echo server (default)."),
         REPLIES,
+        default=True,
     )
     timeout: float | None = option(
-        None,
         seconds(
             "Longest wait for a connection or the next byte of a reply. Default: 10; UDP: 1.",
             optional=True,
         ),
         REPLIES,
+        default=None,
     )
     reconnect: bool = option(
-        False,
         switch(
             "Reopen a connection that the server has ended, and resend what it has not answered."
         ),
         REPLIES,
+        default=False,
     )
     threads: int | None = option(
-        None,
         integer(
             "Client threads, at most one per connection. Default: one per CPU, at most 4.",
             1,
@@ -233,12 +239,12 @@ class Workload:
             optional=True,
         ),
         CLIENT,
+        default=None,
     )
     processes: int = option(
-        1, integer("Client processes, which share the connections.", 1, 256), CLIENT
+        integer("Client processes, which share the connections.", 1, 256), CLIENT, default=1
     )
     cpus: tuple[int, ...] = option(
-        (),
         Option(
             "CPUs to pin the client threads to, in turn, such as 1 or 0,2-3.",
             _parse_cpus,
@@ -246,14 +252,14 @@ class Workload:
             "LIST",
         ),
         CLIENT,
+        default=(),
     )
     spin: bool = option(
-        False,
         switch("Poll without sleeping, so that the client's wake-ups are not in the figures."),
         CLIENT,
+        default=False,
     )
     source: tuple[str, ...] = option(
-        (),
         Option(
             "Source addresses, in turn: a prefix such as 127.0.0.0/8, or several with commas.",
             str,
@@ -261,14 +267,17 @@ class Workload:
             "ADDRESS",
         ),
         CLIENT,
+        default=(),
     )
     clear_time_wait: bool = option(
-        False,
         switch("Drop the run's own TIME_WAIT sockets, in modes connect and burst (root)."),
         CLIENT,
+        default=False,
     )
     connects_at_once: int = option(
-        64, integer("Connections that open at the same time, except in burst.", 1, 1 << 22), CLIENT
+        integer("Connections that open at the same time, except in burst.", 1, 1 << 22),
+        CLIENT,
+        default=64,
     )
 
     def __post_init__(self) -> None:

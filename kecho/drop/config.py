@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from ..options import Option, check_fields, option, seconds, switch
+from ..options import Option, check_fields, configuration, option, seconds, switch
 from .netns import check_namespace
 from .process import PID_MOST
 from .ranges import parse_range
@@ -48,74 +48,77 @@ def _optional_name(value: object) -> object:
     return value if value is None else check_namespace(str(value))
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class DropConfig:
     """The options of the command."""
 
     state: tuple[str, ...] = option(
-        (),
         _repeatable(
             "State as in ss: time-wait, or all, connected, synchronized, bucket, big; repeatable.",
             parse_state,
             "STATE",
         ),
         FILTERS,
+        default=(),
     )
     local: tuple[str, ...] = option(
-        (),
         _repeatable("Local address or port: see END below; repeatable.", parse_range, "END"),
         FILTERS,
+        default=(),
     )
     peer: tuple[str, ...] = option(
-        (),
         _repeatable("Peer's address or port: see END below; repeatable.", parse_range, "END"),
         FILTERS,
+        default=(),
     )
     not_local: tuple[str, ...] = option(
-        (),
         _repeatable("Leave out this local address or port; repeatable.", parse_range, "END"),
         FILTERS,
+        default=(),
     )
     not_peer: tuple[str, ...] = option(
-        (),
         _repeatable("Leave out this address or port of the peer; repeatable.", parse_range, "END"),
         FILTERS,
+        default=(),
     )
     pid: tuple[str, ...] = option(
-        (), _repeatable("Held by this process; repeatable.", _pid, "PID"), FILTERS
+        _repeatable("Held by this process; repeatable.", _pid, "PID"), FILTERS, default=()
     )
     uid: tuple[str, ...] = option(
-        (),
         _repeatable(
             "Owned by this user id; repeatable. A time-wait socket has no owner and never matches.",
             _number,
             "UID",
         ),
         FILTERS,
+        default=(),
     )
     idle: float | None = option(
-        None,
         seconds(
             "Has neither sent nor received data for this long. Keepalive probes are not data.",
             optional=True,
         ),
         FILTERS,
+        default=None,
     )
     listeners: bool = option(
-        False, switch("Listening sockets as well; otherwise they never match."), FILTERS
+        switch("Listening sockets as well; otherwise they never match."), FILTERS, default=False
     )
-    list: bool = option(False, switch("Show what matches, and drop nothing."), RUNNING)
-    dry_run: bool = option(False, switch("Say what would be dropped, and drop nothing."), RUNNING)
+    list: bool = option(switch("Show what matches, and drop nothing."), RUNNING, default=False)
+    dry_run: bool = option(
+        switch("Say what would be dropped, and drop nothing."), RUNNING, default=False
+    )
     until_empty: bool = option(
-        False, switch(f"Repeat until nothing matches, at most {PASSES_MOST} times."), RUNNING
+        switch(f"Repeat until nothing matches, at most {PASSES_MOST} times."),
+        RUNNING,
+        default=False,
     )
     watch: float | None = option(
-        None,
         seconds("Drop what matches every SECONDS, until SIGINT or SIGTERM.", optional=True),
         RUNNING,
+        default=None,
     )
     netns: str | None = option(
-        None,
         Option(
             "Work in this network namespace: a name, a path, or a PID (pid:N if N is also a name).",
             str,
@@ -123,11 +126,12 @@ class DropConfig:
             "NAME",
         ),
         RUNNING,
+        default=None,
     )
     json: bool = option(
-        False, switch("Print a JSON object; with --watch, one for each look."), OUTPUT
+        switch("Print a JSON object; with --watch, one for each look."), OUTPUT, default=False
     )
-    quiet: bool = option(False, replace(switch("Print errors only."), letter="q"), OUTPUT)
+    quiet: bool = option(replace(switch("Print errors only."), letter="q"), OUTPUT, default=False)
 
     def __post_init__(self) -> None:
         check_fields(self)

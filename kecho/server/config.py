@@ -8,7 +8,6 @@ arguments of kecho.Server derive from it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import OptionError
@@ -17,6 +16,7 @@ from ..options import (
     check_fields,
     check_uds_path,
     choice,
+    configuration,
     describe_options,
     integer,
     is_abstract,
@@ -50,7 +50,7 @@ def environment_variable(name: str) -> str:
     return ENVIRONMENT_PREFIX + name.upper()
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class ServerConfig:
     """The options of a server, checked and frozen.
 
@@ -59,12 +59,9 @@ class ServerConfig:
     """
 
     port: int = option(
-        12345,
-        integer("TCP port. 0 takes a free port and prints it.", 0, 65535),
-        LISTENING,
+        integer("TCP port. 0 takes a free port and prints it.", 0, 65535), LISTENING, default=12345
     )
     host: tuple[str, ...] = option(
-        ("127.0.0.1",),
         Option(
             "Address or name to listen on; repeatable. Other hosts can reach 0.0.0.0 and ::.",
             values.parse_hosts,
@@ -73,9 +70,9 @@ class ServerConfig:
             repeatable=True,
         ),
         LISTENING,
+        default=("127.0.0.1",),
     )
     uds: str | None = option(
-        None,
         Option(
             "Unix socket to listen on, instead of TCP unless --host or --port is given. "
             "@NAME is abstract.",
@@ -84,21 +81,21 @@ class ServerConfig:
             "PATH",
         ),
         LISTENING,
+        default=None,
     )
     backlog: int = option(
-        128,
         integer(
             "Length of each accept queue. The kernel caps it at net.core.somaxconn.", 0, 2**31 - 1
         ),
         LISTENING,
+        default=128,
     )
     reuse_port: bool = option(
-        False,
         switch("Let several server processes listen on the same port (SO_REUSEPORT)."),
         LISTENING,
+        default=False,
     )
     fd: tuple[int, ...] = option(
-        (),
         Option(
             "Inherited listening socket, instead of TCP unless --host or --port is given; "
             "repeatable.",
@@ -108,9 +105,9 @@ class ServerConfig:
             repeatable=True,
         ),
         LISTENING,
+        default=(),
     )
     uds_mode: int | None = option(
-        None,
         Option(
             "Permissions of the Unix socket's file, in octal. Clients need write permission.",
             values.parse_mode,
@@ -118,9 +115,9 @@ class ServerConfig:
             "MODE",
         ),
         LISTENING,
+        default=None,
     )
     uds_owner: str | None = option(
-        None,
         Option(
             "Owner of the Unix socket's file, by name or number. :GROUP sets the group alone.",
             str,
@@ -128,18 +125,18 @@ class ServerConfig:
             "USER[:GROUP]",
         ),
         LISTENING,
+        default=None,
     )
     dispatch: Literal["shared", "percpu"] = option(
-        "shared",
         choice(
             "shared: one queue for all threads. percpu: a pinned thread and a queue for each CPU.",
             "shared",
             "percpu",
         ),
         SERVING,
+        default="shared",
     )
     engine: Literal["epoll", "io_uring", "sockmap", "auto"] = option(
-        "epoll",
         choice(
             "How connections are echoed: see Engines below.",
             "epoll",
@@ -148,9 +145,9 @@ class ServerConfig:
             "auto",
         ),
         SERVING,
+        default="epoll",
     )
     threads: int | None = option(
-        None,
         integer(
             "Worker threads. Default: one for each usable CPU (affinity, cgroup quota).",
             1,
@@ -158,9 +155,9 @@ class ServerConfig:
             optional=True,
         ),
         SERVING,
+        default=None,
     )
     busy_poll: int | Literal["auto", "forever"] = option(
-        0,
         Option(
             "Time that an idle thread polls before it sleeps. auto: only under load. "
             "forever: never sleep.",
@@ -169,19 +166,19 @@ class ServerConfig:
             "MICROSECONDS|auto|forever",
         ),
         SERVING,
+        default=0,
     )
     graceful_timeout: float = option(
-        5.0,
         seconds("How long a stop goes on echoing what was received.", zero=True),
         SERVING,
+        default=5.0,
     )
     public: bool = option(
-        False,
         switch("Set limits for a server that strangers can reach: see below."),
         LIMITS,
+        default=False,
     )
     max_connections: int | None = option(
-        None,
         integer(
             "At most N open connections. Further clients wait in the accept queue.",
             1,
@@ -189,9 +186,9 @@ class ServerConfig:
             optional=True,
         ),
         LIMITS,
+        default=None,
     )
     max_connections_per_ip: int | None = option(
-        None,
         integer(
             "At most N open connections per client address (IPv6: per /64); others are reset.",
             1,
@@ -199,9 +196,9 @@ class ServerConfig:
             optional=True,
         ),
         LIMITS,
+        default=None,
     )
     rate_limit: int | None = option(
-        None,
         integer(
             "At most N new connections a second per client address (IPv6: per /64); "
             "others are reset.",
@@ -210,22 +207,22 @@ class ServerConfig:
             optional=True,
         ),
         LIMITS,
+        default=None,
     )
     idle_timeout: float | None = option(
-        None,
         seconds("Close a connection on which no byte has moved for this long.", optional=True),
         LIMITS,
+        default=None,
     )
     write_timeout: float | None = option(
-        None,
         seconds(
             "Close a connection whose client has taken no byte of its echo for this long.",
             optional=True,
         ),
         LIMITS,
+        default=None,
     )
     keepalive: int | None = option(
-        None,
         integer(
             "Probe a TCP client after SECONDS of silence. 0: never. "
             "Default with a limit on connections: 60.",
@@ -235,9 +232,9 @@ class ServerConfig:
             optional=True,
         ),
         LIMITS,
+        default=None,
     )
     max_buffer_memory: int | None = option(
-        None,
         size(
             "At most BYTES of unsent data; beyond it slow clients are reset. Default: up to 256M.",
             1 << 16,
@@ -245,61 +242,61 @@ class ServerConfig:
             optional=True,
         ),
         LIMITS,
+        default=None,
     )
     socket_memory: int | None = option(
-        None,
         size(
-            "At most BYTES of kernel memory per TCP connection, half for each direction. "
-            "Default: as the kernel decides.",
+            "At most BYTES of kernel memory per TCP connection, half each way. "
+            "Default: the kernel decides.",
             SOCKET_MEMORY_LEAST,
             1 << 31,
             optional=True,
         ),
         LIMITS,
+        default=None,
     )
     udp: bool = option(
-        False,
         switch("Echo datagrams as well, on the same addresses and port (RFC 862)."),
         UDP,
+        default=False,
     )
     udp_rate: int = option(
-        10_000,
         integer(
             "Datagrams a second answered to one source address (IPv6: one /64). 0: no limit.",
             0,
             MOST_DATAGRAMS_PER_S,
         ),
         UDP,
+        default=10_000,
     )
     udp_rate_total: int = option(
-        100_000,
         integer(
             "Datagrams a second answered to all sources together. 0: no limit.",
             0,
             MOST_DATAGRAMS_PER_S,
         ),
         UDP,
+        default=100_000,
     )
     udp_rate_repeated: int = option(
-        10,
         integer(
             "Repeated datagrams a second answered to one source; ends echo loops. 0: no limit.",
             0,
             MOST_DATAGRAMS_PER_S,
         ),
         UDP,
+        default=10,
     )
     udp_min_source_port: int = option(
-        1024,
         integer(
             "Lowest source port that is answered. Services on lower ports may reply to the echo.",
             1,
             65535,
         ),
         UDP,
+        default=1024,
     )
     allow: tuple[str, ...] = option(
-        (),
         Option(
             "Serve only these clients. The most specific of --allow and --deny wins; repeatable.",
             parse_prefixes,
@@ -308,9 +305,9 @@ class ServerConfig:
             repeatable=True,
         ),
         SECURITY,
+        default=(),
     )
     deny: tuple[str, ...] = option(
-        (),
         Option(
             "Do not serve these clients. The most specific of --allow and --deny wins; repeatable.",
             parse_prefixes,
@@ -319,6 +316,7 @@ class ServerConfig:
             repeatable=True,
         ),
         SECURITY,
+        default=(),
     )
 
     def __post_init__(self) -> None:

@@ -11,18 +11,26 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from ..errors import naming
 from ..system import names
 from .server import Server
 from .stats import Stats
 
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from .keywords import ServerOptions
+
 __all__ = ["run", "serve"]
 
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
-def serve(*, on_start: Callable[[Server], object] | None = None, **options: object) -> Stats:
+def serve(
+    *, on_start: Callable[[Server], object] | None = None, **options: Unpack[ServerOptions]
+) -> Stats:
     """Run an echo server until SIGINT, SIGTERM or SIGHUP. Return the final counters.
 
     >>> kecho.serve(port=12345)

@@ -20,7 +20,9 @@ from .sockets.addresses import Address, describe_addresses
 from .stats import Stats
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing import Self, Unpack
+
+    from .keywords import ServerOptions
 
 __all__ = ["Server"]
 
@@ -47,8 +49,8 @@ class Server:
     child has no part in it.
     """
 
-    def __init__(self, **options: object) -> None:
-        self.config = ServerConfig.from_options(options)
+    def __init__(self, **options: Unpack[ServerOptions]) -> None:
+        self.config: ServerConfig = ServerConfig.from_options(options)
         # Reentrant: request_stop() and abort() may be called by a signal handler.
         self._lock = threading.RLock()
         self._run: Run | None = None

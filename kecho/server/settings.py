@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, Literal
 
 from .. import command
 from ..errors import OptionError
-from ..options import Option, choice, flag, option, options_of, seconds, switch
+from ..options import Option, choice, configuration, flag, option, options_of, seconds, switch
 from ..printable import json_text, one_line
 from . import values
 from .arguments import BENCH
@@ -33,12 +33,11 @@ __all__ = [
 LOGGING = "Logging"
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class CommandConfig(ServerConfig):
     """The server's options, and those of the process that runs it."""
 
     user: str | None = option(
-        None,
         Option(
             "User to become once the sockets are open. Without GROUP, with all groups of the user.",
             str,
@@ -46,32 +45,35 @@ class CommandConfig(ServerConfig):
             "NAME[:GROUP]",
         ),
         SECURITY,
+        default=None,
     )
     sandbox: bool | None = option(
-        None,
         switch(
             "Forbid all but serving (seccomp, Landlock). Default: where possible. "
             "--sandbox: fail otherwise.",
             optional=True,
         ),
         SECURITY,
+        default=None,
     )
     log_level: Literal["debug", "info", "warning", "error"] = option(
-        "info",
         choice(
             "The least severe messages to print on stderr.", "debug", "info", "warning", "error"
         ),
         LOGGING,
+        default="info",
     )
     log_format: Literal["text", "json"] = option(
-        "text", choice("text: plain lines. json: one JSON object a line.", "text", "json"), LOGGING
+        choice("text: plain lines. json: one JSON object a line.", "text", "json"),
+        LOGGING,
+        default="text",
     )
     stats_interval: float | None = option(
-        None,
         seconds(
             "Print a line of counters this often. SIGUSR1 prints one at any time.", optional=True
         ),
         LOGGING,
+        default=None,
     )
 
 

@@ -60,7 +60,12 @@ def check_fds(value: object) -> tuple[int, ...]:
     return fds
 
 
-check_mode = integer("permissions", 0, 0o777, optional=True).check
+_MODE = integer("permissions", 0, 0o777, optional=True)
+
+
+def check_mode(value: object) -> int | None:
+    mode: int | None = _MODE.check(value)
+    return mode
 
 
 def parse_mode(text: str) -> int:
