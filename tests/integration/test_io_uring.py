@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from kecho.server._engine import Engine, try_io_uring
+from support.bare_engine import OPTIONS
 from support.clients import (
     DEADLINE_S,
     connect,
@@ -75,23 +76,8 @@ def engine_with_rings(listener: socket.socket) -> Engine:
     """One worker, not started yet. The listener stays the caller's."""
     own = listener.dup()
     own.setblocking(False)
-    return Engine(
-        [(own.detach(), 0, False, False)],
-        percpu=True,
-        worker_count=1,
-        max_connections=0,
-        idle_timeout_ms=0,
-        write_timeout_ms=0,
-        finish_timeout_ms=60_000,
-        buffer_bytes=0,
-        rules=[],
-        is_allowed_otherwise=True,
-        per_address=0,
-        rate_per_s=0,
-        busy_poll_ns=0,
-        busy_poll_by_gaps=False,
-        ring_entries=ENTRIES,
-    )
+    options = OPTIONS | {"percpu": True, "buffer_bytes": 0, "ring_entries": ENTRIES}
+    return Engine([(own.detach(), 0, False, False)], **options)
 
 
 @contextlib.contextmanager

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from kecho import ServerConfig
@@ -15,20 +17,31 @@ from support.clients import (
     DEADLINE_S,
 )
 
-OPTIONS: dict[str, Any] = {
-    "percpu": False,
+DECLARATION = Path(__file__).parents[2] / "kecho/server/_engine.pyi"
+
+
+def _needed_options() -> dict[str, Any]:
+    """Of the declaration, every option without a default: off, or a number that limits nothing."""
+    declared = ast.parse(DECLARATION.read_text())
+    (init,) = (
+        one
+        for one in ast.walk(declared)
+        if isinstance(one, ast.FunctionDef) and one.name == "__init__"
+    )
+    off: dict[str, object] = {"bool": False, "int": 0}
+    pairs = zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True)
+    return {
+        one.arg: off.get(ast.unparse(one.annotation or init), [])
+        for one, default in pairs
+        if default is None
+    }
+
+
+OPTIONS: dict[str, Any] = _needed_options() | {
     "worker_count": 1,
-    "max_connections": 0,
-    "idle_timeout_ms": 0,
-    "write_timeout_ms": 0,
     "finish_timeout_ms": 60_000,
     "buffer_bytes": 1 << 28,
-    "rules": [],
     "is_allowed_otherwise": True,
-    "per_address": 0,
-    "rate_per_s": 0,
-    "busy_poll_ns": 0,
-    "busy_poll_by_gaps": False,
 }
 
 
