@@ -24,33 +24,33 @@ def parse(text: str) -> dict[str, Any]:
     if found is None:
         return _host_and_port(text)
     if found["scheme"] not in ("tcp", "udp"):
-        raise ValueError(f"{text!r}: there are tcp://, udp:// and unix:PATH")
+        raise ValueError(f"TARGET must be tcp://..., udp://... or unix:PATH (got {text!r})")
     place = _host_and_port(found["rest"].removesuffix("/"))
     return {**place, "udp": found["scheme"] == "udp"}
 
 
 def _host_and_port(text: str) -> dict[str, Any]:
     if "/" in text:
-        raise ValueError(f"{text!r} is neither a host nor an address; a path is unix:PATH")
+        raise ValueError(f"TARGET must be a host or unix:PATH (got {text!r})")
     if text.startswith("["):
         found = _BRACKETED.fullmatch(text)
         if found is None or not _is_ipv6(found["host"]):
-            raise ValueError(f"{text!r} is no [IPv6 address]:PORT")
+            raise ValueError(f"TARGET must be [IPV6]:PORT (got {text!r})")
         return _place(found["host"], found["port"])
     if text.count(":") > 1:
         if not _is_ipv6(text):
-            raise ValueError(f"{text!r} is no IPv6 address; one with a port is [ADDRESS]:PORT")
+            raise ValueError(f"TARGET must be an IPv6 address or [IPV6]:PORT (got {text!r})")
         return _place(text, None)
     host, colon, port = text.partition(":")
     return _place(host, port if colon else None)
 
 
 def _place(host: str, port: str | None) -> dict[str, Any]:
-    """Without a host the default one, without a port as well; but one of them there has to be."""
+    """Return host and port, without the one that is missing. Raises ValueError if both are."""
     if not host and not port:
-        raise ValueError("there is neither a host nor a port")
+        raise ValueError("TARGET must have a host or a port")
     if port == "":
-        raise ValueError(f"the port behind {host!r} is missing")
+        raise ValueError(f"TARGET must have a port after {host!r}:")
     place = {"host": host, "port": port}
     return {name: value for name, value in place.items() if value}
 

@@ -124,7 +124,7 @@ def _parse_network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network |
     try:
         return ipaddress.ip_network(f"{address}/{int(length)}")
     except ValueError:
-        raise ValueError(f"{shortened(text)} has bits set behind its prefix") from None
+        raise ValueError(f"{shortened(text)} has host bits set") from None
 
 
 def _parse_scoped(text: str) -> Range:

@@ -49,4 +49,4 @@ def _parse_one(text: str) -> frozenset[str]:
     if name in _ALL:
         return frozenset({name})
     known = ", ".join(sorted({*_ALL, *ALIASES}))
-    raise ValueError(f"{text[:40]!r} is none of {known}")
+    raise ValueError(f"must be one of: {known} (got {text[:40]!r})")

@@ -28,7 +28,7 @@ def take_listen_fds(environment: MutableMapping[str, str]) -> tuple[int, ...]:
     if pid != str(os.getpid()):
         return ()
     if not (count.isascii() and count.isdigit()) or len(count) > 5 or int(count) > _FDS_MOST:
-        raise ValueError(f"{count!r} is not a number of descriptors")
+        raise ValueError(f"must be a number of descriptors (got {count!r})")
     fds = tuple(range(_FIRST_FD, _FIRST_FD + int(count)))
     for fd in fds:
         with suppress(OSError):  # one that is not open is told of when it is to listen

@@ -105,7 +105,7 @@ def test_a_udp_target_is_measured(start_server: Callable[..., kecho.Server]) -> 
         (["tcp://10.0.0.1", "--udp"], "--udp contradicts TARGET 'tcp://10.0.0.1'"),
         (["udp://10.0.0.1", "--no-udp"], "--udp contradicts TARGET"),
         (["10.0.0.1:70000"], "--port: must be between 1 and 65535 (got 70000)"),
-        (["/run/x"], "'/run/x' is neither a host nor an address; a path is unix:PATH"),
+        (["/run/x"], "TARGET must be a host or unix:PATH (got '/run/x')"),
         (["10.0.0.1", "--spawn"], "--spawn: cannot be combined with TARGET"),
         (["10.0.0.1", "10.0.0.2"], "unrecognized arguments: 10.0.0.2"),
     ],

@@ -276,7 +276,7 @@ def test_without_privileges_it_is_still_confined() -> None:
         ("4294967295:1", "is not between 0 and 4294967294"),
         ("nobody:4294967295", "is not between 0 and 4294967294"),
         ("99999999999999999999", "is not between"),
-        (str(BEYOND), "say the group, too"),
+        (str(BEYOND), "name a group as well"),
         ("root", "is root"),
         ("0:daemon", "is root"),
         ("٣", "there is no user"),

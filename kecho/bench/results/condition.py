@@ -47,8 +47,8 @@ def parse(text: str) -> Condition:
     found = _PATTERN.fullmatch(text)
     if found is None or not (found["metric"] in METRICS or is_percentile(found["metric"])):
         raise ValueError(
-            f"{text!r} is no condition such as p99<1ms, rate<0.95x or errors>0; there are rate, "
-            "errors, mean, max and any percentile, such as p50 or p99.95"
+            "must be a condition on rate, errors, mean, max or a percentile, such as p99<1ms, "
+            f"rate<0.95x or errors>0 (got {text!r})"
         )
     metric, unit = found["metric"], found["unit"]
     value = float(found["number"])

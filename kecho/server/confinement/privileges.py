@@ -38,7 +38,9 @@ def find_identity(text: str) -> Identity:
         if colon:
             gid = find_group(group)
         elif gid is None:
-            raise ValueError(f"user {uid} is in no password database: say the group, too, {uid}:N")
+            raise ValueError(
+                f"user {uid} is not in the password database: name a group as well, {uid}:N"
+            )
     except ValueError as error:
         raise OptionError("user", str(error)) from None
     assert gid is not None

@@ -42,16 +42,16 @@ def test_a_place_is_understood(text: str, place: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "neither a host nor a port"),
-        (":", "neither a host nor a port"),
-        ("tcp://", "neither a host nor a port"),
-        ("host:", "the port behind 'host' is missing"),
-        ("[::1", "no [IPv6 address]:PORT"),
-        ("[host]:7", "no [IPv6 address]:PORT"),
-        ("[::1]7", "no [IPv6 address]:PORT"),
-        ("a:b:c", "one with a port is [ADDRESS]:PORT"),
-        ("/run/echo", "a path is unix:PATH"),
-        ("http://host", "there are tcp://, udp:// and unix:PATH"),
+        ("", "must have a host or a port"),
+        (":", "must have a host or a port"),
+        ("tcp://", "must have a host or a port"),
+        ("host:", "must have a port after 'host':"),
+        ("[::1", "must be [IPV6]:PORT"),
+        ("[host]:7", "must be [IPV6]:PORT"),
+        ("[::1]7", "must be [IPV6]:PORT"),
+        ("a:b:c", "must be an IPv6 address or [IPV6]:PORT"),
+        ("/run/echo", "must be a host or unix:PATH"),
+        ("http://host", "must be tcp://..., udp://... or unix:PATH"),
     ],
 )
 def test_what_is_no_place_is_told_why(text: str, said: str) -> None:
