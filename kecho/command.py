@@ -44,8 +44,8 @@ def run(
     main: Callable[[Sequence[str]], int],
     arguments: Sequence[str] | None,
 ) -> int:
-    """Runs the body of a command on `arguments`, or sys.argv; returns its exit status."""
-    # What the parent had blocked survives exec: signal(7). Nothing could end the command then.
+    """Run the body of a command on `arguments` or sys.argv. Return its exit status."""
+    # Signals that the parent blocked stay blocked after exec: signal(7). They could not end it.
     with suppress(OSError):
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
     devnull_fd = _occupy_standard_descriptors()
@@ -54,15 +54,15 @@ def run(
     try:
         status = main(sys.argv[1:] if arguments is None else arguments)
         if sys.stdout is not None:
-            sys.stdout.flush()  # what is buffered fails only here
+            sys.stdout.flush()  # what is still buffered fails here
         return status
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except OSError as error:  # stdout: its reader has enough, or its disk is full
+    except OSError as error:  # the reader of stdout has gone, or the disk is full
         if error.errno != errno.EPIPE:
             say_error(program, str(error))
         return EXIT_FAILED
-    except Exception:  # a defect: what Python would print of it is not looked at
+    except Exception:  # a defect; Python would print it without our escapes
         import traceback
 
         show(program, traceback.format_exc(), to_stderr=True)
@@ -73,12 +73,15 @@ def run(
 
 
 def _have_streams_write_all() -> None:
-    """With PYTHONUNBUFFERED, print() drops the rest of what a signal cuts off: write(2) returns
-    early, and io.TextIOWrapper on a raw file does not look at that. A buffer writes the rest."""
+    """Put a buffer under raw streams, as with PYTHONUNBUFFERED.
+
+    A signal makes write(2) return early. io.TextIOWrapper on a raw file ignores that and drops the
+    rest; a buffer writes it.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if (
-            stream is getattr(sys, f"__{name}__")  # not one that somebody else has put there
+            stream is getattr(sys, f"__{name}__")  # not a replacement, such as a test's
             and isinstance(stream, io.TextIOWrapper)
             and isinstance(stream.buffer, io.RawIOBase)
         ):
@@ -89,7 +92,7 @@ def _have_streams_write_all() -> None:
 
 
 def _escape_what_cannot_be_encoded() -> None:
-    """Names that the kernel or a user chose are printed whatever the locale."""
+    """Print names that the kernel or a user chose in any locale."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -105,7 +108,7 @@ def _flush_streams(devnull_fd: int) -> None:
 
 
 def discard(stream: TextIO) -> None:
-    """Has output that cannot be written thrown away; otherwise Python fails over it at exit."""
+    """Discard output that cannot be written. Otherwise Python fails at exit, when it flushes."""
     devnull_fd = open_null()
     try:
         os.dup2(devnull_fd, stream.fileno())
@@ -114,9 +117,11 @@ def discard(stream: TextIO) -> None:
 
 
 def _occupy_standard_descriptors() -> int:
-    """Opens 0, 1 and 2 if somebody closed them: otherwise the next socket would get such a
-    number, and a client whatever is written to stderr. Returns one more, of /dev/null, for the
-    end: within a sandbox it could not be opened any more."""
+    """Open 0, 1 and 2 if they are closed. Return one more descriptor of /dev/null.
+
+    Otherwise the next socket would get the number 2, and a client would receive what is written to
+    stderr. The extra descriptor is for the end: a sandbox forbids to open it then.
+    """
     while (fd := open_null()) <= 2:
         pass
     return fd
@@ -128,21 +133,21 @@ def say_error(program: str, text: str) -> None:
 
 
 def say(text: str) -> None:
-    """A line to stderr. If that fails there is nobody to tell: the exit status says the rest."""
+    """Print a line on stderr. Ignore failures: the exit status is all that is left."""
     with suppress(OSError):
         _write(f"{one_line(text)}\n", sys.stderr)
 
 
 def put(text: str, end: str = "\n") -> None:
-    """Text and a newline to stdout, as print() does it: what is buffered is not flushed."""
+    """Print text and a newline on stdout. Like print(), do not flush."""
     print(printable(text), end=end)
 
 
 def show(program: str, text: str, *, to_stderr: bool = False) -> bool:
-    """Writes text to stdout or stderr, and raises nothing: False if it was not taken. A stream that
-    is closed takes nothing, and what is meant for stderr does not go to stdout then.
+    """Write text to stdout or stderr. Return whether that succeeded; raise nothing.
 
-    Then `program` says why on stderr, unless the reader has just had enough.
+    On failure, `program` prints the reason on stderr, unless the reader has closed its pipe. A
+    closed stream fails; text for stderr never goes to stdout.
     """
     stream: TextIO | None = sys.stderr if to_stderr else sys.stdout
     if stream is None:
@@ -162,12 +167,12 @@ def _name(stream: TextIO) -> str:
     return "standard error" if stream is sys.stderr else "standard output"
 
 
-_PLAIN = str.maketrans({"µ": "u", "…": "..."})  # what is said in other locales as well
+_PLAIN = str.maketrans({"µ": "u", "…": "..."})  # replaced where the locale lacks them
 
 
 def _write(text: str, stream: TextIO | None) -> None:
-    """OSError if the stream does not take it, now. A stream that is None takes nothing."""
-    if stream is None:  # closed by whoever started this; print() would turn to stdout
+    """Write text and flush. Raises OSError. None is a stream that accepts nothing."""
+    if stream is None:  # closed when the process started; print() would use stdout
         return
     try:
         try:
@@ -202,9 +207,9 @@ class _Formatter(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose options stand in groups, in the order in which they are added.
+    """A parser that lists its options in groups, in the order in which they were added.
 
-    Flags that are not given stay out of the namespace. None may be shortened.
+    Flags that are not given are not in the namespace. Flags cannot be abbreviated.
     """
 
     def __init__(
@@ -223,13 +228,13 @@ class Parser(argparse.ArgumentParser):
         self._groups: dict[str, argparse._ArgumentGroup] = {}
 
     def group(self, title: str) -> argparse._ArgumentGroup:
-        """Return the group of this title. Add it at the end if there is none."""
+        """Return the group with this title; if there is none, add it at the end."""
         if title not in self._groups:
             self._groups[title] = self.add_argument_group(title)
         return self._groups[title]
 
     def end_with_help(self, *, version: bool = False) -> None:
-        """Add ``--help`` and, if asked, ``--version``: the last group."""
+        """Add the last group: ``--help`` and, if asked, ``--version``."""
         group = self.group("Other")
         if version:
             group.add_argument(
@@ -277,7 +282,7 @@ def add_options(
         text = help_text(spec, default).replace("%", "%%")
         if spec.metavar is None:
             off = flag("no_" + name)
-            if default is False:  # what is off needs no flag in the help to switch it off
+            if default is False:  # --no-... exists, but nobody needs it in the help
                 group.add_argument(off, dest=name, action=_Switch, help=argparse.SUPPRESS)
             else:
                 flags.append(off)

@@ -1,6 +1,6 @@
-"""What becomes of results: the files that were asked for first, and then what a person reads.
+"""Save results to the files that were asked for, then print them.
 
-A reader that has gone, or a file system that is full, costs no result that can still be saved.
+A reader that has gone or a full file system costs no result that can still be saved.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ FILES = {
 
 
 def check_kinds(mode: str, options: dict[str, Any]) -> None:
-    """Raises OptionError for files that could not be made of what will be measured."""
+    """Raise OptionError for files that this measurement cannot fill."""
     if options["txt"] and mode != "burst":
         raise OptionError("txt", "is for mode burst, which has times by connection")
     if options["hgrm"] and mode == "stream":
@@ -65,7 +65,7 @@ def check_kinds(mode: str, options: dict[str, Any]) -> None:
 
 
 def check_paths(options: dict[str, Any]) -> None:
-    """Raises OptionError for a file that cannot be written."""
+    """Raise OptionError for a file that cannot be written."""
     for name in FILES:
         try:
             if options[name]:
@@ -77,20 +77,20 @@ def check_paths(options: dict[str, Any]) -> None:
 def deliver(
     results: list[Result], found: Found | None, options: dict[str, Any], failure: OSError | None
 ) -> int:
-    """Saves and prints what there is; returns the exit status that it stands for."""
+    """Save and print the results. Return the exit status."""
     is_delivered = not results or _save(results, found, options)
     is_taken = any(descriptor_of(options[name] or "") == _STDOUT for name in FILES)
     text = "\n".join(report.text(result, options["percentiles"]) for result in results)
     if found is not None:
         text += f"\n{found.text()}"
     is_shown = command.show(PROGRAM, text, to_stderr=is_taken)
-    # Who takes the file from stdout and has closed stderr has what he wants.
+    # With the file on stdout and a closed stderr, nothing else can be shown.
     is_delivered &= is_shown or (is_taken and sys.stderr is None)
     if failure is not None:
         command.say_error(PROGRAM, failure.strerror or str(failure))
     if any(was_interrupted(result) for result in results):
         return _BY_SIGNAL + signal.SIGINT
-    # Of a search, the rates that were too high are expected to fail.
+    # In a search, rates that are too high are expected to fail.
     failed = found.rate is None if found else any(map(_has_failed, results))
     return command.EXIT_FAILED if failed or not is_delivered else 0
 
@@ -101,15 +101,15 @@ def was_interrupted(result: Result) -> bool:
 
 
 def _has_failed(result: Result) -> bool:
-    """Lost datagrams are what was measured, unless all of them are; and where connections are only
-    held, nothing has to be echoed meanwhile."""
+    """Tell whether a run failed. Lost datagrams are a measurement, unless all are lost. In mode
+    idle, no echo is needed."""
     nothing = not result.echoes and result.workload["mode"] != "idle"
     unanswered = result.observed.get("unanswered")
     return bool(result.error_count or result.partial or unanswered or nothing)
 
 
 def _save(results: Sequence[Result], found: Found | None, options: dict[str, Any]) -> bool:
-    """Every file that was asked for, whole or not at all; says what went wrong. True: nothing."""
+    """Write every file, whole or not at all. Print failures; return whether there were none."""
     writers: dict[str, Callable[[], str]] = {
         "json": lambda: dump(results, found.to_dict() if found else None) + "\n",
         "csv": lambda: report.to_csv(results, options["percentiles"]),
@@ -118,7 +118,7 @@ def _save(results: Sequence[Result], found: Found | None, options: dict[str, Any
         "txt": lambda: report.to_txt(results[-1]),
     }
     saved = True
-    # What goes to a descriptor may wait for its reader: after the files.
+    # Files come first: a write to a descriptor may wait for its reader.
     paths = {name: options[name] for name in FILES if options[name]}
     for name in sorted(paths, key=lambda name: descriptor_of(paths[name]) is not None):
         try:

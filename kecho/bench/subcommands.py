@@ -1,4 +1,4 @@
-"""What is made of results that --json wrote: plot, report, compare."""
+"""Run plot, report and compare, which read results that --json wrote."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _EXIT_CONDITION = 3
 
 
 def _load_all(paths: Sequence[str]) -> list[Result]:
-    """Each with its file's name. Raises ValueError that names the file."""
+    """Load results and name each after its file. Raises ValueError that names the file."""
     results: list[Result] = []
     names = [os.path.basename(path).removesuffix(".json") for path in paths]
     if len({*names}) < len(names):
@@ -35,9 +35,9 @@ def _load_all(paths: Sequence[str]) -> list[Result]:
 
 def _draw(arguments: Sequence[str], name: str, suffixes: tuple[str, ...], help: str) -> int:
     parser = command.Parser(prog=f"{PROGRAM} {name}", description=help)
-    parser.add_argument("results", nargs="+", metavar="RESULT", help="a file that --json wrote")
+    parser.add_argument("results", nargs="+", metavar="RESULT", help="A file that --json wrote.")
     parser.add_argument(
-        "-o", "--output", required=True, metavar="FILE", help=f"FILE{' or FILE'.join(suffixes)}"
+        "-o", "--output", required=True, metavar="FILE", help=f"FILE{' or FILE'.join(suffixes)}."
     )
     parser.end_with_help()
     chosen = parser.parse_args(arguments)
@@ -71,7 +71,7 @@ def _draw(arguments: Sequence[str], name: str, suffixes: tuple[str, ...], help: 
 
 def _plot(arguments: Sequence[str]) -> int:
     return _draw(
-        arguments, "plot", (".png", ".svg"), "Draws results that --json wrote, as PNG or SVG."
+        arguments, "plot", (".png", ".svg"), "Draw results that --json wrote, as PNG or SVG."
     )
 
 
@@ -80,25 +80,25 @@ def _report(arguments: Sequence[str]) -> int:
         arguments,
         "report",
         (".html",),
-        "Makes one self-contained page of results that --json wrote.",
+        "Make one self-contained page of results that --json wrote.",
     )
 
 
 def _compare(arguments: Sequence[str]) -> int:
     parser = command.Parser(
         prog=f"{PROGRAM} compare",
-        description="Puts two results that --json wrote side by side: B / A, with bootstrap "
-        "confidence intervals over the repeats of each (--repeat).",
-        epilog="Exit status 3: a --fail-if came true.",
+        description="Compare two results that --json wrote: B / A, with bootstrap confidence "
+        "intervals over the repeats of each (--repeat).",
+        epilog="Exit status 3: a --fail-if condition is true.",
     )
-    parser.add_argument("first", metavar="A", help="a file that --json wrote")
-    parser.add_argument("second", metavar="B", help="another one")
+    parser.add_argument("first", metavar="A", help="A file that --json wrote.")
+    parser.add_argument("second", metavar="B", help="A file to compare with A.")
     parser.add_argument(
         "--fail-if",
         action="append",
         default=[],
         metavar="CONDITION",
-        help="of B, such as p99>5ms, or beside A, such as rate<0.95x; may be given again",
+        help="Condition on B, such as p99>5ms, or on B / A, such as rate<0.95x; repeatable.",
     )
     parser.end_with_help()
     chosen = parser.parse_args(arguments)

@@ -1,5 +1,7 @@
-"""Turn the options that were given into the fields of a configuration: what one of them means for
-another."""
+"""Turn the options that were given into the fields of a configuration.
+
+Here are the effects of one option on another: bench on dispatch, uds and fd on host.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,7 @@ _DISPATCH_OF_BENCH = ("shared", "percpu")
 
 
 def check_options(config_class: type[Any], options: Mapping[str, object]) -> dict[str, Any]:
-    """Turn the options that were given into fields of `config_class`, a ServerConfig: see its
-    from_options()."""
+    """Return the fields of `config_class` for these options: see ServerConfig.from_options()."""
     given = dict(options)
     unknown = given.keys() - options_of(config_class).keys() - {"bench"}
     if unknown:

@@ -1,4 +1,4 @@
-"""--public: limits for a server that strangers can reach. Each is an option of its own, too."""
+"""Define --public: limits for a server that strangers can reach. Each is also an option."""
 
 from __future__ import annotations
 
@@ -8,28 +8,26 @@ from ..options import describe_size
 
 __all__ = ["PUBLIC", "describe_limits"]
 
-# What each is set to where it is not given.
+# The value of each option that is not given.
 PUBLIC: Mapping[str, float] = {
-    # Longer than a person thinks, or a monitor waits; after it, whoever says nothing has lost its
-    # place to somebody who does.
+    # Longer than a person thinks or a monitor waits. Then a silent client gives way to others.
     "idle_timeout": 60.0,
-    # Seven retransmissions: longer than a network is usually down.
+    # Seven retransmissions: longer than most network failures.
     "write_timeout": 30.0,
-    # A client that vanished is found by its silence at the same time; with a longer idle_timeout
-    # by this.
+    # Finds clients that have vanished. Matters if idle_timeout is set to more than this.
     "keepalive": 60,
-    # A sixteenth of 256 descriptors, the least that servers are usually given. Several people
-    # behind one NAT, or all of a small test, but no load generator.
+    # A sixteenth of 256 descriptors, a low limit for servers. Enough for several people behind one
+    # NAT or for a small test, but not for a load generator.
     "max_connections_per_ip": 16,
-    # 8 MB for an address that does not read, and 1 MB/s of echoes at a round trip of 100 ms.
+    # An address that reads nothing costs 8 MB. A stream gets 1 MB/s at a round trip of 100 ms.
     "socket_memory": 1 << 19,
-    # As many as may be open come back at once, and again after a second or two.
+    # A client that reconnects all its connections gets them back within two seconds.
     "rate_limit": 10,
 }
 
 
 def describe_limits(values: Mapping[str, float]) -> str:
-    """As the options are called and given: idle-timeout 60, socket-memory 1M."""
+    """Write limits as options are given: idle-timeout 60, socket-memory 1M."""
     return ", ".join(
         f"{name.replace('_', '-')} "
         f"{describe_size(int(value)) if name == 'socket_memory' else format(value, 'g')}"
