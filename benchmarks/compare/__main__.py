@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         "--results", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIRECTORY"
     )
     parser.add_argument(
-        "--write-readme", action="store_true", help="put the summary into README.md, too"
+        "--write-readme", action="store_true", help="also put the summary into benchmarks/README.md"
     )
     return parser
 
@@ -188,9 +188,9 @@ def _write(every: Sequence[Measured], about: dict[str, Any], chosen: argparse.Na
             break
     print(f"compare: written to {directory}", file=sys.stderr)
     if chosen.write_readme and about["partial"]:
-        print("compare: not finished, README.md is left as it was", file=sys.stderr)
+        print("compare: not finished, benchmarks/README.md is left as it was", file=sys.stderr)
     elif chosen.write_readme:
-        table.write_readme(ROOT / "README.md", every, about)
+        table.write_readme(ROOT / "benchmarks" / "README.md", every, about)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measurements as Markdown, as JSON, and in the README. Pure functions, but for write_readme()."""
+"""Measurements as Markdown, as JSON, and in benchmarks/README.md. Only write_readme() writes."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def _without_figures(reason: str) -> str:
 
 
 def summary(every: Sequence[Measured]) -> str:
-    """For the README: latency goals, throughput beside each peer, bursts."""
+    """For benchmarks/README.md: latency goals, throughput beside each peer, bursts."""
     lines = [*_latency_rows(every), *_throughput_rows(every), *_burst_rows(every)]
     return "\n".join(lines).strip()
 

@@ -308,7 +308,7 @@ def test_the_command_writes_its_results(tmp_path: Path) -> None:
 
 @needs_two_cpus
 def test_an_interrupted_command_writes_what_it_has(tmp_path: Path) -> None:
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "benchmarks" / "README.md").read_text()
     arguments = ("--only", "two", "--rounds", "99", "--seconds", "0.5", "--write-readme")
     with compare(*arguments, results=tmp_path) as process:
         assert process.stderr is not None
@@ -319,11 +319,11 @@ def test_an_interrupted_command_writes_what_it_has(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 130, err
-    assert "README.md is left as it was" in err
+    assert "benchmarks/README.md is left as it was" in err
     data = json.loads((tmp_path / "compare.json").read_text())
     assert data["partial"]
     assert len(data["workloads"][0]["runs"]) <= 4
-    assert (ROOT / "README.md").read_text() == readme
+    assert (ROOT / "benchmarks" / "README.md").read_text() == readme
 
 
 @pytest.mark.parametrize(
