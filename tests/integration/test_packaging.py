@@ -139,6 +139,7 @@ def test_the_sdist_holds_all_that_a_build_needs_and_nothing_built(built: Built) 
     for path in native:
         assert str(path.relative_to(built.source)) in names
     assert {"setup.py", "pyproject.toml", "LICENSE", "Makefile", "kecho/py.typed"} <= names
+    assert {"CONTRIBUTING.md", "docs/tutorial.md", "docs/images/burst.png", ".ci/run"} <= names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
     assert not [name for name in names if name.startswith(("build/", ".venv/"))]
     # Generated C would hide whether Cython and the sources agree.
