@@ -3,147 +3,31 @@
 
 #include <errno.h>
 #include <stddef.h>
-#include <stdlib.h>
 #include <string.h>
 
-#include "client.h"
-#include "traffic.h"
+#include "client_arguments.h"
+#include "connecting.h"
+#include "run.h"
 
 struct client_object {
     PyObject_HEAD struct client client;
     uint32_t is_initialised;
-    uint32_t is_busy; /* atomic: a thread is in open, run, burst or close */
+    uint32_t is_busy; /* atomic flag: a thread is in a call between enter and leave */
 };
 
 static struct client *client_of(PyObject *self) {
     return &((struct client_object *)self)->client;
 }
 
-/* ---- arguments ----------------------------------------------------------------------------- */
-
-/* Raises ValueError and returns -1 unless the address is one of its family. */
-static int read_address(union address *out, socklen_t *out_size, int family, const char *bytes,
-                        Py_ssize_t size, int port, unsigned scope) {
-    memset(out, 0, sizeof *out);
-    out->any.sa_family = (sa_family_t)family;
-    if (family == AF_INET && size == 4) {
-        out->v4.sin_port = htons((uint16_t)port);
-        memcpy(&out->v4.sin_addr, bytes, 4);
-        *out_size = sizeof out->v4;
-    } else if (family == AF_INET6 && size == 16) {
-        out->v6.sin6_port = htons((uint16_t)port);
-        out->v6.sin6_scope_id = scope;
-        memcpy(&out->v6.sin6_addr, bytes, 16);
-        *out_size = sizeof out->v6;
-    } else if (family == AF_UNIX && size > 0 && size < (Py_ssize_t)sizeof out->local.sun_path) {
-        memcpy(out->local.sun_path, bytes, (size_t)size);
-        /* The name of an abstract socket ends where the address does: unix(7). */
-        size_t closing = bytes[0] == '\0' ? 0 : 1;
-        *out_size = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + (size_t)size + closing);
-    } else {
-        PyErr_SetString(PyExc_ValueError, "the address does not fit its family");
-        return -1;
-    }
-    return 0;
-}
-
-static int read_sources(struct settings *settings, int family, const char *bytes, Py_ssize_t size,
-                        unsigned scope) {
-    Py_ssize_t width = family == AF_INET ? 4 : 16;
-    if (size == 0)
-        return 0;
-    if (family == AF_UNIX || size % width != 0) {
-        PyErr_SetString(PyExc_ValueError, "the sources do not fit the address's family");
-        return -1;
-    }
-    settings->source_count = (size_t)(size / width);
-    settings->sources = calloc(settings->source_count, sizeof *settings->sources);
-    if (settings->sources == NULL) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    for (size_t i = 0; i < settings->source_count; i++)
-        if (read_address(&settings->sources[i], &settings->source_size, family,
-                         bytes + (Py_ssize_t)i * width, width, 0, scope) < 0)
-            return -1;
-    return 0;
-}
-
-static int check_settings(const struct settings *settings, int mode) {
-    const char *wrong = NULL;
-    if (mode < 0 || mode >= MODES)
-        wrong = "mode";
-    else if (settings->connection_count < 1 || settings->connection_count > 1u << 24)
-        wrong = "connections";
-    else if (settings->connects_at_once < 1)
-        wrong = "connects_at_once";
-    else if (settings->length < 1 || settings->length > 1u << 30)
-        wrong = "length";
-    else if (settings->depth < 1)
-        wrong = "depth";
-    else if (settings->schedule_step < 1)
-        wrong = "schedule";
-    else if (!(settings->interval_ns >= 0))
-        wrong = "interval_ns";
-    else if (settings->datagrams && mode != MODE_CLOSED && mode != MODE_OPEN)
-        wrong = "datagrams";
-    else if (settings->datagrams && settings->line)
-        wrong = "line";
-    else if (settings->reconnect &&
-             (settings->datagrams || (mode != MODE_CLOSED && mode != MODE_OPEN)))
-        wrong = "reconnect";
-    else if (settings->datagrams &&
-             (settings->length < PAYLOAD_HEADER_BYTES || settings->length > BUFFER_BYTES))
-        wrong = "length";
-    if (wrong == NULL)
-        return 0;
-    PyErr_Format(PyExc_ValueError, "%s is out of range", wrong);
-    return -1;
-}
-
 static int client_object_init(PyObject *self, PyObject *arguments, PyObject *keywords) {
-    static char *names[] = {
-        "mode",         "family",      "address",          "port",          "scope",     "sources",
-        "first_number", "connections", "connects_at_once", "seed",          "length",    "depth",
-        "timeout_ns",   "interval_ns", "schedule_first",   "schedule_step", "datagrams", "line",
-        "verify",       "spin",        "close_by_reset",   "reconnect",     "keep_ends", NULL};
-    struct settings settings = {0};
-    int mode, family, port, datagrams, line, verify, spin, close_by_reset, reconnect, keep_ends;
-    unsigned scope;
-    const char *address, *sources;
-    Py_ssize_t address_size, sources_size;
-    unsigned long long timeout_ns, first, step;
-    if (!PyArg_ParseTupleAndKeywords(
-            arguments, keywords, "$iiy#iIy#IIIIIIKdKKppppppp:Client", names, &mode, &family,
-            &address, &address_size, &port, &scope, &sources, &sources_size, &settings.first_number,
-            &settings.connection_count, &settings.connects_at_once, &settings.seed,
-            &settings.length, &settings.depth, &timeout_ns, &settings.interval_ns, &first, &step,
-            &datagrams, &line, &verify, &spin, &close_by_reset, &reconnect, &keep_ends))
-        return -1;
     struct client_object *object = (struct client_object *)self;
+    struct settings settings = {0};
     if (object->is_initialised) {
-        PyErr_SetString(PyExc_RuntimeError, "a client is set up once");
+        PyErr_SetString(PyExc_RuntimeError, "a client is initialised once");
         return -1;
     }
-    settings.mode = (enum mode)mode;
-    settings.timeout_ns = timeout_ns;
-    settings.schedule_first = first;
-    settings.schedule_step = step;
-    settings.datagrams = datagrams != 0;
-    settings.line = line != 0;
-    settings.verify = verify != 0;
-    settings.spin = spin != 0;
-    settings.close_by_reset = close_by_reset != 0;
-    settings.reconnect = reconnect != 0;
-    settings.keep_ends = keep_ends != 0 && family != AF_UNIX && !datagrams;
-    if (check_settings(&settings, mode) < 0 ||
-        read_address(&settings.server, &settings.server_size, family, address, address_size, port,
-                     scope) < 0)
+    if (client_arguments_read(arguments, keywords, &settings) < 0)
         return -1;
-    if (read_sources(&settings, family, sources, sources_size, scope) < 0) {
-        free(settings.sources);
-        return -1;
-    }
     int result = client_init(&object->client, &settings);
     object->is_initialised = 1;
     if (result < 0) {
@@ -164,20 +48,21 @@ static void client_object_dealloc(PyObject *self) {
 
 /* ---- methods ------------------------------------------------------------------------------- */
 
-/* A call that runs the client: one at a time, without the GIL. */
+/* Begins a call that no other may overlap. Returns 0, or -1 with RuntimeError set. */
 static int enter(PyObject *self) {
     struct client_object *object = (struct client_object *)self;
     if (!object->is_initialised) {
-        PyErr_SetString(PyExc_RuntimeError, "the client was never set up");
+        PyErr_SetString(PyExc_RuntimeError, "the client is not initialised");
         return -1;
     }
     if (!atomic_u32_swap(&object->is_busy, 0, 1)) {
-        PyErr_SetString(PyExc_RuntimeError, "the client is used by another thread");
+        PyErr_SetString(PyExc_RuntimeError, "another thread is using the client");
         return -1;
     }
     return 0;
 }
 
+/* Ends such a call. result: 0, which gives None, or -errno, which raises OSError. */
 static PyObject *leave(PyObject *self, int result) {
     atomic_u32_store(&((struct client_object *)self)->is_busy, 0);
     if (result < 0) {
@@ -187,8 +72,8 @@ static PyObject *leave(PyObject *self, int result) {
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(adopt_doc, "adopt(fd, connect_ns)\n--\n\nTake over a socket as connection 0, on which "
-                        "the first message has been echoed; before open().");
+PyDoc_STRVAR(adopt_doc, "adopt(fd, connect_ns)\n--\n\nTake over a socket as connection 0, before "
+                        "open(). The first message has been echoed on it.");
 
 static PyObject *client_object_adopt(PyObject *self, PyObject *arguments) {
     int fd;
@@ -198,13 +83,13 @@ static PyObject *client_object_adopt(PyObject *self, PyObject *arguments) {
     struct client *client = client_of(self);
     if (client->next_unopened > 0 || client->settings.datagrams) {
         leave(self, 0);
-        PyErr_SetString(PyExc_ValueError, "the client has begun, or is one of datagrams");
+        PyErr_SetString(PyExc_ValueError, "the client has opened connections, or uses datagrams");
         return NULL;
     }
-    return leave(self, client_adopt(client, fd, connect_ns));
+    return leave(self, connecting_adopt(client, fd, connect_ns));
 }
 
-PyDoc_STRVAR(open_doc, "open()\n--\n\nEstablish every connection; return when each is open or has "
+PyDoc_STRVAR(open_doc, "open()\n--\n\nEstablish every connection. Return when each is open or has "
                        "failed.");
 
 static PyObject *client_object_open(PyObject *self, PyObject *Py_UNUSED(ignored)) {
@@ -212,12 +97,12 @@ static PyObject *client_object_open(PyObject *self, PyObject *Py_UNUSED(ignored)
     if (enter(self) < 0)
         return NULL;
     Py_BEGIN_ALLOW_THREADS;
-    result = client_open(client_of(self));
+    result = run_open(client_of(self));
     Py_END_ALLOW_THREADS;
     return leave(self, result);
 }
 
-PyDoc_STRVAR(run_doc, "run(start_ns, measure_ns, end_ns)\n--\n\nRun the workload; return when the "
+PyDoc_STRVAR(run_doc, "run(start_ns, measure_ns, end_ns)\n--\n\nRun the workload. Return when the "
                       "last reply has come or timed out.");
 
 static PyObject *client_object_run(PyObject *self, PyObject *arguments) {
@@ -226,7 +111,7 @@ static PyObject *client_object_run(PyObject *self, PyObject *arguments) {
     if (!PyArg_ParseTuple(arguments, "KKK:run", &start_ns, &measure_ns, &end_ns) || enter(self) < 0)
         return NULL;
     Py_BEGIN_ALLOW_THREADS;
-    result = client_run(client_of(self), start_ns, measure_ns, end_ns);
+    result = run_workload(client_of(self), start_ns, measure_ns, end_ns);
     Py_END_ALLOW_THREADS;
     return leave(self, result);
 }
@@ -245,7 +130,7 @@ static PyObject *client_object_burst(PyObject *self, PyObject *arguments) {
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS;
-    result = client_burst(client_of(self), start_ns, measured != 0);
+    result = run_burst(client_of(self), start_ns, measured != 0);
     Py_END_ALLOW_THREADS;
     return leave(self, result);
 }
@@ -261,14 +146,14 @@ static PyObject *client_object_close(PyObject *self, PyObject *Py_UNUSED(ignored
     return leave(self, 0);
 }
 
-PyDoc_STRVAR(stop_doc, "stop()\n--\n\nMake open, run or burst return soon. Any thread.");
+PyDoc_STRVAR(stop_doc, "stop()\n--\n\nMake open, run and burst return soon. Any thread.");
 
 static PyObject *client_object_stop(PyObject *self, PyObject *Py_UNUSED(ignored)) {
     client_stop(client_of(self));
     Py_RETURN_NONE;
 }
 
-/* Adds one number to a dict; -1 with an exception set on failure. */
+/* Adds one number to a dict. Returns -1 with an exception set on failure. */
 static int set_number(PyObject *dict, const char *name, uint64_t number) {
     PyObject *value = PyLong_FromUnsignedLongLong(number);
     int result = value == NULL ? -1 : PyDict_SetItemString(dict, name, value);
@@ -276,8 +161,8 @@ static int set_number(PyObject *dict, const char *name, uint64_t number) {
     return result;
 }
 
-PyDoc_STRVAR(counters_doc, "counters()\n--\n\nWhat has been counted so far; `errors` by kind. Any "
-                           "thread, at any time.");
+PyDoc_STRVAR(counters_doc, "counters()\n--\n\nReturn the counters by name; `errors` is a dict by "
+                           "kind. Any thread, at any time.");
 
 static PyObject *client_object_counters(PyObject *self, PyObject *Py_UNUSED(ignored)) {
     const struct client_counters *counters = &client_of(self)->counters;
@@ -330,8 +215,8 @@ failed:
     return NULL;
 }
 
-PyDoc_STRVAR(histogram_doc, "histogram(name)\n--\n\nCounter index -> count of one latency, as of "
-                            "now. Any thread, at any time.");
+PyDoc_STRVAR(histogram_doc, "histogram(name)\n--\n\nReturn the counts of one latency by counter "
+                            "index. Any thread, at any time.");
 
 static PyObject *client_object_histogram(PyObject *self, PyObject *name) {
     const char *wanted = PyUnicode_AsUTF8(name);
@@ -359,8 +244,8 @@ static PyObject *client_object_histogram(PyObject *self, PyObject *name) {
 }
 
 PyDoc_STRVAR(samples_doc,
-             "samples()\n--\n\nThe last burst: connect, first echo and response time of each "
-             "connection in ns, as uint64 triples; 0: did not get so far.");
+             "samples()\n--\n\nReturn connect, first echo and response time of each connection in "
+             "the last burst, as triples of uint64 in ns; 0: not reached.");
 
 static PyObject *client_object_samples(PyObject *self, PyObject *Py_UNUSED(ignored)) {
     struct client *client = client_of(self);
@@ -375,9 +260,9 @@ static PyObject *client_object_samples(PyObject *self, PyObject *Py_UNUSED(ignor
     return result;
 }
 
-PyDoc_STRVAR(take_ends_doc, "take_ends()\n--\n\nLocal ends of connections closed with FIN since "
-                            "the last call: 16 bytes of address, 2 of port, 8 of "
-                            "cookie each. One thread.");
+PyDoc_STRVAR(take_ends_doc, "take_ends()\n--\n\nReturn the local ends of connections closed with "
+                            "FIN since the last call: for each 16 bytes of address, 2 of port, 8 "
+                            "of cookie. One thread.");
 
 static PyObject *client_object_take_ends(PyObject *self, PyObject *Py_UNUSED(ignored)) {
     struct client *client = client_of(self);
@@ -391,8 +276,8 @@ static PyObject *client_object_take_ends(PyObject *self, PyObject *Py_UNUSED(ign
     return result;
 }
 
-PyDoc_STRVAR(first_error_doc, "first_error()\n--\n\nThe first error in full, or None; not while "
-                              "the client runs.");
+PyDoc_STRVAR(first_error_doc, "first_error()\n--\n\nReturn the first error in full, or None. Not "
+                              "while the client runs.");
 
 static PyObject *client_object_first_error(PyObject *self, PyObject *Py_UNUSED(ignored)) {
     if (enter(self) < 0)
@@ -427,7 +312,7 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-PyDoc_STRVAR(client_doc, "One thread's share of a workload; the arguments are in _loadgen.pyi.");
+PyDoc_STRVAR(client_doc, "One thread's share of a workload. _loadgen.pyi has the arguments.");
 
 static PyType_Slot slots[] = {
     {Py_tp_doc, (void *)client_doc},

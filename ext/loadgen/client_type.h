@@ -1,4 +1,4 @@
-/* The Python type _loadgen.Client: the only file pair that knows both Python and clients. */
+/* The Python type _loadgen.Client: its methods lock the client and release the GIL. */
 #ifndef KECHO_LOADGEN_CLIENT_TYPE_H
 #define KECHO_LOADGEN_CLIENT_TYPE_H
 

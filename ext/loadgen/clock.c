@@ -5,7 +5,7 @@
 #include <unistd.h>
 
 uint64_t thread_queued_ns(void) {
-    /* Time on a CPU, time in the run queue, slices: Documentation/scheduler/sched-stats.rst. */
+    /* Time on a CPU, time in the run queue, time slices: sched-stats.rst. */
     char text[128];
     int fd = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
     if (fd < 0)

@@ -1,4 +1,4 @@
-/* Time in ns: clock_gettime(2). */
+/* Time in ns, by clock_gettime(2). Any thread. */
 #ifndef KECHO_LOADGEN_CLOCK_H
 #define KECHO_LOADGEN_CLOCK_H
 
@@ -14,15 +14,17 @@ static inline uint64_t clock_read_ns(clockid_t clock) {
     return (uint64_t)now.tv_sec * SECOND_NS + (uint64_t)now.tv_nsec;
 }
 
+/* CLOCK_MONOTONIC. */
 static inline uint64_t now_ns(void) {
     return clock_read_ns(CLOCK_MONOTONIC);
 }
 
+/* CPU time of the calling thread. */
 static inline uint64_t thread_cpu_ns(void) {
     return clock_read_ns(CLOCK_THREAD_CPUTIME_ID);
 }
 
-/* How long the calling thread has been ready to run and waited for a CPU; 0 where the kernel does
+/* Returns how long the calling thread has been ready to run and without a CPU. 0 if the kernel does
  * not say (CONFIG_SCHED_INFO). */
 uint64_t thread_queued_ns(void);
 

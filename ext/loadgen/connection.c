@@ -11,21 +11,22 @@
 
 enum { DATAGRAMS_BUFFER_BYTES = 1 << 20 };
 
+/* Sets the socket's options and binds it. Returns 0 or -errno. */
 static int set_up(int fd, const union address *source, socklen_t source_size, bool is_tcp,
                   bool datagrams) {
     int one = 1, room = DATAGRAMS_BUFFER_BYTES;
-    /* Not for latency: otherwise a message waits for the acknowledgement of the one before. */
+    /* Without it, a message would wait for the acknowledgement of the one before. */
     if (is_tcp && setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) < 0)
         return -errno;
-    /* An urgent byte is a byte of the stream that nobody has asked for: tcp(7). */
+    /* An urgent byte is then read in the stream, where it is found to be wrong: tcp(7). */
     if (!datagrams && setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &one, sizeof one) < 0)
         return -errno;
-    /* Replies that find no room here are lost; net.core.rmem_max may allow less. */
+    /* A reply that does not fit in here is lost. net.core.rmem_max may allow less. */
     if (datagrams && setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &room, sizeof room) < 0)
         return -errno;
     if (source == NULL)
         return 0;
-    /* bind would take a port that no other connection from this address may have; this way
+    /* Otherwise bind takes a port that no other connection from this address can share. This way
      * connect takes one that is free towards this server: ip(7). */
     if (setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one) < 0 ||
         bind(fd, &source->any, source_size) < 0)
@@ -43,7 +44,7 @@ int connection_connect(struct connection *connection, const union address *serve
         return -errno;
     int result = set_up(fd, source, source_size, family != AF_UNIX && !datagrams, datagrams);
     if (result == 0 && connect(fd, &server->any, server_size) < 0)
-        /* Interrupted, it goes on in the background like one that does not block: connect(2). */
+        /* An interrupted connect goes on in the background: connect(2). */
         result = errno == EINTR ? -EINPROGRESS : -errno;
     if (result == 0 || result == -EINPROGRESS)
         connection->fd = fd;

@@ -6,10 +6,11 @@
 #include <sys/socket.h>
 
 #include "clock.h"
-#include "loop.h"
-#include "traffic.h"
+#include "failure.h"
+#include "figures.h"
 
-/* Before the end: the kernel gives the port of a socket back as soon as it is in TIME_WAIT. */
+/* Remembers the connection's local end. Call it before the FIN: a socket in TIME_WAIT has given its
+ * port back to the kernel. */
 static void keep_end(struct client *client, const struct connection *connection) {
     if (!client->settings.keep_ends || client->settings.close_by_reset)
         return;
@@ -39,11 +40,11 @@ static void close_now(struct client *client, struct connection *connection) {
     connection->state = CONNECTION_CLOSED;
 }
 
-/* True when the connection has ended, one way or the other. */
+/* Reads what has come. Returns true when the connection has ended, in whatever way. */
 static bool look(struct client *client, struct connection *connection) {
     ssize_t size = recv(connection->fd, client->buffer, BUFFER_BYTES, 0);
     if (size > 0)
-        traffic_note_error(client, connection, ERROR_EXTRA, 0);
+        failure_note(client, connection, ERROR_EXTRA, 0);
     return size >= 0 || (errno != EAGAIN && errno != EINTR);
 }
 
@@ -74,7 +75,7 @@ int goodbye_wait(struct client *client) {
     struct epoll_event events[EVENTS];
     uint64_t give_up_ns = now_ns() + client->settings.timeout_ns;
     int found = 0;
-    /* What came before is no new edge. */
+    /* What has come already causes no new edge. */
     for (uint32_t i = 0; client->ending > 0 && i < client->settings.connection_count; i++)
         look_for_end(client, &client->connections[i]);
     while (client->ending > 0 && !is_stopped(client) && now_ns() < give_up_ns) {

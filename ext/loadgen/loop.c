@@ -6,27 +6,29 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "clock.h"
+#include "connecting.h"
+#include "figures.h"
 #include "goodbye.h"
 #include "traffic.h"
-#include "udp.h"
 
 #define RETRY_NS (10 * MS)
 
 static void retry_later(struct client *client, struct connection *connection, uint64_t now) {
-    connection->began_ns = 0; /* another connect, not the same one again */
+    connection->began_ns = 0; /* a new connect, whose time begins when it is called */
     client->connecting++;
-    traffic_retry_at(client, connection, now + RETRY_NS);
+    connecting_retry_at(client, connection, now + RETRY_NS);
 }
 
-/* After the peer has ended a connection that another one is to follow: at once if a reply had come
- * on it. What was outstanding is sent again, and its time goes on. */
+/* Replaces a connection that the peer has ended: at once if it had carried a reply, otherwise after
+ * RETRY_NS. What was outstanding is sent again, and its time goes on. */
 static void reconnect(struct client *client, struct connection *connection) {
     uint64_t now = now_ns();
     if (connection->replied == connection->allowed && now >= client->end_ns)
-        return; /* nothing is waited for any more */
+        return; /* there is nothing left to send or to receive */
     count(&client->counters.reconnects, 1);
     if (connection->has_replied) {
-        traffic_connect(client, connection);
+        connecting_begin(client, connection);
         return;
     }
     retry_later(client, connection, now);
@@ -39,7 +41,7 @@ void loop_after_turn(struct client *client, struct connection *connection) {
     bool more = mode == MODE_CONNECT && !is_stopped(client) && now_ns() < client->end_ns;
     if (connection->state == CONNECTION_DONE) {
         count(&client->counters.open_now, (uint64_t)-1);
-        /* Where the next connect follows, it does not wait for the peer's end. */
+        /* Where the next connect follows, it does not wait for the peer's FIN. */
         if (more || client->settings.close_by_reset)
             goodbye_close(client, connection);
         else
@@ -50,7 +52,7 @@ void loop_after_turn(struct client *client, struct connection *connection) {
     if (!more)
         return;
     if (connection->state == CONNECTION_CLOSED)
-        traffic_connect(client, connection);
+        connecting_begin(client, connection);
     if (connection->state == CONNECTION_FAILED)
         retry_later(client, connection, now_ns());
 }
@@ -60,7 +62,7 @@ static void handle_event(struct client *client, const struct epoll_event *event)
     if (connection->state == CONNECTION_CONNECTING) {
         if ((event->events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) == 0)
             return;
-        traffic_finish_connect(client, connection);
+        connecting_finish(client, connection);
     }
     if (connection->state == CONNECTION_OPEN) {
         bool more = false;
@@ -78,7 +80,7 @@ static void handle_event(struct client *client, const struct epoll_event *event)
     loop_after_turn(client, connection);
 }
 
-/* A turn for each connection that had more to do. */
+/* Gives each connection on the ready list a turn. */
 static void serve_ready(struct client *client) {
     for (uint32_t turns = client->ready_count; turns > 0; turns--) {
         struct connection *connection = &client->connections[client->ready[client->ready_first]];
@@ -87,7 +89,7 @@ static void serve_ready(struct client *client) {
         connection->is_ready = false;
         if (connection->state != CONNECTION_OPEN)
             continue;
-        /* Not knowing why it stopped, read until the kernel says that there is no more. */
+        /* Why it stopped is not known: read until the kernel says that there is no more. */
         bool more = traffic_receive(client, connection, true);
         if (connection->state == CONNECTION_OPEN) {
             more |= traffic_send(client, connection);
@@ -98,45 +100,7 @@ static void serve_ready(struct client *client) {
     }
 }
 
-static bool is_waiting_for_reply(const struct connection *connection) {
-    return connection->replied < connection->sent || connection->sent_bytes > 0;
-}
-
-static bool has_waited_too_long(const struct client *client, const struct connection *connection,
-                                uint64_t now, uint64_t timeout_ns) {
-    bool waits = is_waiting_for_reply(connection) ||
-                 (client->settings.reconnect && connection->replied < connection->allowed);
-    return waits && now > connection->moved_ns && now - connection->moved_ns > timeout_ns;
-}
-
-static void tick_connecting(struct client *client, struct connection *connection, uint64_t now,
-                            uint64_t timeout_ns) {
-    bool is_retry = connection->state == CONNECTION_RETRY;
-    bool is_waited_for = connection->replied < connection->allowed;
-    if (is_retry && connection->began_ns == 0 &&
-        ((now >= client->end_ns && !is_waited_for) || is_stopped(client))) {
-        connection->state = CONNECTION_FAILED;
-        client->connecting--;
-        return;
-    }
-    if (is_retry && now >= connection->retry_ns) {
-        if (connection->began_ns == 0)
-            connection->began_ns = now;
-        traffic_try_connect(client, connection);
-    } else if (is_retry && connection->retry_ns < client->tick_ns) {
-        client->tick_ns = connection->retry_ns;
-    }
-    if (connection->state == CONNECTION_CONNECTING || connection->state == CONNECTION_RETRY) {
-        uint64_t began_ns = connection->began_ns;
-        if (began_ns != 0 && now > began_ns && now - began_ns > timeout_ns)
-            traffic_fail(client, connection, ERROR_CONNECT_TIMEOUT, 0);
-        else if (has_waited_too_long(client, connection, now, timeout_ns))
-            traffic_fail(client, connection, ERROR_TIMEOUT, 0);
-    }
-    loop_after_turn(client, connection);
-}
-
-/* Ends what has waited too long, tries again what was to be tried again. */
+/* Gives up what has waited too long, and calls connect where a retry is due. */
 static void tick(struct client *client, uint64_t now) {
     uint64_t timeout_ns = client->settings.timeout_ns;
     if (is_stopped(client) && timeout_ns > STOP_NS)
@@ -145,14 +109,13 @@ static void tick(struct client *client, uint64_t now) {
     for (uint32_t i = 0; i < client->settings.connection_count; i++) {
         struct connection *connection = &client->connections[i];
         if (connection->state == CONNECTION_CONNECTING || connection->state == CONNECTION_RETRY)
-            tick_connecting(client, connection, now, timeout_ns);
-        else if (client->settings.datagrams)
-            udp_tick(client, connection, now);
-        else if (connection->state == CONNECTION_OPEN &&
-                 has_waited_too_long(client, connection, now, timeout_ns)) {
-            traffic_fail(client, connection, traffic_kind_of_ending(connection, ERROR_TIMEOUT), 0);
+            connecting_tick(client, connection, now, timeout_ns);
+        else if (connection->state == CONNECTION_OPEN)
+            traffic_tick(client, connection, now, timeout_ns);
+        else
+            continue;
+        if (connection->state != CONNECTION_OPEN)
             loop_after_turn(client, connection);
-        }
     }
 }
 
@@ -164,7 +127,8 @@ void loop_note_turn(struct client *client, uint64_t now) {
         atomic_u64_store_relaxed(&client->counters.away_ns, now - client->turn_ns);
 }
 
-/* Waits for events, at most until `until_ns`. Their number, 0 after an interruption, or -errno. */
+/* Waits for events, until `until_ns` at most. Returns how many there are, 0 after a signal, or
+ * -errno. */
 static int wait_for_events(struct client *client, struct epoll_event *events, uint64_t until_ns) {
     uint64_t now = now_ns();
     loop_note_turn(client, now);
@@ -176,16 +140,16 @@ static int wait_for_events(struct client *client, struct epoll_event *events, ui
         struct timespec timeout = timespec_of(wait_ns);
         found = (int)syscall(SYS_epoll_pwait2, client->epoll_fd, events, EVENTS, &timeout, NULL,
                              (size_t)0);
-        if (found < 0 && errno == EPERM) /* a seccomp filter that does not know it */
+        if (found < 0 && errno == EPERM) /* a seccomp filter older than the call */
             errno = ENOSYS;
         client->no_pwait2 = found < 0 && errno == ENOSYS;
     }
-    /* Rounded down: the last millisecond is polled away, so that no message is late. */
+    /* Rounded down: the last millisecond is spent polling, so that no message is late. */
     if (found < 0 && errno == ENOSYS)
         found = epoll_wait(client->epoll_fd, events, EVENTS, (int)(wait_ns / MS));
     if (found < 0 && errno != EINTR)
         return -errno;
-    /* A later wake-up than was asked for is the client's own. */
+    /* If the wake-up is later than was asked for, the client itself is late. */
     uint64_t woken = now_ns();
     client->turn_ns = woken < now + wait_ns ? woken : now + wait_ns;
     if (found == 0 && client->settings.spin && !client->opening)

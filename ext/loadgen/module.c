@@ -1,4 +1,4 @@
-/* The module kecho.bench._loadgen: what it holds, and nothing else. */
+/* The module kecho.bench._loadgen: its functions, its type and its constants. */
 #include <Python.h>
 
 #include "client.h"
@@ -6,8 +6,9 @@
 #include "histogram.h"
 #include "payload.h"
 
-PyDoc_STRVAR(histogram_index_doc, "histogram_index(value_ns)\n--\n\nThe counter that a value is "
-                                  "recorded in.");
+PyDoc_STRVAR(histogram_index_doc,
+             "histogram_index(value_ns)\n--\n\nReturn the index of the counter "
+             "that a value is recorded in.");
 
 static PyObject *module_histogram_index(PyObject *Py_UNUSED(module), PyObject *value) {
     unsigned long long value_ns = PyLong_AsUnsignedLongLong(value);
@@ -17,8 +18,8 @@ static PyObject *module_histogram_index(PyObject *Py_UNUSED(module), PyObject *v
         histogram_index(value_ns < HISTOGRAM_HIGHEST ? value_ns : HISTOGRAM_HIGHEST));
 }
 
-PyDoc_STRVAR(payload_doc, "payload(seed, connection, sequence, length, line=False)\n--\n\nThe "
-                          "bytes of one message.");
+PyDoc_STRVAR(payload_doc, "payload(seed, connection, sequence, length, line=False)\n--\n\nReturn "
+                          "the bytes of one message.");
 
 static PyObject *module_payload(PyObject *Py_UNUSED(module), PyObject *arguments) {
     struct message message;
@@ -41,7 +42,8 @@ static PyMethodDef functions[] = {
     {NULL, NULL, 0, NULL},
 };
 
-/* A tuple of names, in the order of their enum. */
+/* Adds a tuple of names to the module, in the order of their enum. Returns -1 with an exception set
+ * on failure. */
 static int add_names(PyObject *module, const char *name, const char *const *names, size_t count) {
     PyObject *tuple = PyTuple_New((Py_ssize_t)count);
     for (size_t i = 0; tuple != NULL && i < count; i++) {

@@ -5,7 +5,7 @@
 
 enum { WORD = 8 };
 
-/* Odd constants with well spread bits: multiplication by them loses nothing. */
+/* Odd constants with well spread bits: multiplying by an odd number loses no bit. */
 #define SPREAD_SEQUENCE UINT64_C(0x9E3779B97F4A7C15)
 #define SPREAD_CONNECTION UINT64_C(0xC2B2AE3D27D4EB4F)
 #define SPREAD_WORD UINT64_C(0xD6E8FEB86659FD93)
@@ -13,7 +13,7 @@ enum { WORD = 8 };
 /* What all words of a message have in common. */
 struct pattern {
     uint64_t first, second, base;
-    uint64_t kept, added; /* of each word: what makes a line's bytes printable */
+    uint64_t kept, added; /* applied to each word to make a line's bytes printable */
 };
 
 static inline bool has_header(const struct message *message) {
@@ -109,7 +109,7 @@ enum payload_fault payload_classify(const uint8_t *bytes, const struct message *
     if (offset != 0 || size < PAYLOAD_HEADER_BYTES || !has_header(message))
         return PAYLOAD_CORRUPT;
 
-    /* The header may name another message; it is believed if all bytes are that message's. */
+    /* The header may name another message. It counts only if all bytes are that message's. */
     struct message other = *message;
     uint64_t origin;
     memcpy(&other.sequence, bytes, WORD);

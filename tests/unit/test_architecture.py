@@ -202,6 +202,15 @@ def test_a_native_part_shares_only_kernel_and_common_with_the_others() -> None:
         assert not own & set(named), path
 
 
+def test_no_pair_of_c_files_includes_itself_by_way_of_others() -> None:
+    graph: dict[Path, set[Path]] = {}
+    for path in native_sources(".c", ".h"):
+        named = re.findall(r'^#include "([^"]+)"', path.read_text(), re.M)
+        pairs = {(path.parent / name).with_suffix("") for name in named}
+        graph.setdefault(path.with_suffix(""), set()).update(pairs - {path.with_suffix("")})
+    assert list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
+
+
 def test_nothing_native_takes_the_gil() -> None:
     for path in native_sources(".pyx", ".pxd"):
         assert not re.search(r"\bwith\s+gil\b", without_comments(path)), path

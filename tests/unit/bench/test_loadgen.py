@@ -110,13 +110,13 @@ def test_datagrams_are_for_two_modes_and_lengths_that_fit(wrong: dict[str, int])
 
 def test_a_client_that_is_set_up_twice_says_so() -> None:
     client = _loadgen.Client(**ARGUMENTS)
-    with pytest.raises(RuntimeError, match="set up once"):
+    with pytest.raises(RuntimeError, match="initialised once"):
         client.__init__(**ARGUMENTS)  # type: ignore[misc]
 
 
 def test_a_client_that_was_never_set_up_does_nothing() -> None:
     client = _loadgen.Client.__new__(_loadgen.Client)
-    with pytest.raises(RuntimeError, match="never set up"):
+    with pytest.raises(RuntimeError, match="not initialised"):
         client.open()
     assert client.counters()["opened"] == 0
     with pytest.raises(ValueError, match="no latency"):

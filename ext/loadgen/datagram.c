@@ -1,51 +1,62 @@
-#include "udp.h"
+#include "datagram.h"
 
 #include <endian.h>
 #include <errno.h>
 #include <string.h>
 
 #include "clock.h"
-#include "traffic.h"
+#include "failure.h"
+#include "figures.h"
+#include "message.h"
 
 enum {
     DATAGRAMS_A_TURN = 64,
-    REMEMBERED = 64, /* settled messages of which is known whether they were lost */
+    REMEMBERED = 64, /* settled messages of which `lost` says whether they were lost */
 };
-#define ANSWERED UINT64_MAX /* in place of the time when it was sent */
+#define ANSWERED UINT64_MAX /* as a stamp's sent_ns: the reply has come */
 
-/* ---- messages that are waited for ------------------------------------------------------------ */
+/* ---- the window: messages that are outstanding ----------------------------------------------- */
 
 static void settle_first(struct connection *connection, bool was_lost) {
     connection->lost = connection->lost << 1 | was_lost;
     connection->replied++;
 }
 
-/* Goes on to the first message that has not been answered. */
+/* Settles the messages up to the first one that has not been answered. */
 static void settle_answered(struct connection *connection) {
     while (connection->replied < connection->sent &&
            connection_stamp(connection, connection->replied)->sent_ns == ANSWERED)
         settle_first(connection, false);
 }
 
-/* Closed loop: the next message, in the place of one that was answered or lost. */
-static void go_on(struct client *client, struct connection *connection, uint64_t now) {
+/* Closed loop: allows a message in the place of one that was answered or lost. */
+static void allow_next(struct client *client, struct connection *connection, uint64_t now) {
     if (client->settings.mode == MODE_CLOSED && now < client->end_ns && !is_stopped(client))
-        traffic_allow(client, connection, now);
+        datagram_allow(client, connection, now);
 }
 
-void udp_lose_first(struct client *client, struct connection *connection, uint64_t now) {
+/* Loses the oldest outstanding message. The caller has checked that there is one: sent > replied.
+ */
+static void lose_first(struct client *client, struct connection *connection, uint64_t now) {
     if (is_in_the_figures(client, connection, connection_stamp(connection, connection->replied)))
         count(&client->counters.lost, 1);
     client->pending--;
     connection->outstanding--;
     settle_first(connection, true);
     settle_answered(connection);
-    go_on(client, connection, now);
+    allow_next(client, connection, now);
 }
 
-void udp_tick(struct client *client, struct connection *connection, uint64_t now) {
-    if (is_stopped(client)) /* what is under way is not lost: nobody waits for it */
-        return;
+void datagram_allow(struct client *client, struct connection *connection, uint64_t due_ns) {
+    while (connection->allowed - connection->replied >= MOST_STAMPS &&
+           connection->replied < connection->sent)
+        lose_first(client, connection, now_ns());
+    message_allow(client, connection, due_ns);
+}
+
+bool datagram_lose_overdue(struct client *client, struct connection *connection, uint64_t now) {
+    if (is_stopped(client)) /* the client no longer waits, so nothing counts as lost */
+        return false;
     bool has_lost = false;
     while (connection->state == CONNECTION_OPEN && connection->replied < connection->sent) {
         uint64_t sent_ns = connection_stamp(connection, connection->replied)->sent_ns;
@@ -55,22 +66,21 @@ void udp_tick(struct client *client, struct connection *connection, uint64_t now
                 client->tick_ns = lost_ns;
             break;
         }
-        udp_lose_first(client, connection, now);
+        lose_first(client, connection, now);
         has_lost = true;
     }
-    if (has_lost && connection->state == CONNECTION_OPEN)
-        traffic_send_more(client, connection);
+    return has_lost && connection->state == CONNECTION_OPEN;
 }
 
-void udp_give_up(struct client *client) {
+void datagram_give_up(struct client *client) {
     for (uint32_t i = 0; i < client->settings.connection_count; i++) {
         struct connection *connection = &client->connections[i];
         for (unsigned turn = 0; turn < DATAGRAMS_A_TURN && connection->state == CONNECTION_OPEN;
              turn++)
-            if (!udp_receive(client, connection, true))
+            if (!datagram_receive(client, connection, true))
                 break;
         while (connection->state == CONNECTION_OPEN && connection->replied < connection->sent)
-            udp_lose_first(client, connection, UINT64_MAX);
+            lose_first(client, connection, UINT64_MAX);
     }
 }
 
@@ -88,7 +98,7 @@ static void note_sent(struct client *client, struct connection *connection, uint
         count(&client->counters.bytes_sent, client->settings.length);
 }
 
-bool udp_send(struct client *client, struct connection *connection) {
+bool datagram_send(struct client *client, struct connection *connection) {
     for (unsigned turn = 0; turn < DATAGRAMS_A_TURN; turn++) {
         if (connection->state != CONNECTION_OPEN || connection->wants_room ||
             connection->sent == connection->allowed ||
@@ -97,23 +107,23 @@ bool udp_send(struct client *client, struct connection *connection) {
         struct message message = message_of(client, connection, connection->sent);
         payload_fill(client->buffer, &message, 0, message.length);
         uint64_t now = now_ns();
-        /* ENOBUFS: it has gone as far as a queue that was full, and is lost there. */
+        /* ENOBUFS: a full queue on this host has dropped it. It counts as sent, and as lost. */
         if (send(connection->fd, client->buffer, message.length, MSG_NOSIGNAL) >= 0 ||
             errno == ENOBUFS)
             note_sent(client, connection, now);
         else if (errno == EAGAIN)
             connection->wants_room = true;
-        else if (errno == ECONNREFUSED) /* ICMP has answered an earlier message */
-            traffic_fail(client, connection, ERROR_REFUSED, errno);
+        else if (errno == ECONNREFUSED) /* an ICMP error for an earlier message */
+            failure_end(client, connection, ERROR_REFUSED, errno);
         else if (errno != EINTR)
-            traffic_fail(client, connection, ERROR_OTHER, errno);
+            failure_end(client, connection, ERROR_OTHER, errno);
     }
     return true;
 }
 
 /* ---- replies --------------------------------------------------------------------------------- */
 
-/* The message that a datagram says it is. */
+/* Returns the message that a datagram's header names. */
 static struct message message_named_by(const struct client *client, const uint8_t *bytes) {
     uint64_t sequence, origin;
     memcpy(&sequence, bytes, sizeof sequence);
@@ -125,21 +135,21 @@ static struct message message_named_by(const struct client *client, const uint8_
                             .length = client->settings.length};
 }
 
-/* Bytes that are no reply to anything this connection has sent. */
+/* Counts a datagram that is no reply to any message of this connection. */
 static void note_wrong(struct client *client, struct connection *connection, enum error_kind kind,
                        const struct message *named, const uint8_t *bytes, uint32_t size) {
     bool is_first = !client->first_error.happened;
-    traffic_note_error(client, connection, kind, 0);
+    failure_note(client, connection, kind, 0);
     if (!is_first)
         return;
     struct first_error *first = &client->first_error;
     first->offset = size;
     if (kind == ERROR_SHORT || kind == ERROR_EXTRA)
         return;
-    bool is_waited_for =
+    bool is_in_window =
         named->sequence >= connection->replied && named->sequence < connection->sent;
     struct message expected =
-        message_of(client, connection, is_waited_for ? named->sequence : connection->replied);
+        message_of(client, connection, is_in_window ? named->sequence : connection->replied);
     if (payload_classify(bytes, &expected, 0, size, &first->offset) == PAYLOAD_RIGHT)
         return;
     first->sequence = expected.sequence;
@@ -148,7 +158,7 @@ static void note_wrong(struct client *client, struct connection *connection, enu
     first->found = bytes[first->offset];
 }
 
-/* A reply to a message that is settled already. */
+/* Counts a reply to a message that has been settled. */
 static void take_settled(struct client *client, struct connection *connection, uint64_t sequence) {
     uint64_t age = connection->replied - 1 - sequence;
     uint64_t bit = age < REMEMBERED ? UINT64_C(1) << age : 0;
@@ -157,6 +167,7 @@ static void take_settled(struct client *client, struct connection *connection, u
     count(is_late ? &client->counters.late : &client->counters.duplicates, 1);
 }
 
+/* Counts a reply to a message of the window, which may have been answered before. */
 static void take_reply(struct client *client, struct connection *connection, uint64_t sequence,
                        uint64_t now) {
     struct stamp *place = connection_stamp(connection, sequence);
@@ -182,9 +193,10 @@ static void take_reply(struct client *client, struct connection *connection, uin
         record(client, LATENCY_SERVICE, now - stamp.sent_ns);
         put_in_the_figures(client);
     }
-    go_on(client, connection, now);
+    allow_next(client, connection, now);
 }
 
+/* Finds out what a datagram is, and counts it. */
 static void take(struct client *client, struct connection *connection, const uint8_t *bytes,
                  uint32_t size, uint64_t now) {
     uint32_t length = client->settings.length;
@@ -206,9 +218,9 @@ static void take(struct client *client, struct connection *connection, const uin
         take_reply(client, connection, named.sequence, now);
 }
 
-bool udp_receive(struct client *client, struct connection *connection, bool to_end) {
+bool datagram_receive(struct client *client, struct connection *connection, bool to_end) {
     for (unsigned turn = 0; turn < DATAGRAMS_A_TURN; turn++) {
-        /* What may stand behind the last reply is a duplicate, which is read before the next. */
+        /* Behind the last reply only a duplicate can be queued; the next turn reads it. */
         if (connection->outstanding == 0 && !to_end)
             return false;
         ssize_t size = recv(connection->fd, client->buffer, BUFFER_BYTES, 0);
@@ -217,8 +229,8 @@ bool udp_receive(struct client *client, struct connection *connection, bool to_e
         if (size < 0 && errno == EAGAIN)
             return false;
         if (size < 0) {
-            traffic_fail(client, connection, errno == ECONNREFUSED ? ERROR_REFUSED : ERROR_OTHER,
-                         errno);
+            failure_end(client, connection, errno == ECONNREFUSED ? ERROR_REFUSED : ERROR_OTHER,
+                        errno);
             return false;
         }
         uint64_t now = now_ns();
