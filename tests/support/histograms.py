@@ -8,13 +8,8 @@ from fractions import Fraction
 from hdrh.histogram import HdrHistogram
 from hypothesis import strategies as st
 
-from kecho.bench.results.histogram import (
-    COUNTS_LENGTH,
-    HIGHEST,
-    LOWEST,
-    SIGNIFICANT_DIGITS,
-    Histogram,
-)
+from kecho.bench.results.buckets import COUNTS_LENGTH, HIGHEST, LOWEST, SIGNIFICANT_DIGITS
+from kecho.bench.results.histogram import Histogram
 
 LONG_MAX = 2**63 - 1
 

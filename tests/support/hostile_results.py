@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kecho.bench import Histogram, Verdict
-from kecho.bench.results.histogram import COUNTS_LENGTH
+from kecho.bench.results.buckets import COUNTS_LENGTH
 from kecho.bench.results.result import Interval, Round
 from support.faultless_run import result
 

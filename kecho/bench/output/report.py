@@ -10,7 +10,7 @@ from typing import Any
 from ...command import plural
 from ...printable import one_line
 from ..amounts import duration_text, rate_text, size_text
-from ..results.histogram import write_hlog
+from ..results.hlog import write_hlog
 from ..results.result import Result
 
 __all__ = ["PERCENTILES", "text", "to_csv", "to_hgrm", "to_hlog", "to_txt"]

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ...printable import json_text
-from . import reading
+from . import hdr, reading
 from .histogram import Histogram
 from .together import check_alike
 
@@ -351,9 +351,7 @@ def _round_from_dict(data: Any, budget: reading.Budget) -> Round:
 
 
 def _latency_from_summary(data: Any, budget: reading.Budget) -> Histogram:
-    budget.take_histogram(
-        Histogram.size_of(reading.text(data["hdr"], "hdr", reading.HISTOGRAM_MOST))
-    )
+    budget.take_histogram(hdr.size_of(reading.text(data["hdr"], "hdr", reading.HISTOGRAM_MOST)))
     return Histogram.from_summary(data)
 
 
@@ -367,7 +365,7 @@ def _interval_from_dict(data: Any, budget: reading.Budget | None) -> Interval:
         reading.text(data["hdr"], "series.hdr", reading.HISTOGRAM_MOST),
     )
     if budget is not None:
-        budget.take_histogram(Histogram.size_of(interval.hdr))
+        budget.take_histogram(hdr.size_of(interval.hdr))
         Histogram.decode(interval.hdr)
     return interval
 

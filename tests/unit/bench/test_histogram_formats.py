@@ -15,15 +15,15 @@ from hdrh.log import HistogramLogReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kecho.bench.results.histogram import (
+from kecho.bench.results.buckets import (
     COUNTS_LENGTH,
     HIGHEST,
     LOWEST,
-    Histogram,
     highest_equivalent,
     index_of,
-    write_hlog,
 )
+from kecho.bench.results.histogram import Histogram
+from kecho.bench.results.hlog import write_hlog
 from support.histograms import HISTOGRAM, LONG_MAX, VALUES, exact_rank, theirs
 
 pytestmark = pytest.mark.python_only

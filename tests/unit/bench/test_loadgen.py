@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kecho.bench import _loadgen
-from kecho.bench.results.histogram import HIGHEST, index_of
+from kecho.bench.results.buckets import HIGHEST, index_of
 
 ARGUMENTS = {
     "mode": _loadgen.MODES.index("closed"),

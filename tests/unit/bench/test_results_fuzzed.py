@@ -11,7 +11,7 @@ import pytest
 from kecho.bench import Histogram, Result
 from kecho.bench.output import page, plot, report
 from kecho.bench.results import compare
-from kecho.bench.results.histogram import COUNTS_LENGTH
+from kecho.bench.results.buckets import COUNTS_LENGTH
 from kecho.bench.results.result import dump, load
 from support.fuzzing import Fuzz
 from support.hostile_results import (
