@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from kecho.bench.output.plot import set_log
+from kecho.bench.output.axes import set_log
 
 from .measure import Measured
 from .summary import figure

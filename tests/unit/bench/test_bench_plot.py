@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kecho.bench import Histogram, Result, Verdict, Workload, subcommands
-from kecho.bench.output import page, plot
+from kecho.bench.output import axes, page, panels, plot
 from kecho.bench.results.result import Interval
 
 pytestmark = pytest.mark.python_only
@@ -60,29 +60,29 @@ def names(axis: Any) -> list[str]:
 
 
 def test_the_rate_over_time_has_room_above_and_p99_is_named(axis: Any) -> None:
-    plot._over_time(axis, [result("open")])
+    panels.over_time(axis, [result("open")])
     assert axis.get_ylim() == (0, pytest.approx(5.5))
     assert names(axis) == ["echoes/s", "p99"]
 
 
 def test_a_stream_shows_bytes_over_time_and_no_time_to_connect(axis: Any) -> None:
     one = result("stream")
-    assert plot._panels([one]) == [plot._over_time]
-    plot._over_time(axis, [one])
+    assert plot._panels([one]) == [panels.over_time]
+    panels.over_time(axis, [one])
     assert axis.get_ylabel() == "MB/s each way"
     assert list(axis.lines[0].get_ydata()) == [1000.0] * 3
 
 
 def test_repeats_are_drawn_over_time_each_under_one_name(axis: Any) -> None:
     repeats = Result.merge([result(), result(), result()])
-    assert plot._over_time in plot._panels([repeats])
-    plot._over_time(axis, [repeats, result("open")])
+    assert panels.over_time in plot._panels([repeats])
+    panels.over_time(axis, [repeats, result("open")])
     assert len(axis.lines) == 4
     assert len(names(axis)) == 2
 
 
 def test_a_result_without_a_line_has_no_name(axis: Any) -> None:
-    plot._over_time(axis, [result(), result(series=())])
+    panels.over_time(axis, [result(), result(series=())])
     assert len(names(axis)) == len(axis.lines) == 1
 
 
@@ -92,29 +92,29 @@ def step(name: str, rate: float, reached: float) -> Result:
 
 
 def test_files_are_told_apart_by_their_names(axis: Any) -> None:
-    plot._percentiles(axis, [result(name="before"), result(name="after")])
+    panels.percentiles(axis, [result(name="before"), result(name="after")])
     assert names(axis) == ["before", "after"]
 
 
 def test_steps_of_files_are_told_by_both(axis: Any) -> None:
     steps = [step("a", 0.2, 1), step("a", 0.4, 1), step("b", 0.2, 1)]
-    plot._percentiles(axis, steps)
+    panels.percentiles(axis, steps)
     assert names(axis) == ["a, 0.2/s", "a, 0.4/s", "b"]
 
 
 def test_each_file_has_a_line_against_throughput(axis: Any) -> None:
-    plot._against_throughput(axis, [step("a", 10, 10), step("b", 10, 10), step("a", 20, 20)])
+    panels.against_throughput(axis, [step("a", 10, 10), step("b", 10, 10), step("a", 20, 20)])
     assert [len(line.get_xdata()) for line in axis.lines] == [2, 2, 2, 1, 1, 1]
 
 
 def test_beyond_saturation_the_line_turns_back(axis: Any) -> None:
     reached = {4000.0: 3500.0, 1000.0: 1000.0, 3000.0: 3000.0, 8000.0: 2000.0, 2000.0: 2000.0}
-    plot._against_throughput(axis, [step("", *pair) for pair in reached.items()])
+    panels.against_throughput(axis, [step("", *pair) for pair in reached.items()])
     assert list(axis.lines[0].get_xdata()) == [1.0, 2.0, 3.0, 3.5, 2.0]
 
 
 def test_twenty_steps_have_twenty_colours(axis: Any) -> None:
-    plot._percentiles(axis, [step("", 1000.0 * n, 1000.0 * n) for n in range(1, 21)])
+    panels.percentiles(axis, [step("", 1000.0 * n, 1000.0 * n) for n in range(1, 21)])
     colours = {matplotlib.colors.to_hex(line.get_color()) for line in axis.lines}
     assert len(colours) == len(axis.lines) == 20
 
@@ -145,7 +145,7 @@ def test_unlike_machines_are_named() -> None:
 @pytest.mark.parametrize("values", [(0.3, 0.9), (150.0, 700.0), (0.01, 200.0)])
 def test_ticks_are_plain_numbers(axis: Any, values: tuple[float, float]) -> None:
     axis.plot([1, 2], values)
-    plot.set_log(axis, "y")
+    axes.set_log(axis, "y")
     axis.figure.canvas.draw()
     shown = [
         tick.get_text()

@@ -64,7 +64,8 @@ def test_buckets_are_those_of_the_package() -> None:
 
 @pytest.mark.parametrize("value", [-1, END, 2**64])
 def test_a_value_without_a_bucket(value: int) -> None:
-    with pytest.raises(ValueError, match=rf"^a value in ns must be 0 to {END - 1} \(got {value}\)$"):
+    reason = rf"^a value in ns must be 0 to {END - 1} \(got {value}\)$"
+    with pytest.raises(ValueError, match=reason):
         index_of(value)
 
 
