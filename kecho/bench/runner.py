@@ -17,8 +17,9 @@ from .processes import ProcessCrew
 from .procfs import exists
 from .results import verdict
 from .results.histogram import Histogram
-from .results.result import Interval, Result, Round
-from .results.series import Series
+from .results.result import Result
+from .results.rounds import Round
+from .results.series import Interval, Series
 from .target import Target
 from .timewait import Sweeper
 from .witness import Observation, Witness, pid_listening_at

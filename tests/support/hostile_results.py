@@ -11,7 +11,8 @@ from typing import Any
 
 from kecho.bench import Histogram, Verdict
 from kecho.bench.results.buckets import COUNTS_LENGTH
-from kecho.bench.results.result import Interval, Round
+from kecho.bench.results.rounds import Round
+from kecho.bench.results.series import Interval
 from support.faultless_run import result
 
 CONTROLS = "\x1b]0;x\x07\x1b[2J\r\n\x7f\x9b31m\u202e\u2028"

@@ -13,7 +13,9 @@ from ...command import plural
 from ...printable import one_line
 from ..amounts import rate_text
 from ..results.histogram import Histogram
-from ..results.result import Interval, Result, Round
+from ..results.result import Result
+from ..results.rounds import Round
+from ..results.series import Interval
 from .axes import COLOURS, MOST_DOTS, colour, set_log, set_time_scale
 
 __all__ = [

@@ -1,8 +1,7 @@
-"""What a run measured, and how far it is to be trusted; to and from JSON without loss."""
+"""The result of a run, and how far it can be trusted. JSON keeps all of it."""
 
 from __future__ import annotations
 
-from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,19 +11,11 @@ from typing import Any
 from ...printable import json_text
 from . import hdr, reading
 from .histogram import Histogram
+from .rounds import Round
+from .series import Interval
 from .together import check_alike
 
-__all__ = [
-    "LATENCIES",
-    "SCHEMA",
-    "Interval",
-    "Result",
-    "Round",
-    "Verdict",
-    "check_results",
-    "dump",
-    "load",
-]
+__all__ = ["LATENCIES", "SCHEMA", "Result", "Verdict", "check_results", "dump", "load"]
 
 SCHEMA = "kecho.bench/1"
 LATENCIES = ("response", "service", "connect", "first_echo", "lateness")
@@ -32,87 +23,40 @@ LATENCIES = ("response", "service", "connect", "first_echo", "lateness")
 
 @dataclass(frozen=True)
 class Verdict:
-    """reasons: why the numbers are not what they seem; notes: what to know when reading them."""
+    """Whether the numbers of a run are valid.
+
+    reasons: why they are not what they seem; none if they are valid.
+    notes: what to know when reading them.
+    """
 
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def valid(self) -> bool:
+        """Whether there is no reason against the numbers."""
         return not self.reasons
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A stretch of a run: begin and length in s, from the begin of the measurement.
-
-    hdr: its histogram, encoded, which takes a hundredth of the memory; of() takes one that is not.
-    """
-
-    start_s: float
-    duration_s: float
-    echoes: int
-    bytes: int
-    hdr: str
-
-    @classmethod
-    def of(
-        cls, start_s: float, duration_s: float, echoes: int, size: int, latency: Histogram
-    ) -> Interval:
-        return cls(start_s, duration_s, echoes, size, latency.encode())
-
-    @property
-    def latency(self) -> Histogram:
-        return Histogram.decode(self.hdr)
-
-    def joined(self, following: Interval) -> Interval:
-        return Interval.of(
-            self.start_s,
-            following.start_s + following.duration_s - self.start_s,
-            self.echoes + following.echoes,
-            self.bytes + following.bytes,
-            self.latency + following.latency,
-        )
-
-
-@dataclass(frozen=True)
-class Round:
-    """A burst: for each connection, in their order, ns; 0 where it did not get so far.
-
-    Arrays of uint64, from whatever sequences.
-    """
-
-    connect_ns: Sequence[int]
-    first_echo_ns: Sequence[int]
-    response_ns: Sequence[int]
-
-    def __post_init__(self) -> None:
-        for name in self.__dataclass_fields__:
-            if not isinstance(getattr(self, name), array):
-                object.__setattr__(self, name, array("Q", getattr(self, name)))
-
-    @classmethod
-    def from_samples(cls, samples: bytes) -> Round:
-        """From uint64 triples in the machine's byte order: _loadgen.Client.samples()."""
-        numbers = array("Q", samples)
-        return cls(numbers[0::3], numbers[1::3], numbers[2::3])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One run, or several merged.
+    """The result of one run, or of several merged.
 
-    latency: by name; `response` from the moment a message was due to its last byte, `service`
-        from send, `connect`, `first_echo` (send to reply, of a connection's first message),
-        `lateness` (due to send). Which of them there are depends on the mode.
-    duration_s: of the measured time, in which messages were sent (of bursts: from their instants
-        to their last replies). Replies that came later belong to it.
-    connections: established. rate_per_s: echoes a second. bytes_per_s: each way. Connections that
-        are only held (mode idle) have neither: both are 0.
-    series: by when replies came, within the measured time.
-    errors: by kind. first_error: the first one in words.
+    started_at: seconds since the epoch.
+    duration_s: the measured time, in which messages were sent (of bursts: from each start to the
+        last reply). Replies that came later are in the figures.
+    connections: how many were established.
+    bytes_sent, bytes_received: of messages in the figures.
+    errors: counts by kind. first_error: the first one in words.
     partial: the run ended before its time.
-    name: what a person calls it, such as its file; not part of what is written.
+    latency: histograms by name. `response` is from the moment a message was due to the last byte of
+        its reply; `service` from its sending; `first_echo` the same for a connection's first
+        message; `connect` is the time of a connect; `lateness` from due to sent. The mode decides
+        which of them there are.
+    series: figures over time, by when replies came, within the measured time.
+    rounds: of a burst. repeats: the results that this one merges.
+    observed: what else is known of the run, by name.
+    name: a name for people, such as that of its file; not written to JSON.
     """
 
     workload: Mapping[str, Any]
@@ -136,33 +80,36 @@ class Result:
 
     @property
     def rate_per_s(self) -> float:
+        """Echoes per second; 0 in mode idle, which has no rate."""
         return self._per_s(self.echoes)
 
     @property
     def bytes_per_s(self) -> float:
+        """Bytes per second in each direction; 0 in mode idle."""
         return self._per_s(self.bytes_received)
 
     def _per_s(self, amount: int) -> float:
-        # Connections that were held are asked once, after the time.
+        # Idle connections echo once, after the measured time.
         has_rate = self.workload["mode"] != "idle" and self.duration_s > 0
         return amount / self.duration_s if has_rate else 0.0
 
     @property
     def error_count(self) -> int:
+        """The number of errors of all kinds."""
         return sum(self.errors.values())
 
     @property
     def main_latency(self) -> str | None:
-        """The latency that this mode is about; None if it has none."""
+        """The name of the latency that this mode is about; None if it has none."""
         return next((name for name in ("response", "service") if self.latency.get(name)), None)
 
     @classmethod
     def merge(cls, results: Sequence[Result], *, simultaneous: bool = False) -> Result:
-        """Counts added up and histograms merged exactly.
+        """Add up the counts of several results and merge their histograms, exactly.
 
-        The runs came one after the other, so that their durations add up, or were simultaneous
-        (several hosts), so that their rates do. ValueError without a result, or if they cannot
-        be combined.
+        The runs were one after the other, and their durations add up; or they were simultaneous,
+        on several hosts, and their rates add up. Raises ValueError without a result, or if they
+        cannot be combined.
         """
         if not results:
             raise ValueError("there is no result to merge")
@@ -199,6 +146,7 @@ class Result:
     # ---- JSON -----------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the result for JSON."""
         return {
             "schema": SCHEMA,
             "workload": dict(self.workload),
@@ -221,35 +169,24 @@ class Result:
             },
             "latency_ns": {name: one.summary() for name, one in self.latency.items()},
             "observed": dict(self.observed),
-            "series": [
-                {
-                    "start_s": one.start_s,
-                    "duration_s": one.duration_s,
-                    "echoes": one.echoes,
-                    "bytes": one.bytes,
-                    "hdr": one.hdr,
-                }
-                for one in self.series
-            ],
-            "rounds": [
-                {
-                    "connect_ns": reading.pack(one.connect_ns),
-                    "first_echo_ns": reading.pack(one.first_echo_ns),
-                    "response_ns": reading.pack(one.response_ns),
-                }
-                for one in self.rounds
-                if not self.repeats  # each repeat has its own
-            ],
+            "series": [one.to_dict() for one in self.series],
+            "rounds": [] if self.repeats else [one.to_dict() for one in self.rounds],
             "repeats": [one.to_dict() for one in self.repeats],
         }
 
     def to_json(self) -> str:
-        """Schema kecho.bench/1, one line. Sample arrays are base64 of zlib of uint64, LE."""
+        """Return the result as one line of JSON, schema kecho.bench/1.
+
+        Arrays of samples are uint64, little-endian, compressed by zlib, in base64.
+        """
         return json_text(self.to_dict())
 
     @classmethod
     def from_dict(cls, data: Any) -> Result:
-        """ValueError, with a reason of one line, for what to_dict() did not make."""
+        """Make a result from what to_dict() returned.
+
+        Raises ValueError, with a reason of one line, for anything else.
+        """
         return cls._from_dict(data, reading.Budget())
 
     @classmethod
@@ -262,7 +199,7 @@ class Result:
             if is_repeat and data["repeats"]:
                 raise ValueError("a malformed result: a repeat has repeats")
             repeats = tuple(cls._from_dict(one, budget, is_repeat=True) for one in data["repeats"])
-            rounds = tuple(_round_from_dict(one, budget) for one in data["rounds"])
+            rounds = tuple(Round.from_dict(one, budget) for one in data["rounds"])
             number, text = reading.count, reading.text
             return cls(
                 workload=reading.workload(data["workload"]),
@@ -293,8 +230,7 @@ class Result:
                 },
                 observed=_observed_from_dict(data["observed"]),
                 series=tuple(
-                    _interval_from_dict(one, None if is_repeat else budget)
-                    for one in data["series"]
+                    Interval.from_dict(one, None if is_repeat else budget) for one in data["series"]
                 ),
                 rounds=rounds or tuple(one for result in repeats for one in result.rounds),
                 repeats=repeats,
@@ -304,12 +240,15 @@ class Result:
 
     @classmethod
     def from_json(cls, text: str) -> Result:
-        """ValueError, with a reason of one line, for what to_json() did not make."""
+        """Make a result from what to_json() returned.
+
+        Raises ValueError, with a reason of one line, for anything else.
+        """
         return cls.from_dict(reading.parse(text))
 
 
 def check_results(results: Sequence[Result]) -> None:
-    """ValueError unless they can be combined: kecho.bench.results.together."""
+    """Raise ValueError unless the results can be combined: kecho.bench.results.together."""
     check_alike(
         [one.workload["mode"] for one in results],
         [one.main_latency for one in results],
@@ -325,7 +264,7 @@ _NUMBERS_OBSERVED = {*_ADDED_UP, "others_cpu_share", "stolen_cpu_share", "client
 
 
 def _merge_observed(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Times and counts added up, of the rest the highest."""
+    """Add up times and counts, and take the highest of everything else."""
     merged: dict[str, Any] = {}
     for name in dict.fromkeys(name for one in each for name in one):
         values = [one[name] for one in each if one.get(name) is not None]
@@ -343,31 +282,9 @@ def _merge_observed(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return merged
 
 
-def _round_from_dict(data: Any, budget: reading.Budget) -> Round:
-    one = Round(*(reading.unpack(data[name], budget) for name in Round.__dataclass_fields__))
-    if not len(one.connect_ns) == len(one.first_echo_ns) == len(one.response_ns):
-        raise ValueError("a malformed result: a round's times are of different numbers")
-    return one
-
-
 def _latency_from_summary(data: Any, budget: reading.Budget) -> Histogram:
     budget.take_histogram(hdr.size_of(reading.text(data["hdr"], "hdr", reading.HISTOGRAM_MOST)))
     return Histogram.from_summary(data)
-
-
-def _interval_from_dict(data: Any, budget: reading.Budget | None) -> Interval:
-    """budget: None where nobody looks at its histogram, as at a repeat's."""
-    interval = Interval(
-        reading.amount(data["start_s"], "series.start_s"),
-        reading.amount(data["duration_s"], "series.duration_s"),
-        reading.count(data["echoes"], "series.echoes"),
-        reading.count(data["bytes"], "series.bytes"),
-        reading.text(data["hdr"], "series.hdr", reading.HISTOGRAM_MOST),
-    )
-    if budget is not None:
-        budget.take_histogram(hdr.size_of(interval.hdr))
-        Histogram.decode(interval.hdr)
-    return interval
 
 
 def _observed_from_dict(data: Any) -> dict[str, Any]:
@@ -384,9 +301,9 @@ def _latency_name(name: str) -> str:
 
 
 def dump(results: Sequence[Result], found: Mapping[str, object] | None = None) -> str:
-    """One result as it is; several as ``{"schema": ..., "results": [...]}``.
+    """Return JSON of one result; of several ``{"schema": ..., "results": [...]}``.
 
-    found: what a search came to, kept beside its results.
+    found: what a search found, stored beside its results.
     """
     if len(results) == 1 and found is None:
         return results[0].to_json()
@@ -395,8 +312,11 @@ def dump(results: Sequence[Result], found: Mapping[str, object] | None = None) -
 
 
 def load(text: str | bytes) -> list[Result]:
-    """What dump() wrote. ValueError, with a reason of one line, for anything else, and for what
-    would take too much memory or time: kecho.bench.results.reading."""
+    """Return the results that dump() wrote.
+
+    Raises ValueError, with a reason of one line, for anything else, and for what would take too
+    much memory or time: kecho.bench.results.reading.
+    """
     data = reading.parse(text)
     if isinstance(data, dict) and data.get("schema") == SCHEMA and "results" in data:
         budget = reading.Budget()

@@ -12,7 +12,7 @@ import pytest
 
 from kecho.bench import Histogram, Result, Verdict, Workload, subcommands
 from kecho.bench.output import axes, page, panels, plot
-from kecho.bench.results.result import Interval
+from kecho.bench.results.series import Interval
 
 pytestmark = pytest.mark.python_only
 

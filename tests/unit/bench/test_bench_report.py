@@ -9,7 +9,7 @@ import pytest
 
 from kecho.bench import Workload, amounts
 from kecho.bench.output import report
-from kecho.bench.results.result import Round
+from kecho.bench.results.rounds import Round
 from support.faultless_run import result
 
 pytestmark = pytest.mark.python_only

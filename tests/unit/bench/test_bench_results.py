@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from kecho.bench import Histogram, Result, Verdict, Workload
 from kecho.bench.output import report
-from kecho.bench.results.result import Interval, Round, dump, load
-from kecho.bench.results.series import Series
+from kecho.bench.results.result import dump, load
+from kecho.bench.results.rounds import Round
+from kecho.bench.results.series import Interval, Series
 from support.faultless_run import result
 
 pytestmark = pytest.mark.python_only
