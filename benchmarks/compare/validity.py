@@ -3,7 +3,7 @@ about every figure. Pure functions.
 
 - A client that is busy, waits or looks late spoils times and rates. The server's CPU time per echo
   is the server's own all the same; the reasons are told beside it.
-- "half of p99.99, or more, is its own" says nothing of p50, unless the thread's outstanding
+- "at least half of p99.99 is due to that" says nothing of p50, unless the thread's outstanding
   messages reach down to that.
 - Where kernel threads echo, their CPU time is the server's and not that "of others", and the client
   waits for its CPU while they have it. The same holds for a server that shares the client's CPUs by
@@ -28,10 +28,10 @@ _CLIENTS_OWN = (
     "sends were late",
     "throughput x mean service time",
 )
-_IS_ITS_OWN = re.compile(r"half of p([0-9.]+), or more, is its own")
+_IS_ITS_OWN = re.compile(r"at least half of p([0-9.]+) is due to that")
 _TOO_FEW = re.compile(r"samples? (?:are|is) too few for p([0-9.]+)")
 _OTHERS = re.compile(r"other processes took (\d+)% of the CPU time")
-_NO_CPU = re.compile(r"a client thread had something to do and no CPU (\d+)% of the time")
+_NO_CPU = re.compile(r"a client thread was ready to run and had no CPU (\d+)% of the time")
 _FULL_QUEUE = "connects met a full queue"
 _OPENED_BEFORE = ("closed", "stream")  # modes that connect once
 _OTHERS_MOST = 0.10  # what the verdict allows, of all CPUs
@@ -126,7 +126,7 @@ def explained(
 _IN_SHORT = (
     ("other processes took", "others took CPU"),
     ("the hypervisor took", "the hypervisor took CPU"),
-    ("a client thread had something to do and no CPU", "the client waited for a CPU"),
+    ("a client thread was ready to run and had no CPU", "the client waited for a CPU"),
     ("a client thread was busy", "the client was busy"),
     ("a client thread did not look at its sockets", "the client was away"),
     ("the client needed", "the client was late to connect"),

@@ -16,7 +16,6 @@ from ..results.result import Result
 __all__ = ["PERCENTILES", "text", "to_csv", "to_hgrm", "to_hlog", "to_txt"]
 
 PERCENTILES: tuple[float, ...] = (50, 90, 99, 99.9, 99.99)
-_BEYOND = 10
 _LATENCY_NAMES = {
     "response": "response (due to done)",
     "service": "service (sent to done)",
@@ -117,8 +116,7 @@ def _latency_table(result: Result, percentiles: Sequence[float]) -> list[str]:
             title = _RESPONSE_NAMES.get(result.workload["mode"], title)
         cells = [title, duration_text(histogram.mean)]
         for percent in percentiles:
-            founded = histogram.count * (100 - percent) / 100 >= _BEYOND - 1e-9
-            mark = "" if founded else "~"
+            mark = "" if histogram.is_reliable(percent) else "~"
             cells.append(mark + duration_text(histogram.percentile(percent)))
         rows.append([*cells, duration_text(histogram.max), f"{histogram.count:,}"])
     widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]

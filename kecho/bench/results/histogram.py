@@ -31,7 +31,9 @@ from .buckets import (
     medians,
 )
 
-__all__ = ["Histogram"]
+__all__ = ["BEYOND", "Histogram"]
+
+BEYOND = 10  # samples that have to lie beyond a percentile for it to mean something
 
 _MOST = 2**63 - 1  # samples: the limit of a signed long in the other implementations
 _NS_PER_MS = 1_000_000
@@ -172,6 +174,10 @@ class Histogram:
             return 0
         rank = max(math.ceil(Fraction(repr(float(percent))) * self._count / 100), 1)
         return highest_equivalent(self._indices[bisect_left(self._running_totals, rank)])
+
+    def is_reliable(self, percent: float) -> bool:
+        """Return whether at least BEYOND samples lie beyond a percentile."""
+        return self._count * (100 - percent) / 100 >= BEYOND - 1e-9
 
     def count_above(self, value: int) -> int:
         """Return how many samples are in buckets above that of `value`, in ns.

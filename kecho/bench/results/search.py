@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from ..amounts import rate_text
 from .condition import Condition, is_percentile
+from .histogram import BEYOND
 from .pace import is_achieved, is_kept_up
 from .result import Result
-from .verdict import BEYOND, LATE_MOST, late_share
+from .verdict_client import LATE_MOST, late_share
 
 __all__ = ["Found", "find_rate", "least_rate"]
 
