@@ -1,44 +1,44 @@
-"""Runs a workload: finds the server, opens, measures, and judges."""
+"""The run of a workload: finds the server, opens connections, measures."""
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from ..errors import OptionError
-from . import environment, preflight, probe, signals
-from .crew import Crew, Report, Snapshot, shares_of
+from . import preflight, probe, signals
+from .crew import Crew, Snapshot, shares_of
+from .outcome import Course, result_of
 from .probe import FirstConnection
 from .processes import ProcessCrew
 from .procfs import exists
-from .results import verdict
 from .results.histogram import Histogram
 from .results.result import Result
 from .results.rounds import Round
 from .results.series import Interval, Series
 from .target import Target
 from .timewait import Sweeper
-from .witness import Observation, Witness, pid_listening_at
+from .witness import Witness, pid_listening_at
 from .workload import Workload
 
 __all__ = ["Progress", "run"]
 
-_SETTLE_S = 0.02  # from the begin of the threads to the instant that they begin at
+_SETTLE_S = 0.02  # from starting the threads to the time at which they all begin
 _SETTLE_S_PER_THREAD = 0.0002
 _LOOK_S = 0.1
 _INTERVAL_S = 1.0
 _STOP_S = 5.0
-_COUNTS_OBSERVED = ("late", "duplicates", "reordered", "reconnects", "owed_half", "owed")
 _LATENCY_OF_MODE = {"closed": "service", "open": "response", "connect": "response"}
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: done of 1; rate and p99 of the last interval, None if not known yet."""
+    """How far a run has come.
+
+    done: a share, 0 to 1. rate_per_s, p99_ns: of the last interval; None if not known yet.
+    """
 
     phase: str
     done: float
@@ -55,15 +55,16 @@ def run(
     server_pid: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Result:
-    """Runs the workload once.
+    """Run the workload once and return its result.
 
-    server_pid: the server's process, for the verdict; looked for if the server is on this host.
+    server_pid: the server's process, for the verdict. By default it is searched for, if the server
+        is on this host.
     on_progress: called about ten times a second.
 
-    An interruption (KeyboardInterrupt) ends the run early: what was measured is returned, marked
-    partial; a second one, two seconds later or more, is raised. Raises TargetError if there is no
-    server to measure, OptionError if the limits of this process or the ports do not allow so many
-    connections, OSError if the client itself cannot go on.
+    SIGINT (KeyboardInterrupt) ends the run early: the result has what was measured, and is marked
+    partial. A second SIGINT, at least two seconds later, is raised. Raises TargetError if there is
+    no server to measure, OptionError if the limits of this process or the ports do not allow so
+    many connections, OSError if the client itself cannot go on.
     """
     if server_pid is not None and not exists(server_pid):
         raise OptionError("server_pid", f"there is no process {server_pid}")
@@ -77,7 +78,7 @@ def run(
         crew = _crew(workload, target, seed, first)
     finally:
         if first is not None:
-            first.socket.close()  # nothing if it has been taken over
+            first.socket.close()  # does nothing if a client has taken it over
     with signals.heard() as ending:
         try:
             conductor = _Conductor(workload, crew, target, server_pid, on_progress)
@@ -102,7 +103,10 @@ def _crew(
 
 
 def _check_limits(workload: Workload, target: Target) -> int:
-    """How many connections the ports allow at once (0: any number). Raises OptionError."""
+    """Return how many connections the ports allow at once; 0: any number.
+
+    Raises OptionError if the limits do not allow this workload.
+    """
     for problem in preflight.problems(workload, is_local=target.is_local):
         if problem.fatal:
             raise OptionError("connections", str(problem))
@@ -111,14 +115,14 @@ def _check_limits(workload: Workload, target: Target) -> int:
     if budget and workload.total_connections > budget:
         raise OptionError(
             "connections",
-            f"{workload.total_connections} are more than the {budget} ports towards one server "
-            "(net.ipv4.ip_local_port_range): --source 127.0.0.0/8",
+            f"{workload.total_connections} connections need as many ports, and there are {budget} "
+            "towards one server (net.ipv4.ip_local_port_range): use --source 127.0.0.0/8",
         )
     return budget
 
 
 class _Conductor:
-    """One run, from its first connect to its result."""
+    """Conduct one run, from its first connect to its result."""
 
     def __init__(
         self,
@@ -145,23 +149,37 @@ class _Conductor:
         self._open_s = 0.0
 
     def conduct(self, ports: int) -> Result:
+        """Run the workload. ports: as _check_limits() returns it."""
         started_at = time.time()
         is_burst = self._workload.mode == "burst"
         measured_s = self._run_bursts() if is_burst else self._run_steadily()
         observation = self._witness.observe()
         if self._sweeper is not None:
             self._sweeper.finish(self._crew.take_ends())
-        return self._result(self._crew.report(), started_at, measured_s, observation, ports)
+        report = self._crew.report()
+        course = Course(
+            started_at=started_at,
+            duration_s=measured_s,
+            open_s=self._open_s,
+            ports=ports,
+            ports_freed=self._sweeper.freed if self._sweeper is not None else 0,
+            time_wait_cleared=self._sweeper.dropped if self._sweeper is not None else 0,
+            interrupted=self._interrupted,
+            ended=self._crew.ended,
+            series=self._series.intervals(),
+            rounds=tuple(self._rounds),
+        )
+        return result_of(self._workload, self._target, report, course, observation)
 
     def interrupt(self) -> None:
-        """Ends the run soon; what has been measured until then is its result."""
+        """End the run soon. What has been measured until then is its result."""
         self._interrupted = True
         self._crew.stop()
 
     # ---- phases ---------------------------------------------------------------------------------
 
     def _run_bursts(self) -> float:
-        """Seconds from the instants of the measured bursts to their last replies."""
+        """Run the bursts. Return the sum of the seconds from each start to its last reply."""
         total_s = 0.0
         warmup_ends_s = time.monotonic() + self._workload.warmup
         while time.monotonic() < warmup_ends_s and not self._interrupted:
@@ -195,8 +213,10 @@ class _Conductor:
         return start_ns
 
     def _run_steadily(self) -> float:
-        """Seconds from the begin of the measurement to when the last client stopped sending. What
-        is waited for after that is in the figures, and the time it takes is not."""
+        """Run any other mode. Return the seconds in which clients sent within the measured time.
+
+        The figures include replies that come later, but not the time spent waiting for them.
+        """
         workload = self._workload
         begun_s = time.monotonic()
         if workload.mode != "connect":
@@ -230,9 +250,9 @@ class _Conductor:
     def _wait(
         self, phase: str, done: Callable[[], float], measured: tuple[int, int] | None = None
     ) -> None:
-        """Until the phase has ended; an interruption ends it soon, a second one is raised.
+        """Wait until the phase has ended. An interruption ends it soon, a second one is raised.
 
-        measured: begin and end of the measured time, which is split into intervals.
+        measured: start and end of the measured time, which is split into intervals.
         """
         deadline_s = None
         while True:
@@ -243,20 +263,20 @@ class _Conductor:
                     self._sweeper.sweep(self._crew.take_ends())
                 if self._on_progress is not None or measured is not None:
                     self._look(phase, done(), measured)
-            except KeyboardInterrupt:  # a caller's own handler raised it
+            except KeyboardInterrupt:  # raised by a handler of the caller's
                 if self._interrupted:
                     raise
                 self.interrupt()
             if self._interrupted:
-                self._crew.stop()  # once more: a phase may have begun since
+                self._crew.stop()  # again: a phase may have begun since the last call
                 deadline_s = deadline_s or time.monotonic() + _STOP_S
                 if time.monotonic() > deadline_s:
                     return
 
-    # ---- what is seen meanwhile -----------------------------------------------------------------
+    # ---- progress and intervals -----------------------------------------------------------------
 
     def _until_look_s(self, measured: tuple[int, int] | None) -> float:
-        """At the end of the measured time, and often before and after it."""
+        """Return how long to wait: until the next look, or until the measured time ends."""
         left_s = _LOOK_S if measured is None else measured[1] / 1e9 - time.monotonic()
         return min(_LOOK_S, left_s) if left_s > 0 else _LOOK_S
 
@@ -265,7 +285,7 @@ class _Conductor:
         is_last = False
         due = measured is not None and now_s - self._last_at_s >= _INTERVAL_S
         if measured is not None and now_s >= (end_s := measured[1] / 1e9):
-            # Nothing is sent any more: a rate over what follows would be that of the client.
+            # Nothing is sent after the end: a rate over later time would mean nothing.
             due = is_last = self._last_at_s < end_s
             now_s = end_s
         snapshot = self._crew.snapshot(self._latency if due else None)
@@ -302,107 +322,3 @@ class _Conductor:
         self._rate = echoes / duration_s
         self._p99_ns = difference.percentile(99) if difference else None
         self._last, self._last_at_s = snapshot, now_s
-
-    # ---- the result -----------------------------------------------------------------------------
-
-    def _result(
-        self,
-        report: Report,
-        started_at: float,
-        duration_s: float,
-        observation: Observation,
-        ports: int,
-    ) -> Result:
-        workload = self._workload
-        errors: dict[str, int] = {}
-        totals: dict[str, int] = {}
-        for one in report.threads:
-            for kind, count in one["errors"].items():
-                errors[kind] = errors.get(kind, 0) + count
-            for name, value in one.items():
-                if name != "errors":
-                    totals[name] = totals.get(name, 0) + value
-        latency = {name: Histogram(counts) for name, counts in report.histograms.items()}
-        cleared = self._sweeper.dropped if self._sweeper is not None else 0
-        freed = self._sweeper.freed if self._sweeper is not None else 0
-        judged = verdict.judge(
-            workload,
-            duration_s=duration_s,
-            echoes=totals["echoes"],
-            errors=errors,
-            latency=latency,
-            threads=report.threads,
-            observation=observation,
-            ports=ports,
-            opened=totals["opened"] - freed,
-            port_hold_s=preflight.port_hold_s(is_loopback=self._target.is_loopback),
-            server_is_local=self._target.is_local,
-        )
-        ended_early = self._interrupted or bool(self._crew.ended) or self._is_short(duration_s)
-        if ended_early:
-            early = "the run ended before its time"
-            judged = replace(judged, reasons=(early, *self._crew.ended, *judged.reasons))
-        return Result(
-            workload=workload.to_dict(),
-            environment=environment.describe(),
-            started_at=started_at,
-            duration_s=duration_s,
-            connections=totals["opened"],
-            echoes=totals["echoes"],
-            bytes_sent=totals["bytes_sent"],
-            bytes_received=totals["bytes_received"],
-            errors=errors,
-            first_error=_describe_error(report.first_errors, workload),
-            partial=ended_early,
-            verdict=judged,
-            latency=latency,
-            series=self._series.intervals(),
-            rounds=tuple(self._rounds),
-            observed={
-                "address": self._target.name,
-                "client_cpu_s": round(observation.client_cpu_s, 3),
-                "server_cpu_s": observation.server_cpu_s and round(observation.server_cpu_s, 3),
-                "others_cpu_share": observation.others_share and round(observation.others_share, 4),
-                "stolen_cpu_share": round(observation.stolen_share, 4),
-                "syn_events": observation.syn_events,
-                "client_rss_bytes": report.rss_bytes,
-                "unanswered": totals["unanswered"],
-                "open_s": round(self._open_s, 6),
-                "lost": _lost(workload, totals),
-                **{name: totals[name] for name in _COUNTS_OBSERVED},
-                "time_wait_cleared": cleared,
-                "interrupted": self._interrupted,
-            },
-        )
-
-    def _is_short(self, duration_s: float) -> bool:
-        """The clients came back before their time: they had lost every connection."""
-        return self._workload.mode != "burst" and duration_s < 0.999 * self._workload.duration
-
-
-def _lost(workload: Workload, totals: dict[str, int]) -> int | None:
-    """Connections of idle, datagrams of UDP."""
-    if workload.mode == "idle":
-        return totals["opened"] - totals["open_now"]
-    return totals["lost"] if workload.udp else None
-
-
-def _describe_error(found: list[dict[str, Any]], workload: Workload) -> str | None:
-    """The earliest error, in one line."""
-    if not found:
-        return None
-    first = min(found, key=lambda one: int(one["at_ns"]))
-    text = f"{first['kind']}: connection {first['connection']}"
-    if "expected" in first:
-        text += (
-            f", message {first['sequence']}, byte {first['offset']} of {workload.length}: "
-            f"0x{first['found']:02x} came instead of 0x{first['expected']:02x}"
-        )
-    elif first["kind"] in ("short", "timeout", "closed", "reset", "extra"):
-        text += (
-            f", message {first['sequence']}, after {first['offset']} of {workload.length} bytes "
-            "of the reply"
-        )
-    if first["errno"]:
-        text += f" ({os.strerror(first['errno'])})"
-    return text
