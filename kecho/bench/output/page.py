@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from ...printable import one_line
 from ..results.result import Result, check_results
-from ..results.together import machine_of, unlike_machines
+from ..results.together import machine_differences, machine_of
 from . import report
 from .plot import plot
 
@@ -55,16 +55,16 @@ def _heading(result: Result, results: Sequence[Result]) -> str:
 
 def _environments(results: Sequence[Result]) -> Iterator[str]:
     """Of each machine, with the results that are of it where there are several."""
-    unlike = unlike_machines([result.environment for result in results])
-    if unlike:
-        shown = _escaped("; ".join(unlike))
-        yield f"<p class='bad'>Measured on unlike machines: {shown}</p>"
+    differences = machine_differences([result.environment for result in results])
+    if differences:
+        shown = _escaped("; ".join(differences))
+        yield f"<p class='bad'>Measured on different machines: {shown}</p>"
     told: set[tuple[str, ...]] = set()
     for result in results:
         if machine_of(result.environment) in told:
             continue
         told.add(machine_of(result.environment))
-        yield f"<h2>Environment{_escaped(f': {result.name}') if unlike else ''}</h2><table>"
+        yield f"<h2>Environment{_escaped(f': {result.name}') if differences else ''}</h2><table>"
         for name, value in result.environment.items():
             yield f"<tr><td>{_escaped(name)}</td><td>{_escaped(_shown(value))}</td></tr>"
         yield "</table>"

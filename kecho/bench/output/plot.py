@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from ...printable import one_line
 from ..results.result import Result, check_results
-from ..results.together import unlike_machines
+from ..results.together import machine_differences
 from . import panels
 
 __all__ = ["plot"]
@@ -110,8 +110,8 @@ def _footer(results: Sequence[Result]) -> str:
     reasons = [(result, reason) for result in results for reason in result.verdict.reasons]
     environment = results[0].environment
     where = f"Linux {environment.get('kernel')}, {environment.get('usable_cpus')} CPUs"
-    if unlike := unlike_machines([result.environment for result in results]):
-        where = _shortened(f"unlike machines: {'; '.join(unlike)}", 80)
+    if differences := machine_differences([result.environment for result in results]):
+        where = _shortened(f"different machines: {'; '.join(differences)}", 80)
     if reasons:
         more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
         result, first = reasons[0]

@@ -1,4 +1,4 @@
-"""Two results side by side: ratios, and how sure they are. Pure functions of Results."""
+"""The comparison of two results: ratios with confidence intervals. Pure functions of Results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...printable import one_line
 from ..amounts import duration_text, rate_text
 from .condition import METRICS, Condition, metric_of
 from .result import Result
-from .together import check_alike, unlike_machines
+from .together import check_alike, machine_differences
 
 __all__ = [
     *("REPEATS_LEAST", "Comparison", "compare", "compare_samples", "failed_conditions", "interval"),
@@ -20,18 +20,23 @@ __all__ = [
 ]
 
 _RESAMPLES = 4000
-_DRAWS_MOST = 4 * _RESAMPLES  # those that differ in nothing are no help
+_DRAWS_MOST = 4 * _RESAMPLES  # draws without any variation are not used
 _CONFIDENCE = 0.95
-_NORMAL = 1.959964  # quantile of the normal distribution for it
-_REPEATS_DRAWN = 100  # with more, the normal distribution says the same in no time
-REPEATS_LEAST = 4  # with fewer, nothing can be said of how much they vary
-_SEED = 1  # the same two files always give the same interval
+_NORMAL = 1.959964  # the normal distribution's quantile for this confidence
+_REPEATS_DRAWN = 100  # with more repeats, the normal distribution gives the same, and faster
+REPEATS_LEAST = 4  # with fewer, their variation is not known
+_SEED = 1  # fixed: the same two files always give the same interval
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """first, second: means over the repeats; ratio: of the second to the first. low, high: the
-    95 % bootstrap confidence interval of the ratio; None when one has fewer than four repeats."""
+    """One metric of two results.
+
+    first, second: means over the repeats.
+    ratio: of the second to the first; None if the first is 0.
+    low, high: the 95 % bootstrap confidence interval of the ratio; None if a result has fewer than
+        REPEATS_LEAST repeats.
+    """
 
     metric: str
     first: float
@@ -42,15 +47,18 @@ class Comparison:
 
     @property
     def differs(self) -> bool | None:
-        """Whether the interval leaves out 1; None without one."""
+        """Whether the interval excludes 1; None without an interval."""
         if self.low is None or self.high is None:
             return None
         return not self.low <= 1.0 <= self.high
 
 
 def compare(first: Result, second: Result, more: Sequence[str] = ()) -> list[Comparison]:
-    """Every metric that both have, but for errors; `more` are further percentiles. ValueError if
-    they cannot be combined: a service time is not to be divided by a response time."""
+    """Compare every metric that both results have, except errors.
+
+    more: further percentiles. Raises ValueError if the results cannot be combined: a service time
+    cannot be compared with a response time.
+    """
     check_alike(
         [one.workload["mode"] for one in (first, second)],
         [one.main_latency for one in (first, second)],
@@ -72,18 +80,19 @@ def compare(first: Result, second: Result, more: Sequence[str] = ()) -> list[Com
 
 
 def compare_samples(metric: str, first: Sequence[float], second: Sequence[float]) -> Comparison:
-    """Of a figure's samples, one or more from each side."""
+    """Compare one metric by its samples, at least one from each side."""
     a, b = fmean(first), fmean(second)
     return Comparison(metric, a, b, b / a if a else None, *interval(first, second))
 
 
 def interval(first: Sequence[float], second: Sequence[float]) -> tuple[float | None, float | None]:
-    """Of the ratio of means, second to first: bootstrap-t of its logarithm (Efron and Tibshirani,
-    1993, 12.5).
+    """Return the confidence interval of the ratio of means, second to first.
 
-    Both sets are drawn again, with replacement, and each draw is studentised: percentiles of the
-    draws alone are too narrow for so few repeats. Of more than a hundred repeats, it is by the
-    normal distribution. None without four of each, or if one is not positive and finite.
+    It is the bootstrap-t interval of the ratio's logarithm (Efron and Tibshirani, 1993, 12.5). Both
+    sets are resampled with replacement, and each draw is studentised: for so few repeats, the
+    percentiles of the draws alone are too narrow. With more than _REPEATS_DRAWN repeats, the normal
+    distribution is used instead. Returns None, None with fewer than REPEATS_LEAST samples on a
+    side, or if a sample is not positive and finite.
     """
     every = (*first, *second)
     if min(len(first), len(second)) < REPEATS_LEAST or not all(0 < one < math.inf for one in every):
@@ -103,7 +112,7 @@ def interval(first: Sequence[float], second: Sequence[float]) -> tuple[float | N
             studentised.append((drawn - centre) / error_drawn)
         if len(studentised) == _RESAMPLES:
             break
-    else:  # figures so nearly alike that most draws differ in nothing
+    else:  # the samples are so similar that most draws do not vary
         return None, None
     studentised.sort()
     outside = round(_RESAMPLES * (1 - _CONFIDENCE) / 2)
@@ -114,14 +123,17 @@ def interval(first: Sequence[float], second: Sequence[float]) -> tuple[float | N
 
 
 def _log_ratio(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
-    """log(mean of second / mean of first), and its standard error by the delta method."""
+    """Return log(mean of second / mean of first), and its standard error by the delta method."""
     a, b = fmean(first), fmean(second)
     squared = _squared_error(first, a) + _squared_error(second, b)
     return math.log(b / a), math.sqrt(squared)
 
 
 def _squared_error(samples: Sequence[float], mean: float) -> float:
-    """Of the mean, relative to it. statistics.variance() takes fractions, and so far too long."""
+    """Return the squared standard error of the mean, relative to the mean.
+
+    statistics.variance() computes with fractions, which takes too long here.
+    """
     count = len(samples)
     deviations = math.fsum((one / mean - 1) ** 2 for one in samples)
     return deviations / (count - 1) / count
@@ -130,8 +142,10 @@ def _squared_error(samples: Sequence[float], mean: float) -> float:
 def failed_conditions(
     conditions: Sequence[Condition], baseline: Result, result: Result
 ) -> tuple[list[Condition], list[str]]:
-    """Those that are true of the second result, which must not be; and why others cannot be told,
-    a line each."""
+    """Return the conditions that are true of `result`, and why others cannot be evaluated.
+
+    baseline: what relative conditions refer to. The second list has a line for each reason.
+    """
     failed, unknown = [], []
     for one in conditions:
         try:
@@ -143,7 +157,7 @@ def failed_conditions(
 
 
 def text(first: Result, second: Result, more: Sequence[str] = ()) -> str:
-    """The table. more: percentiles that it has beside the usual ones."""
+    """Return the comparison as a table. more: percentiles beside the usual ones."""
     times = (first.main_latency or second.main_latency or "").replace("_", " ")
     rows: list[list[str]] = [[times, "A", "B", "B / A", "95 % interval", ""]]
     for one in compare(first, second, more):
@@ -170,8 +184,8 @@ def text(first: Result, second: Result, more: Sequence[str] = ()) -> str:
             runs = "one run" if count == 1 else f"{count} runs"
             lines.append(f"{name} is {runs}: no interval; measure with --repeat 5 or more")
         lines += [f"{name} is NOT VALID: {reason}" for reason in result.verdict.reasons]
-    for unlike in unlike_machines([first.environment, second.environment]):
-        lines.append(f"A and B are of unlike machines: {unlike}")
+    for differences in machine_differences([first.environment, second.environment]):
+        lines.append(f"A and B were measured on different machines: {differences}")
     if dict(first.workload) != dict(second.workload):
         names = sorted(
             name

@@ -1,4 +1,4 @@
-"""Limits in words, such as ``p99<1ms`` or ``rate<0.95x``: what they mean, and whether they hold."""
+"""Conditions on a result, such as ``p99<1ms`` or ``rate<0.95x``."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ _PERCENTILE = re.compile(r"p[0-9]{1,2}(\.[0-9]{1,4})?", re.ASCII)
 
 @dataclass(frozen=True)
 class Condition:
-    """metric: of METRICS, or another percentile such as p95; times in ns, the rate in echoes/s.
-    relative: times the baseline's."""
+    """A limit for one metric.
+
+    metric: one of METRICS, or another percentile such as p95.
+    value: in ns for times, in echoes/s for the rate; if relative, a factor of the baseline's value.
+    """
 
     text: str
     metric: str
@@ -33,7 +36,10 @@ class Condition:
     relative: bool
 
     def holds(self, result: Result, baseline: Result | None = None) -> bool:
-        """ValueError if a relative one has no baseline, or a result lacks the metric."""
+        """Return whether the condition is true of `result`.
+
+        Raises ValueError if a relative condition has no baseline, or a result lacks the metric.
+        """
         limit = self.value
         if self.relative:
             if baseline is None:
@@ -43,7 +49,7 @@ class Condition:
 
 
 def parse(text: str) -> Condition:
-    """ValueError, with a reason of one line, if that is no condition."""
+    """Read a condition. Raise ValueError, with a reason of one line, if it is malformed."""
     found = _PATTERN.fullmatch(text)
     if found is None or not (found["metric"] in METRICS or is_percentile(found["metric"])):
         raise ValueError(
@@ -62,13 +68,16 @@ def parse(text: str) -> Condition:
 
 
 def is_percentile(metric: str) -> bool:
-    """p and a number between 0 and 100, with four decimals at most."""
+    """Return whether a metric is p and a number between 0 and 100, with four decimals at most."""
     return bool(_PERCENTILE.fullmatch(metric)) and float(metric[1:]) > 0
 
 
 def metric_of(result: Result, metric: str) -> float:
-    """Of METRICS, or another percentile; times are of the mode's main latency. ValueError if the
-    result has none, and of connections that were held for a rate."""
+    """Return a metric of a result: one of METRICS, or another percentile.
+
+    Times are those of the mode's main latency. Raises ValueError if the result has none, and in
+    mode idle for the rate.
+    """
     if metric == "errors":
         return float(result.error_count)
     mode = result.workload.get("mode")

@@ -1,4 +1,4 @@
-"""The highest rate at which a limit still holds, by bisection."""
+"""The search for the highest rate at which a limit still holds, by bisection."""
 
 from __future__ import annotations
 
@@ -24,10 +24,14 @@ _Z = 1.645  # one-sided 95 %
 
 @dataclass(frozen=True)
 class Found:
-    """rate: messages/s, the highest that held, None if none did. too_high: the lowest that did
-    not, None if all did. held of tried: the confirming runs at `rate`; least_share: at least so
-    large a share of such runs hold, with 95 % confidence (Wilson's bound). reasons:
-    of the verdicts at `rate`, and where the client sent late at `too_high`."""
+    """What a search has found.
+
+    rate: the highest rate that held, in messages/s; None if none did.
+    too_high: the lowest rate that did not hold; None if all did.
+    held, tried: of the confirming runs at `rate`, how many held, and how many there were.
+    results: of all runs, in order.
+    reasons: those of the verdicts at `rate`, and that the client sent late at `too_high`.
+    """
 
     condition: Condition
     rate: float | None
@@ -39,6 +43,7 @@ class Found:
 
     @property
     def least_share(self) -> float:
+        """The share of runs that hold at `rate`, at least: Wilson's bound, 95 % confidence."""
         if not self.tried:
             return 0.0
         share, z2 = self.held / self.tried, _Z * _Z
@@ -47,6 +52,7 @@ class Found:
         return (middle - spread) / (1 + z2 / self.tried)
 
     def to_dict(self) -> dict[str, object]:
+        """Return what was found for JSON, without the results."""
         return {
             "limit": self.condition.text,
             "rate_per_s": self.rate,
@@ -58,6 +64,7 @@ class Found:
         }
 
     def text(self) -> str:
+        """Return what was found in words."""
         because = "".join(f"  because   {reason}\n" for reason in self.reasons)
         because = because and f"NOT VALID\n{because}"
         too_high = rate_text(self.too_high) if self.too_high else None
@@ -73,7 +80,7 @@ class Found:
 
 
 def least_rate(condition: Condition, duration_s: float) -> float:
-    """The lowest at which a run so long has samples enough beyond the percentile of the limit."""
+    """Return the lowest rate at which a run has enough samples for the percentile of the limit."""
     if not is_percentile(condition.metric):
         return _LOWEST_RATE
     beyond = 1 - float(condition.metric[1:]) / 100
@@ -86,13 +93,15 @@ def find_rate(
     first: float,
     lowest: float = _LOWEST_RATE,
 ) -> Found:
-    """Doubles or halves from `first` until the limit lies between two rates, then bisects.
+    """Find the highest rate at which the limit holds.
 
-    run_at: measures at a rate; an interrupted result ends the search with what is known. lowest:
-    see least_rate().
+    Doubles or halves the rate from `first` until the limit lies between two rates, then bisects.
+
+    run_at: measures at a rate. An interrupted result ends the search.
+    lowest: the lowest rate to try: least_rate().
     """
     results: list[Result] = []
-    reasons: dict[float, tuple[str, ...]] = {}  # against what was found at a rate
+    reasons: dict[float, tuple[str, ...]] = {}  # by rate, why its result is not valid
     ended = False
 
     def measure(rate: float) -> bool:
@@ -101,8 +110,7 @@ def find_rate(
         results.append(result)
         ended = ended or bool(result.observed.get("interrupted"))
         held = is_held(result, rate)
-        # That a rate which did not hold spoils the run is what is looked for; that the client was
-        # late is not.
+        # A rate that is too high makes a run invalid, as expected. A late client is another matter.
         why = result.verdict.reasons if held else late_client(result)
         reasons[rate] = tuple(f"at {rate_text(rate)} messages/s: {reason}" for reason in why)
         return held
@@ -113,7 +121,7 @@ def find_rate(
             return ()
         _, percent, late_ns, response_ns = worst
         shown = f"{late_ns / 1e6:.1f} of {response_ns / 1e6:.1f} ms at p{percent:g}"
-        return (f"the client sent late: {shown} are its own",)
+        return (f"the client sent late, by {shown}",)
 
     def is_held(result: Result, rate: float) -> bool:
         return (
@@ -131,7 +139,7 @@ def find_rate(
         )
 
     def holds(rate: float) -> bool:
-        """At once, or after a hiccup in the two runs that follow."""
+        """Return whether the limit holds: at once, or in both of two more runs."""
         return measure(rate) or (not ended and measure(rate) and not ended and measure(rate))
 
     low: float | None = None
@@ -156,7 +164,7 @@ def find_rate(
             tried += 1
         if held == tried:
             break
-        # A rate that held by luck: the next lower one has to prove itself.
+        # The rate had held by luck: confirm a lower one.
         high = low
         low = low / _PRECISION if low / _PRECISION >= lowest else None
     why = tuple(reason for rate in (low, high) if rate for reason in reasons.get(rate, ()))

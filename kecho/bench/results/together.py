@@ -1,11 +1,11 @@
-"""Which results may share a picture, a page, a sum or a comparison. One rule for all of them."""
+"""The rule which results may share a picture, a page, a sum or a comparison."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["check_alike", "machine_of", "unlike_machines"]
+__all__ = ["check_alike", "machine_differences", "machine_of"]
 
 _OF_A_MACHINE = {
     "cpu": "CPU",
@@ -18,10 +18,10 @@ _OF_A_MACHINE = {
 def check_alike(
     modes: Sequence[str], latencies: Sequence[str | None], names: Sequence[str]
 ) -> None:
-    """Raises ValueError unless all are of one mode, and their times of one latency (None: none).
+    """Raise ValueError unless all have the same mode and the same main latency (None: none).
 
-    A time from when a message was due, from a burst's instant and from send are three things, and
-    so are the rates that go with them.
+    Times from when a message was due, from the start of a burst and from sending cannot be mixed,
+    and neither can the rates that belong to them.
     """
     for values, said in ((modes, "is of mode {}"), (latencies, "measured {} times")):
         known = [(value, name) for value, name in zip(values, names, strict=True) if value]
@@ -35,12 +35,12 @@ def check_alike(
 
 
 def machine_of(environment: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a machine is told from another one by."""
+    """Return what distinguishes a machine from another one."""
     return tuple(str(environment.get(key, "unknown")) for key in _OF_A_MACHINE)
 
 
-def unlike_machines(environments: Sequence[Mapping[str, Any]]) -> list[str]:
-    """In what the machines differ, with the values there are: ``kernel: 6.1, 6.18``."""
+def machine_differences(environments: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return in what the machines differ, with all values: ``kernel: 6.1, 6.18``."""
     found = []
     for title, each in zip(
         _OF_A_MACHINE.values(), zip(*map(machine_of, environments), strict=True), strict=False

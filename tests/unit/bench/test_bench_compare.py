@@ -179,15 +179,17 @@ def test_a_run_without_a_reply_stands_beside_one_that_has_some() -> None:
     assert Result.merge([result(latency={}), result()]).echoes == 2 * result().echoes
 
 
-def test_a_comparison_names_unlike_machines() -> None:
+def test_a_comparison_names_machine_differences() -> None:
     machine = {"cpu": "A", "kernel": "6.1", "cpus": 8, "usable_cpus": 4}
     other = {"cpu": "B", "kernel": "6.18", "cpus": 8, "usable_cpus": 2}
     said = compare.text(result(environment=machine), result(environment=other))
-    assert "unlike machines: CPU: A, B" in said
-    assert "unlike machines: kernel: 6.1, 6.18" in said
+    assert "different machines: CPU: A, B" in said
+    assert "different machines: kernel: 6.1, 6.18" in said
     assert "number of CPUs that may be used: 4, 2" in said
     assert "number of CPUs: " not in said
-    assert "unlike" not in compare.text(result(environment=machine), result(environment=machine))
+    assert "different machines" not in compare.text(
+        result(environment=machine), result(environment=machine)
+    )
 
 
 def test_the_time_to_connect_stands_for_no_stream() -> None:

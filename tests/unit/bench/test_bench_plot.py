@@ -136,10 +136,10 @@ def test_the_title_is_of_all_results() -> None:
     assert plot._title(many) == "closed at 127.0.0.1:1: 1 to 20 connections of 1 B"
 
 
-def test_unlike_machines_are_named() -> None:
+def test_machine_differences_are_named() -> None:
     other = result(environment={"kernel": "6.18", "usable_cpus": 2})
-    assert "unlike machines: kernel: 6.1, 6.18" in plot._footer([result(), other])
-    assert "Measured on unlike machines: kernel: 6.1, 6.18" in page.to_html([result(), other])
+    assert "different machines: kernel: 6.1, 6.18" in plot._footer([result(), other])
+    assert "Measured on different machines: kernel: 6.1, 6.18" in page.to_html([result(), other])
 
 
 @pytest.mark.parametrize("values", [(0.3, 0.9), (150.0, 700.0), (0.01, 200.0)])

@@ -80,7 +80,7 @@ def test_a_search_says_what_speaks_against_the_runs_that_it_rests_on() -> None:
 
     found = find_rate(run_at, condition.parse("p99<1ms"), 1000.0)
     assert any("other processes took 30%" in reason for reason in found.reasons)
-    assert any("the client sent late: 9.0 of 10.0 ms" in reason for reason in found.reasons)
+    assert any("the client sent late, by 9.0 of 10.0 ms" in reason for reason in found.reasons)
     assert "NOT VALID" in found.text()
     assert found.to_dict()["reasons"] == list(found.reasons)
 
