@@ -233,7 +233,7 @@ def test_values_are_put_back_after_sigkill(
     done = network.run(code, state_file)
     assert done.returncode == 0, done.stderr
     assert [line.partition(":")[0] for line in done.stdout.splitlines()] == list(NAMES)
-    assert done.stdout.count("put back") == 3
+    assert done.stdout.count("restored") == 3
     assert_nothing_is_left(network, state_file)
 
 
@@ -328,7 +328,7 @@ def test_foreign_change_after_sigkill_is_respected(
 ) -> None:
     network.set(NAMES[2], "20000 30001")
     done = network.run(RESTORE, state_file)
-    assert f"{NAMES[2]}: set to 20000 30001 by somebody else meanwhile" in done.stdout
+    assert f"{NAMES[2]}: set to 20000 30001 by another process meanwhile" in done.stdout
     assert network.values() == [*network.before[:2], "20000 30001"]
     assert not state_file.exists()
 

@@ -1,1 +1,1 @@
-"""What is told of a result: table, plot, page, progress, and the files that it goes to."""
+"""What is shown and written: tables, plots, pages, progress and files."""

@@ -1,4 +1,4 @@
-"""Files of results: whole or not at all, in the place that was named and no other."""
+"""Reading and writing files of results. A file is written as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STREAMS = {"-": 1, "/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 
 
 def check_writable(path: str) -> None:
-    """Raises what write_whole() would, as far as that can be told before."""
+    """Raise what write_whole() would raise, as far as that can be known in advance."""
     if (own_fd := descriptor_of(path)) is not None:
         if fcntl.fcntl(own_fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
@@ -34,11 +34,11 @@ def check_writable(path: str) -> None:
 
 
 def write_whole(path: str, content: str | bytes) -> None:
-    """Writes a file, as UTF-8 if it is text. OSError if that cannot be done.
+    """Write a file, as UTF-8 if the content is text. Raise OSError if that fails.
 
-    A regular file is replaced by one of the same owner and mode, or stays as it was. What is none,
-    such as a pipe, is written to, and so is an open descriptor (/dev/stdout, /dev/fd/N). A symbolic
-    link is followed once, if nobody but root or the caller could have put it there.
+    A regular file is replaced by one of the same owner and mode, or stays as it was. A special
+    file, such as a pipe, is written to, and so is an open descriptor (/dev/stdout, /dev/fd/N). A
+    symbolic link is followed once, if only root or the caller could have put it there.
     """
     data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
     if (own_fd := descriptor_of(path)) is not None:
@@ -55,10 +55,10 @@ def write_whole(path: str, content: str | bytes) -> None:
 
 
 def read_bounded(path: str, most: int) -> bytes:
-    """All of a regular file, or of what an open descriptor (/dev/stdin, /dev/fd/N; - is stdin)
-    gives. OSError, or ValueError if there are more than `most` bytes.
+    """Read all of a regular file, or of an open descriptor (/dev/stdin, /dev/fd/N; - is stdin).
 
-    Nothing else is opened by its name: a device may never end, and a pipe may wait for a writer.
+    Raises OSError if that fails, ValueError if there are more than `most` bytes. Other kinds of
+    files are not opened: a device may never end, and a pipe may wait for a writer.
     """
     own_fd = 0 if path == "-" else descriptor_of(path)
     if own_fd is not None:
@@ -76,6 +76,7 @@ def read_bounded(path: str, most: int) -> bytes:
 
 
 def _check_regular(status: os.stat_result) -> None:
+    """Raise ValueError or OSError unless it is a regular file."""
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(status.st_mode):
@@ -83,10 +84,13 @@ def _check_regular(status: os.stat_result) -> None:
 
 
 def descriptor_of(path: str) -> int | None:
-    """The open descriptor of this process that a path names, None if it names none; - is stdout."""
+    """Return the open descriptor of this process that a path names; None if it names none.
+
+    - is stdout.
+    """
     if path in _STREAMS:
         return _STREAMS[path]
-    # By its text alone: in /dev/shm anybody may make a link to /proc/self/fd/7.
+    # By its text alone: anyone can make a link to /proc/self/fd/7, for instance in /dev/shm.
     found = re.fullmatch(r"/(?:dev/fd|proc/(?:self|thread-self|([0-9]+))/fd)/([0-9]{1,9})", path)
     if found is None or found[1] not in (None, str(os.getpid())):
         return None
@@ -94,13 +98,13 @@ def descriptor_of(path: str) -> int | None:
 
 
 def reason_of(error: OSError | ValueError) -> str:
-    """The reason alone. The caller puts the file's name in front of it."""
+    """Return the reason of an error, without the name of the file."""
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 @dataclass(frozen=True)
 class _Place:
-    """directory: that holds the file. status: None where there is no file."""
+    """A file by its directory and name. status: None if there is no file."""
 
     directory: Directory
     name: str
@@ -108,12 +112,13 @@ class _Place:
 
     @property
     def is_special(self) -> bool:
+        """Whether there is a file that is not a regular one."""
         return self.status is not None and not stat.S_ISREG(self.status.st_mode)
 
 
 @contextmanager
 def _place_of(path: str) -> Iterator[_Place]:
-    """Where the file is: kecho.system.directories says which links on the way are followed."""
+    """Find the place of a file. kecho.system.directories says which links are followed."""
     place = _look_up(path, None)
     try:
         if place.status is not None and stat.S_ISLNK(place.status.st_mode):
@@ -131,9 +136,10 @@ def _place_of(path: str) -> Iterator[_Place]:
 
 
 def _look_up(path: str, below: int | None) -> _Place:
+    """Open the directory of a file. below: a directory that a relative path starts from."""
     way, name = os.path.split(path)
     if name in ("", ".", ".."):
-        way, name = path, "."  # a directory, which is told below
+        way, name = path, "."  # a directory, which the caller refuses
     directory = open_directory(way, below)
     try:
         return _Place(directory, name, directory.status(name))
@@ -143,32 +149,36 @@ def _look_up(path: str, below: int | None) -> _Place:
 
 
 def _check_special(place: _Place) -> None:
-    """OSError if what is no regular file, such as a pipe, is not to be written to."""
+    """Raise OSError if a special file, such as a pipe, must not be written to."""
     assert place.status is not None
     here = os.fstat(place.directory.fd)
-    # As the kernel's fs.protected_fifos, which only looks at calls that may make the file.
+    # The same rule as the kernel's fs.protected_fifos, which applies only to O_CREAT.
     if here.st_mode & stat.S_IWOTH and place.status.st_uid not in (0, os.geteuid(), here.st_uid):
         raise PermissionError(
             errno.EACCES,
-            "belongs to another user, in a directory that all may write: not written to",
+            "belongs to another user, in a directory that anyone may write to: not written",
         )
     if not os.access(place.name, os.W_OK, dir_fd=place.directory.fd):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def _open_special(place: _Place) -> int:
+    """Open a special file for writing, if it is still the one that was checked."""
     assert place.status is not None
     flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
     fd = os.open(place.name, flags, dir_fd=place.directory.fd)
     if not os.path.samestat(os.fstat(fd), place.status):
         os.close(fd)
-        raise FileExistsError(errno.EEXIST, "somebody has just put another file in its place")
+        raise FileExistsError(errno.EEXIST, "another file has just taken its place")
     return fd
 
 
 @contextmanager
 def _new_file(place: _Place) -> Iterator[tuple[int, str]]:
-    """A new file beside the place, to be renamed: descriptor, which is to be closed, and name."""
+    """Make a new file in the same directory, to be renamed.
+
+    Gives its descriptor, which the caller closes, and its name.
+    """
     with place.directory.new_file(0o666 if place.status is None else 0o600) as (fd, name):
         if place.status is not None:
             try:
@@ -180,24 +190,26 @@ def _new_file(place: _Place) -> Iterator[tuple[int, str]]:
 
 
 def _take_after(fd: int, status: os.stat_result) -> None:
-    """Owner and mode of the file that it is to replace."""
+    """Give a new file the owner and mode of the file that it will replace."""
     now = os.fstat(fd)
     try:
         if (now.st_uid, now.st_gid) != (status.st_uid, status.st_gid):
             os.fchown(fd, status.st_uid, status.st_gid)
     except PermissionError:
         raise PermissionError(
-            errno.EPERM, "belongs to another user or group, who would lose it; remove it first"
+            errno.EPERM,
+            "belongs to another user or group, and would change its owner; remove it first",
         ) from None
     os.fchmod(fd, stat.S_IMODE(status.st_mode) & 0o777)
 
 
 def _write(fd: int, data: bytes, *, lasting: bool = False) -> None:
+    """Write all of the data and close the descriptor. lasting: wait until it is on the disk."""
     with open(fd, "wb", buffering=0) as out:
         left = memoryview(data)
         while left:
             written = out.write(left)
-            if written is None:  # somebody has made it non-blocking
+            if written is None:  # another process has made it non-blocking
                 select.select([], [fd], [])
             left = left[written or 0 :]
         if lasting:

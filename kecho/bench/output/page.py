@@ -1,4 +1,4 @@
-"""Results as one HTML page that needs nothing else: the picture is inside."""
+"""Results as one self-contained HTML page: the picture is inside."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ td { padding: .1rem 1rem .1rem 0; vertical-align: top; overflow-wrap: anywhere }
 
 
 def to_html(results: Sequence[Result]) -> str:
-    """Raises ValueError if they cannot be combined, ImportError without matplotlib."""
+    """Return the page of some results.
+
+    Raises ValueError if they cannot be combined, ImportError without matplotlib.
+    """
     check_results(results)
     valid = all(result.verdict.valid for result in results)
     parts = [
@@ -54,7 +57,7 @@ def _heading(result: Result, results: Sequence[Result]) -> str:
 
 
 def _environments(results: Sequence[Result]) -> Iterator[str]:
-    """Of each machine, with the results that are of it where there are several."""
+    """Yield a table of each machine that results were measured on."""
     differences = machine_differences([result.environment for result in results])
     if differences:
         shown = _escaped("; ".join(differences))
@@ -75,13 +78,14 @@ def _escaped(text: str) -> str:
 
 
 def _picture(results: Sequence[Result]) -> str:
+    """Return the picture as SVG; empty if there is nothing to draw."""
     buffer = io.BytesIO()
     try:
         plot(results, buffer, "svg")
     except ValueError:
         return ""
     text = buffer.getvalue().decode()
-    return text[text.index("<svg") :]  # not the XML prologue
+    return text[text.index("<svg") :]  # without the XML prologue
 
 
 def _shown(value: object) -> str:

@@ -1,4 +1,4 @@
-"""How far a run is, on a terminal: rich's bar, if that is installed."""
+"""The progress of a run on a terminal: a bar of rich, if that is installed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["live_progress"]
 
 
 def live_progress() -> Any:
-    """A context that gives a callback for run(); one that does nothing off a terminal."""
+    """Return a context that gives a callback for run(); without a terminal, it gives None."""
     from contextlib import nullcontext
 
     if sys.stderr is None or not sys.stderr.isatty():
@@ -28,8 +28,10 @@ def live_progress() -> Any:
 
 
 class _RichProgress:
-    """A bar with the current rate and p99, for a run that lasts. A terminal that has gone, or whose
-    encoding lacks a character, ends the bar and nothing else."""
+    """Show a bar with the current rate and p99.
+
+    If the terminal is gone, or its encoding lacks a character, the bar ends and the run goes on.
+    """
 
     def __init__(self, library: Any) -> None:
         from rich.console import Console
@@ -41,8 +43,8 @@ class _RichProgress:
             library.TimeElapsedColumn(),
             console=Console(stderr=True),
             transient=True,
-            auto_refresh=False,  # by a thread of its own, which would fail by itself
-            redirect_stdout=False,  # otherwise lines for a file are taken for the terminal's
+            auto_refresh=False,  # it would use a thread, whose errors could not be caught here
+            redirect_stdout=False,  # otherwise lines for a file would go to the terminal
             redirect_stderr=False,
         )
         self._task = self._bar.add_task("", total=1.0, figures="")

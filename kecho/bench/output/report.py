@@ -1,4 +1,4 @@
-"""A result as text: a table for a terminal, lines for other tools. Pure functions of a Result."""
+"""Results as text: a table for a terminal, lines for other tools. Pure functions of Results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _RESPONSE_NAMES = {
 
 
 def text(result: Result, percentiles: Sequence[float] = PERCENTILES) -> str:
-    """The table. A percentile that fewer than ten samples lie beyond is marked with ~."""
+    """Return the table. ~ marks a percentile with too few samples beyond it."""
     workload = result.workload
     lines = [_headline(workload, result.observed.get("address"))]
     lines.append(_outcome(result))
@@ -52,7 +52,7 @@ def _headline(workload: Any, address: object) -> str:
     else:
         host = f"[{workload['host']}]" if ":" in workload["host"] else workload["host"]
         where = f"{'udp' if workload.get('udp') else 'tcp'} {host}:{workload['port']}"
-        if isinstance(address, str) and address != where:  # a name stands for several
+        if isinstance(address, str) and address != where:  # the name was resolved
             where += f" at {address.partition(' ')[2]}"
     parts = [
         plural(workload["connections"], "connection"),
@@ -145,7 +145,7 @@ def _verdict(result: Result) -> list[str]:
 
 
 def to_csv(results: Sequence[Result], percentiles: Sequence[float] = PERCENTILES) -> str:
-    """A line for each latency of each result; one without latencies has a line, too."""
+    """Return CSV with a line for each latency of each result; without any, one line."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     figures = ["count", "mean", "stddev", "min", *(f"p{p:g}" for p in percentiles), "max"]
@@ -176,14 +176,20 @@ def to_csv(results: Sequence[Result], percentiles: Sequence[float] = PERCENTILES
 
 
 def to_hgrm(result: Result) -> str:
-    """The percentile distribution of the mode's own latency. ValueError if it has none."""
+    """Return the percentile distribution of the mode's main latency.
+
+    Raises ValueError if it has none.
+    """
     if result.main_latency is None:
         raise ValueError(f"mode {result.workload['mode']} has no latency")
     return result.latency[result.main_latency].to_hgrm()
 
 
 def to_hlog(results: Sequence[Result]) -> str:
-    """A log with an interval for each latency of each result, the latency as its tag."""
+    """Return an HdrHistogram log with an interval for each latency of each result.
+
+    The name of the latency is its tag.
+    """
     started_at = min(result.started_at for result in results)
     return write_hlog(
         (
@@ -196,9 +202,9 @@ def to_hlog(results: Sequence[Result]) -> str:
 
 
 def to_txt(result: Result) -> str:
-    """Connection number and mean response time over the rounds in µs, a line each.
+    """Return connection numbers and mean response times over the rounds in µs, a line each.
 
-    A connection that never got an echo has no line. ValueError but for a burst.
+    A connection that never got an echo has no line. Raises ValueError for modes other than burst.
     """
     if not result.rounds:
         raise ValueError(f"mode {result.workload['mode']} has no times by connection")

@@ -1,1 +1,1 @@
-"""Kernel limits of a run: what they have to be, setting them, putting them back."""
+"""Kernel limits of a run: what it needs, raising them, restoring them."""

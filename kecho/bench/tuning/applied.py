@@ -1,9 +1,9 @@
-"""Kernel settings raised for the length of a run, and put back whatever becomes of the run.
+"""Kernel settings that are raised for a run, and restored however the run ends.
 
     with Tuning(lambda: wanted_for(1000), descriptors=1100) as tuning:
         ...
 
-After SIGKILL nothing runs any more: ``restore_leftover()`` puts back what the run has changed.
+After SIGKILL nothing is restored; ``restore_leftover()`` then restores what the run has changed.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from .uninterrupted import uninterrupted
 
 __all__ = ["Restored", "Tuning", "restore_leftover"]
 
-_ATTEMPTS = 100  # each is one that a signal has kept from beginning
+_ATTEMPTS = 100  # a signal may end an attempt before it begins
 
 
 @dataclass(frozen=True)
 class Restored:
-    """What became of a sysctl that a run had set.
+    """What happened to a sysctl that a run had set.
 
-    old: its value before the run; new: what the run set; found: what it was when it was to be put
-    back; None if that could not be read.
-    outcome: ``restored``; ``untouched`` (it had its old value, nothing was to be done); ``changed``
-        (somebody else has set it meanwhile, so it was left alone); ``failed`` (see reason).
+    old: its value before the run. new: what the run set. found: its value when it was to be
+        restored; None if that could not be read.
+    outcome: ``restored``; ``untouched`` (it had its old value already); ``changed`` (another
+        process had set it, so it was left alone); ``failed`` (see reason).
     """
 
     name: str
@@ -47,35 +47,37 @@ class Restored:
     def __str__(self) -> str:
         match self.outcome:
             case "restored":
-                return f"{self.name}: put back from {self.new} to {self.old}"
+                return f"{self.name}: restored from {self.new} to {self.old}"
             case "untouched":
-                return f"{self.name}: is {self.old}, as it was"
+                return f"{self.name}: is {self.old}, as before"
             case "changed":
-                set_by_others = f"set to {self.found} by somebody else meanwhile"
+                set_by_others = f"set to {self.found} by another process meanwhile"
                 return f"{self.name}: {set_by_others}, left alone (it was {self.old})"
             case "failed":
-                return f"{self.name}: not put back to {self.old}: {self.reason}"
+                return f"{self.name}: not restored to {self.old}: {self.reason}"
 
 
 class Tuning:
-    """A context manager: settings are raised within `with`, and put back at its end.
+    """Raise settings within `with`, and restore them at its end.
 
-    wanted: sysctl -> value, or a function that returns this, asked again after what a killed run
-        left behind is put back (``wanted_for()`` looks at the values in force). None is lowered.
-    descriptors: how many this process is to be able to open (RLIMIT_NOFILE, here and in children).
-    state_file: the default is that of the network namespace; its directory is made if need be.
+    wanted: sysctl -> value, or a function that returns that. No value is lowered. The function is
+        called again after the changes of a killed run are restored, because ``wanted_for()`` looks
+        at the current values.
+    descriptors: how many this process has to be able to open (RLIMIT_NOFILE, also of children).
+    state_file: by default that of the network namespace. Its directory is made if necessary.
     root: a directory in the place of /proc/sys.
 
-    TuningError, before anything has been changed: no privileges, another tuned run under way, a
-    state file that cannot be trusted. When a value is refused, those set before it are put back.
+    Raises TuningError, before anything is changed, without privileges, if another tuned run is
+    under way, or if the state file cannot be trusted. When the kernel refuses a value, those set
+    before it are restored.
 
-    Use it on one thread. Of the threads there are, only the main one is interrupted by signals in
-    Python; there, signals that come while values are set or put back take effect afterwards.
+    Use it on one thread. Signals interrupt Python only in the main thread. There, signals that come
+    while values are set or restored take effect afterwards.
 
-    leftover: what a killed run had left behind, put back on entering.
-    changes: what is changed: sysctl -> its old and new value.
-    notes: what could not be had and is no error, in sentences.
-    restored: what became of each change, after the end.
+    leftover: what a killed run had changed, restored on entering.
+    changes: what this run changes: sysctl -> its old and new value.
+    notes: what could not be raised without being an error, in sentences.
+    restored: what happened to each change, after the end.
     """
 
     def __init__(
@@ -94,7 +96,7 @@ class Tuning:
         self._is_written = False
         self._spare_fd = -1
         self._limits: tuple[tuple[int, int], tuple[int, int]] | None = None
-        self._pid = 0  # of the process to put things back; 0: nothing to be put back
+        self._pid = 0  # of the process that has to restore; 0: nothing to restore
         self.leftover: list[Restored] = []
         self.changes: Mapping[str, Change] = {}
         self.notes: list[str] = []
@@ -108,7 +110,7 @@ class Tuning:
                 self._apply()
         except BaseException as error:
             self._restore_surely()
-            self._tell_failures(error)
+            self._raise_failures(error)
             raise
         return self
 
@@ -119,30 +121,30 @@ class Tuning:
         traceback: TracebackType | None,
     ) -> None:
         self._restore_surely()
-        self._tell_failures(error)
+        self._raise_failures(error)
 
     def _apply(self) -> None:
         self.changes, self.notes, self.restored = {}, [], []
         for name in self._evaluate():
             _check_writable(name, self._root)
         self._pid = os.getpid()
-        # A second SIGINT may come before the first line of __exit__. Then this is what is left.
+        # A second SIGINT may come before the first line of __exit__. Then only this restores.
         atexit.register(self._restore_surely)
         self._file = StateFile(self._state_file or default_state_file())
         self._file.open(create=True)
         with self._file.locked():
             self.leftover = _restore_leftover(self._file, self._root)
             if failed := [one for one in self.leftover if one.outcome == "failed"]:
-                raise TuningError(f"left behind by an earlier run: {failed[0]}")
+                raise TuningError(f"changed by an earlier run: {failed[0]}")
             changes = _changes(self._evaluate(), self._root)
-            # There without a change as well: no other run is to lower what this one relies on.
+            # Written without a change as well: no other run may lower what this one relies on.
             self._is_written = True
             self._file.write(State(changes))
             self.changes = changes
         for name, change in changes.items():
             _set_and_verify(name, change.new, self._root)
         self._raise_descriptor_limit()
-        # Where all descriptors are in use in the end, putting things back needs one.
+        # All descriptors may be in use at the end, and restoring needs one.
         self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
     def _evaluate(self) -> Mapping[str, str]:
@@ -159,7 +161,7 @@ class Tuning:
         except (OSError, ValueError):
             after = (before[1], before[1])
             self.notes.append(
-                f"RLIMIT_NOFILE is raised to {before[1]} only, not to {needed}: "
+                f"RLIMIT_NOFILE is raised only to {before[1]}, not to {needed}: "
                 "this process may not raise its hard limit (CAP_SYS_RESOURCE, up to fs.nr_open)"
             )
             resource.setrlimit(resource.RLIMIT_NOFILE, after)
@@ -168,7 +170,7 @@ class Tuning:
     def _restore_surely(self) -> None:
         interrupted: BaseException | None = None
         for _ in range(_ATTEMPTS):
-            if self._pid != os.getpid():  # done; or a forked child, which has nothing to put back
+            if self._pid != os.getpid():  # done; or a forked child, which must not restore
                 break
             try:
                 with uninterrupted():
@@ -176,7 +178,7 @@ class Tuning:
                         self._restore()
                     finally:
                         self._pid = 0
-            except BaseException as error:  # a signal's, before or after
+            except BaseException as error:  # raised by a signal, before or after
                 interrupted = error
         if interrupted is not None:
             raise interrupted
@@ -200,10 +202,13 @@ class Tuning:
             if resource.getrlimit(resource.RLIMIT_NOFILE) == after:
                 resource.setrlimit(resource.RLIMIT_NOFILE, before)
             else:
-                self.notes.append("RLIMIT_NOFILE has been set by somebody else, and is left alone")
+                self.notes.append(
+                    "RLIMIT_NOFILE was set by another process meanwhile, and is left alone"
+                )
         atexit.unregister(self._restore_surely)
 
-    def _tell_failures(self, error: BaseException | None) -> None:
+    def _raise_failures(self, error: BaseException | None) -> None:
+        """Raise TuningError for values that were not restored, or add them to `error`."""
         failed = [str(one) for one in self.restored if one.outcome == "failed"]
         if not failed:
             return
@@ -214,18 +219,18 @@ class Tuning:
 
 
 def restore_leftover(state_file: Path | None = None, *, root: Path | None = None) -> list[Restored]:
-    """Puts back what a run that was killed has left behind; nothing if there is none.
+    """Restore what a killed run has changed, if there is a state file of one.
 
-    The state file is removed, unless a value could not be put back (outcome ``failed``). One from
-    before the last boot is removed, and nothing else done: the boot has put everything back.
-    TuningError, and nothing is changed, if the run is still under way, or the file is not one to
-    be trusted, or that of another network namespace.
+    The state file is removed, unless a value could not be restored (outcome ``failed``). A state
+    file from before the last boot is only removed: the boot has restored everything. Raises
+    TuningError, and changes nothing, if the run is still under way, or the file cannot be trusted
+    or is that of another network namespace.
     """
     try:
         file = StateFile(state_file or default_state_file())
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}"
-        raise TuningError(f"the network namespace cannot be told: {reason}") from error
+        raise TuningError(f"the network namespace is not known: {reason}") from error
     with uninterrupted():
         try:
             if not file.open(create=False):
@@ -288,7 +293,7 @@ def _check_writable(name: str, root: Path | None) -> None:
 
 
 def _changes(wanted: Mapping[str, str], root: Path | None) -> dict[str, Change]:
-    """Those that raise a value."""
+    """Return the wanted values that are higher than the current ones."""
     changes = {}
     for name, text in wanted.items():
         try:
@@ -302,7 +307,7 @@ def _changes(wanted: Mapping[str, str], root: Path | None) -> dict[str, Change]:
 
 
 def _higher(old: str, new: str) -> str:
-    """The higher of two numbers, what takes in both of two ranges."""
+    """Return the higher of two numbers, or the range that contains both of two ranges."""
     try:
         before, after = [*map(int, old.split())], [*map(int, new.split())]
     except ValueError:

@@ -1,6 +1,6 @@
-"""Whether a benchmark's run fits the limits in force, and the command that helps if it does not.
+"""Checks whether a run fits the current limits, and the command that helps if it does not.
 
-Pure functions but for ``Limits.read()``.
+All functions except ``Limits.read()`` are pure.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ __all__ = ["Limits", "Needs", "Problem", "advice"]
 _RESERVED_PORTS = "net.ipv4.ip_local_reserved_ports"
 _PORTS = "ephemeral ports"
 _TIME_WAIT_S = 60  # TCP_TIMEWAIT_LEN, a constant of the kernel
-_UNLIMITED = 2**63 - 1  # as RLIM_INFINITY, and fs.file-max without a limit
+_UNLIMITED = 2**63 - 1  # for RLIM_INFINITY, and for fs.file-max without a limit
 _NR_OPEN_DEFAULT = 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a run asks of the machine it runs on.
+    """What a run needs from its machine.
 
-    connections: how many are open at once, and may all be opened at one instant.
+    connections: how many are open at once, and may all be opened at the same instant.
     sources: how many local addresses they come from.
-    descriptors: how many of them one client process opens; 0: not looked at.
-    descriptors_extra: what that process opens besides: epoll sets, files, what was open before.
-    opened_total: how many the run opens altogether if it closes them with FIN, which leaves each
-        in TIME_WAIT; 0 if it closes with RST. (On loopback the kernel takes such a port again
-        after a second: tcp_tw_reuse is 2 by default since Linux 4.19. The search is longer.)
+    descriptors: how many connections one client process opens; 0: descriptors are not checked.
+    descriptors_extra: what else that process has open: epoll sets, files, what was open before.
+    opened_total: how many connections the run opens in total if it closes them with FIN, which
+        leaves each in TIME_WAIT; 0 if it closes with RST. (On loopback the kernel reuses such a
+        port after a second: tcp_tw_reuse is 2 by default since Linux 4.19. But it searches longer.)
     backlog: what the server passes to listen(2); None if that is not known.
-    local: the server is on this machine, so that its queues have the limits read here, and any
+    local: the server is on this machine. Then the limits read here are those of its queues, and any
         address of 127.0.0.0/8 can be a source.
     """
 
@@ -48,14 +48,14 @@ class Needs:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the kernel grants: its sysctls, and RLIMIT_NOFILE of this process.
+    """The current limits: sysctls of the kernel, and RLIMIT_NOFILE of this process.
 
     port_range: the first and last ephemeral port.
-    reserved_ports: how many within that range ip_local_reserved_ports takes out of it.
-    file_max: descriptors of all processes together; nr_open: the highest hard limit that even
-        root can set: proc_sys_fs(5).
-    syncookies: whether SYN cookies are used when needed, the default; then the kernel does not look
-        at tcp_max_syn_backlog (tcp_conn_request() in net/ipv4/tcp_input.c).
+    reserved_ports: how many ports of that range ip_local_reserved_ports excludes.
+    file_max: descriptors of all processes together. nr_open: the highest hard limit that even root
+        can set: proc_sys_fs(5).
+    syncookies: whether SYN cookies are used when needed, the default. Then the kernel ignores
+        tcp_max_syn_backlog (tcp_conn_request() in net/ipv4/tcp_input.c).
     """
 
     somaxconn: int
@@ -71,7 +71,7 @@ class Limits:
 
     @classmethod
     def read(cls, *, root: Path | None = None) -> Limits:
-        """As they are now. root: a directory in the place of /proc/sys."""
+        """Read the current limits. root: a directory in the place of /proc/sys."""
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         port_range = sysctl.read_port_range(root=root)
         return cls(
@@ -99,10 +99,10 @@ class Problem:
     """A limit that a run does not fit.
 
     limit: its name: a sysctl, ``RLIMIT_NOFILE``, ``backlog`` or ``ephemeral ports``.
-    value: what it is, needed: what it ought to be at least.
-    fatal: the run cannot be done at all; otherwise it can, and its numbers are spoilt.
-    effect: what comes of it.
-    command: what helps: for a shell, or an option of the benchmark or of the server.
+    value: what it is. needed: what it has to be at least.
+    fatal: the run is impossible; otherwise it is possible, but its numbers are not valid.
+    effect: what happens because of it.
+    command: what helps: a shell command, or an option of the benchmark or of the server.
     """
 
     limit: str
@@ -114,7 +114,7 @@ class Problem:
 
     @property
     def needs_root(self) -> bool:
-        """The command does."""
+        """Whether the command needs root."""
         return self.command.startswith(("sysctl ", "prlimit "))
 
     def __str__(self) -> str:
@@ -125,7 +125,7 @@ class Problem:
 
 
 def advice(needs: Needs, limits: Limits) -> list[Problem]:
-    """What is in the way of a run: first what makes it impossible."""
+    """Return what a run does not fit: first what makes it impossible."""
     found = [*_descriptors(needs, limits), *_ports(needs, limits), *_queues(needs, limits)]
     return sorted(found, key=lambda problem: not problem.fatal)
 
@@ -135,7 +135,7 @@ def _descriptors(needs: Needs, limits: Limits) -> Iterator[Problem]:
     if needs.descriptors == 0:
         return
     if needed > limits.nofile_hard:
-        # Raising the hard limit takes CAP_SYS_RESOURCE, and not even that goes beyond nr_open.
+        # Raising the hard limit needs CAP_SYS_RESOURCE, and nr_open is the highest possible value.
         command = f"prlimit --pid $$ --nofile={needed}:{needed}"
         if needed > limits.nr_open:
             command = f"sysctl -w fs.nr_open={needed} && {command}"
@@ -146,7 +146,7 @@ def _descriptors(needs: Needs, limits: Limits) -> Iterator[Problem]:
         command = f"ulimit -n {needed}"
         yield Problem("RLIMIT_NOFILE", limits.nofile_soft, needed, True, effect, command)
     if needed > limits.file_max:
-        effect = "all processes together can have no more files open"
+        effect = "all processes together can open no more files"
         command = f"sysctl -w fs.file-max={2 * needed}"
         yield Problem("fs.file-max", limits.file_max, needed, True, effect, command)
 
@@ -154,7 +154,7 @@ def _descriptors(needs: Needs, limits: Limits) -> Iterator[Problem]:
 def _ports(needs: Needs, limits: Limits) -> Iterator[Problem]:
     available = limits.ports * needs.sources
     if needs.connections > available:
-        effect = "each source address has a connection per port of ip_local_port_range, no more"
+        effect = "each source address has at most one connection per port of ip_local_port_range"
         command = _more_ports(needs, limits, needs.connections)
         yield Problem(_PORTS, available, needs.connections, True, effect, command)
     elif needs.opened_total > available:
@@ -179,24 +179,24 @@ def _more_ports(needs: Needs, limits: Limits, needed: int) -> str:
 def _queues(needs: Needs, limits: Limits) -> Iterator[Problem]:
     if not needs.local:
         return
-    late = "a connection that finds the queue full is made a second later or more"
+    late = "a connect that meets a full queue takes a second or more"
     if needs.backlog is not None and needs.backlog < needs.connections:
         command = f"--backlog {needs.connections} for the server"
         yield Problem("backlog", needs.backlog, needs.connections, False, late, command)
     elif limits.somaxconn < needs.connections:
-        effect = f"listen() makes no queue longer, and {late}"
+        effect = f"listen() makes no longer queue, and {late}"
         command = f"sysctl -w {sysctl.SOMAXCONN}={sysctl.somaxconn_for(needs.connections)}"
         yield Problem(sysctl.SOMAXCONN, limits.somaxconn, needs.connections, False, effect, command)
-    # Without cookies the last quarter is kept for peers the kernel knows.
+    # Without cookies, the kernel keeps the last quarter for peers that it knows.
     needed = -(-needs.connections * 4 // 3)
     if not limits.syncookies and limits.syn_backlog < needed:
-        effect = "SYN cookies are off, so handshakes beyond 3/4 of it are made a second later"
+        effect = "SYN cookies are off, so handshakes beyond 3/4 of it take a second or more"
         command = f"sysctl -w {sysctl.SYN_BACKLOG}={sysctl.syn_backlog_for(needs.connections)}"
         yield Problem(sysctl.SYN_BACKLOG, limits.syn_backlog, needed, False, effect, command)
 
 
 def _reserved_ports(port_range: tuple[int, int], root: Path | None) -> int:
-    """How many ports of the range are reserved: ``1,2-4,10-10`` in ip-sysctl.rst."""
+    """Return how many ports of the range are reserved: ``1,2-4,10-10`` in ip-sysctl.rst."""
     try:
         text = sysctl.read_sysctl_text(_RESERVED_PORTS, root=root)
         reserved = set[int]()

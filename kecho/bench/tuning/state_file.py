@@ -1,7 +1,7 @@
-"""The file that says which kernel settings a tuned run has changed, so that it can be undone.
+"""The file that lists the kernel settings a tuned run has changed, so that they can be restored.
 
-It is there before the first change and until the last value is back. What a run killed by SIGKILL
-has left behind is found by it. Root acts on what it says, so nobody else may have written it.
+It exists from before the first change until the last value is restored. After SIGKILL it is what
+tells which values to restore. Root acts on its content, so only root or its owner may write it.
 """
 
 from __future__ import annotations
@@ -32,36 +32,36 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_-]+)+")
 
 
 def default_state_file() -> Path:
-    """One for each network namespace, as the sysctls are."""
+    """Return the path of the state file of this network namespace, which has its own sysctls."""
     return _DIRECTORY / f"tuning-{network_namespace()}.json"
 
 
 def network_namespace() -> int:
-    """The inode of this thread's network namespace: namespaces(7)."""
+    """Return the inode of this thread's network namespace: namespaces(7)."""
     return int(os.readlink("/proc/thread-self/ns/net").strip("net:[]"))
 
 
 def boot_id() -> str:
-    """Different after each boot, which puts sysctls back to what they are at boot."""
+    """Return the id of this boot. Each boot resets the sysctls."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def start_time(pid: int) -> int | None:
-    """When a process was started, in clock ticks since the boot; None if it runs no more.
+    """Return when a process was started, in clock ticks since the boot; None if it has ended.
 
-    With the pid it names a process for good: pids are used again. See proc_pid_stat(5).
+    Pids are reused; pid and start time together identify a process. See proc_pid_stat(5).
     """
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return None
-    fields = text.rpartition(")")[2].split()  # from the third on; the second may have any character
+    fields = text.rpartition(")")[2].split()  # from the third; the second may have any character
     return None if fields[0] in "ZX" else int(fields[19])  # a zombie has ended
 
 
 @dataclass(frozen=True)
 class Change:
-    """The value of a sysctl before a run, and what the run sets it to."""
+    """The value of a sysctl before a run, and the one that the run sets."""
 
     old: str
     new: str
@@ -69,7 +69,7 @@ class Change:
 
 @dataclass(frozen=True)
 class State:
-    """What a run has changed or is about to, and who it is."""
+    """What a run changes, and which process it is."""
 
     changes: Mapping[str, Change]
     pid: int = field(default_factory=os.getpid)
@@ -79,14 +79,16 @@ class State:
 
     @property
     def is_of_this_boot(self) -> bool:
+        """Whether it was written since the last boot."""
         return self.boot_id == boot_id()
 
     @property
     def is_running(self) -> bool:
-        """The run's process is still there."""
+        """Whether the run's process still exists."""
         return self.is_of_this_boot and start_time(self.pid) == self.start_time
 
     def to_json(self) -> str:
+        """Return the state as JSON."""
         values = {name: {"old": one.old, "new": one.new} for name, one in self.changes.items()}
         fields = {
             "version": _VERSION,
@@ -100,16 +102,16 @@ class State:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> State:
-        """ValueError if it is not what to_json() makes."""
+        """Read what to_json() returned. Raise ValueError for anything else."""
         fields = json.loads(text)
         if not isinstance(fields, dict):
-            raise ValueError("no object")
+            raise ValueError("not an object")
         if fields.get("version") != _VERSION:
             raise ValueError(f"version {fields.get('version')!r}, not {_VERSION}")
         values = _typed(fields, "values", dict)
         for name in values:
             if not _NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is no sysctl")
+                raise ValueError(f"{name!r} is not the name of a sysctl")
         return cls(
             changes={
                 name: Change(_typed(change, "old", str), _typed(change, "new", str))
@@ -130,9 +132,10 @@ def _typed(fields: Any, name: str, kind: type) -> Any:
 
 
 class StateFile:
-    """A state file in a directory that only its owner can write. Every OSError is a TuningError.
+    """Reads and writes a state file, in a directory that only its owner can write to.
 
     The directory is opened once, and the file only through it, never through a symbolic link.
+    OSErrors are raised as TuningError.
     """
 
     def __init__(self, path: Path) -> None:
@@ -140,7 +143,7 @@ class StateFile:
         self._directory: Directory | None = None
 
     def open(self, *, create: bool) -> bool:
-        """Opens the directory; False if there is none and none is to be made."""
+        """Open the directory. Return False if there is none; `create` makes it."""
         with self._telling(self.path.parent):
             above = open_directory(str(self.path.parent.parent))
             try:
@@ -175,13 +178,14 @@ class StateFile:
         return self._directory
 
     def close(self) -> None:
+        """Close the directory."""
         if self._directory is not None:
             self._directory.close()
             self._directory = None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Within `with`, no other run begins, nor puts back what one has left behind."""
+        """Keep other runs, within `with`, from beginning or restoring."""
         deadline = time.monotonic() + _LOCK_TIMEOUT_S
         while True:
             try:
@@ -189,18 +193,18 @@ class StateFile:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    reason = "locked by another run that is about to begin or being put back"
+                    reason = "locked by another run that is beginning or being restored"
                     raise TuningError(f"{self.path.parent}: {reason}") from None
                 time.sleep(0.01)
         try:
             yield
         finally:
-            # Not left to close(): a child process may have the descriptor as well.
+            # Not left to close(): a child process may have a copy of the descriptor.
             fcntl.flock(self._opened.fd, fcntl.LOCK_UN)
 
     def read(self) -> State | None:
-        """None if there is none."""
-        # O_NONBLOCK: opening a FIFO would wait for somebody who writes to it.
+        """Return the state; None if there is no file."""
+        # O_NONBLOCK: otherwise opening a FIFO would wait for a writer.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         with self._telling(self.path):
             try:
@@ -222,10 +226,10 @@ class StateFile:
             raise TuningError(f"{self.path}: {reason}") from None
 
     def write(self, state: State) -> None:
-        """Whole or not at all, and on the disk when it returns."""
+        """Write the file as a whole or not at all. It is on the disk on return."""
         temporary = f"{self.path.name}.new"
         with self._telling(self.path):
-            self._opened.remove(temporary)  # of a run that was killed while it wrote
+            self._opened.remove(temporary)  # left by a run that was killed while writing
             with self._opened.new_file(name=temporary) as (fd, _):
                 with open(fd, "w", encoding="ascii") as file:
                     file.write(state.to_json())
@@ -235,11 +239,13 @@ class StateFile:
             os.fsync(self._opened.fd)
 
     def remove(self) -> None:
+        """Remove the file."""
         with self._telling(self.path):
             self._opened.remove(self.path.name)
 
     @contextmanager
     def _telling(self, path: Path) -> Iterator[None]:
+        """Raise OSErrors within `with` as TuningErrors that name the path."""
         try:
             yield
         except TuningError:
@@ -254,7 +260,9 @@ class StateFile:
 
 def _check_owner(path: Path, status: os.stat_result) -> None:
     if status.st_uid not in (0, os.geteuid()):
-        raise TuningError(f"{path}: belongs to another user ({status.st_uid}), not to be trusted")
+        raise TuningError(
+            f"{path}: belongs to another user ({status.st_uid}) and cannot be trusted"
+        )
     if status.st_mode & NO_OTHERS:
         mode = stat.S_IMODE(status.st_mode)
-        raise TuningError(f"{path}: others may write it (mode {mode:04o}), not to be trusted")
+        raise TuningError(f"{path}: others may write it (mode {mode:04o}), so it cannot be trusted")

@@ -1,4 +1,4 @@
-"""A few lines that no signal interrupts."""
+"""Code that no signal interrupts."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _SIGNALS = (
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Within `with`, the signals that end or interrupt a program wait; they take effect at its end.
+    """Delay the signals that end or interrupt a program until the end of `with`.
 
-    Blocking them in this thread is not enough when there are others: the system then gives the
-    signal to one of those, and Python runs its handler in the main thread all the same. So in the
-    main thread the handlers are replaced as well; in any other, Python runs none.
+    Blocking them in this thread is not enough when there are other threads: the kernel then
+    delivers the signal to one of those, and Python runs its handler in the main thread. So in the
+    main thread the handlers are replaced as well. In other threads, Python runs no handlers.
     """
     came: list[int] = []
 
     def remember(number: int, frame: FrameType | None) -> None:
         came.append(number)
 
-    # Asked for by itself: the call that blocks may raise what a signal before it has left to do.
+    # A call of its own: the call that blocks may raise the exception of an earlier signal.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -37,7 +37,7 @@ def uninterrupted() -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 handler = signal.getsignal(number)
-                # One that is ignored stays so; one that is not Python's could not be put back.
+                # A signal that is ignored stays so. A handler not set by Python cannot be restored.
                 if handler not in (signal.SIG_IGN, None):
                     replaced[number] = handler
                     signal.signal(number, remember)
@@ -47,6 +47,6 @@ def uninterrupted() -> Iterator[None]:
             for number, handler in replaced.items():
                 signal.signal(number, handler)
             for once in dict.fromkeys(came):
-                signal.raise_signal(once)  # to this thread, which has it blocked until below
+                signal.raise_signal(once)  # pending until the mask is restored below
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -153,13 +153,13 @@ def test_problem_reads_well() -> None:
     )
     [problem] = advice(Needs(1500, backlog=1024), USUAL)
     assert str(problem) == (
-        "backlog is 1024, this run needs 1500: a connection that finds the queue full is made "
-        "a second later or more; try: --backlog 1500 for the server"
+        "backlog is 1024, this run needs 1500: a connect that meets a full queue takes a "
+        "second or more; try: --backlog 1500 for the server"
     )
     [problem] = advice(Needs(30_000, local=False), USUAL)
     assert str(problem) == (
-        "ephemeral ports are 28232, this run needs 30000: each source address has a connection "
-        "per port of ip_local_port_range, no more; "
+        "ephemeral ports are 28232, this run needs 30000: each source address has at most one "
+        "connection per port of ip_local_port_range; "
         'as root: sysctl -w net.ipv4.ip_local_port_range="1024 65535"'
     )
 

@@ -241,7 +241,7 @@ def test_foreign_change_is_left_alone_and_reported(
         sysctls[SOMAXCONN] = "512"
     assert sysctls.all() == {SOMAXCONN: "512", PORT_RANGE: BEFORE[PORT_RANGE]}
     assert [one.outcome for one in tuning.restored] == ["changed", "restored"]
-    assert "set to 512 by somebody else" in str(tuning.restored[0])
+    assert "set to 512 by another process" in str(tuning.restored[0])
     assert not state_file.exists()
 
 
@@ -262,7 +262,7 @@ def test_value_that_cannot_be_put_back_is_told_and_kept_in_the_state(
     with pytest.raises(kind or TuningError) as caught:
         run()
     told = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
-    assert f"{SOMAXCONN}: not put back to 4096: Is a directory" in told
+    assert f"{SOMAXCONN}: not restored to 4096: Is a directory" in told
     assert sysctls[PORT_RANGE] == BEFORE[PORT_RANGE]
     assert state_file.exists()
 
@@ -365,7 +365,7 @@ def test_hard_descriptor_limit_that_cannot_be_raised_is_said(
         assert limit.value == (128, 128)
     assert limit.value == (64, 128)
     assert len(tuning.notes) == 1
-    assert "raised to 128 only, not to 200" in tuning.notes[0]
+    assert "raised only to 128, not to 200" in tuning.notes[0]
 
 
 def test_descriptor_limit_that_somebody_else_has_set_is_left_alone(
