@@ -1,4 +1,4 @@
-"""The benchmark client: measures any echo server, and says how far its numbers can be trusted.
+"""The benchmark client: measures any echo server, and says whether its numbers can be trusted.
 
 >>> from kecho import bench
 >>> result = bench.run(bench.Workload(mode="closed", connections=50, duration=5))

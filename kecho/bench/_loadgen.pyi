@@ -9,10 +9,10 @@ MODES: tuple[str, ...]
 class Client:
     """One thread's share of a workload.
 
-    open, run, burst and close block without the GIL and are called one after the other; stop,
-    counters and histogram by any thread at any time. Times are CLOCK_MONOTONIC in ns. Raises
-    ValueError for arguments out of range, OSError when a system call fails that the client cannot
-    do without; what happens to a connection is counted, never raised.
+    open, run, burst and close block without the GIL, and are called one after the other. Any thread
+    may call stop, counters and histogram at any time. Times are CLOCK_MONOTONIC in ns. Raises
+    ValueError for arguments out of range, OSError when the client cannot go on. What happens to a
+    connection is counted, not raised.
     """
 
     def __init__(
@@ -42,36 +42,49 @@ class Client:
         reconnect: bool,
         keep_ends: bool,
     ) -> None:
-        """mode: index into MODES. address: packed, or a path for AF_UNIX (abstract: a
-        zero byte and a name). sources: packed
-        addresses one after the other; empty: the kernel's choice. scope: of link-local addresses
-        among all of them. datagrams: UDP, in the modes closed and open."""
+        """Make a client.
+
+        mode: index into MODES.
+        address: packed; for AF_UNIX a path, or a zero byte and an abstract name.
+        scope: the index of the device of link-local addresses; otherwise 0.
+        sources: packed addresses one after the other; empty: the kernel chooses.
+        datagrams: UDP, in modes closed and open.
+        """
     def adopt(self, fd: int, connect_ns: int) -> None:
-        """Take over an established, non-blocking socket as connection 0, on which the first message
-        has been echoed; before open(). connect_ns: how long its connect took."""
+        """Take over an established, non-blocking socket as connection 0, before open().
+
+        The first message has been echoed on it. connect_ns: how long its connect took.
+        """
     def open(self) -> None:
-        """Establish every connection; return when each is open or has failed."""
+        """Establish every connection. Return when each is open or has failed."""
     def run(self, start_ns: int, measure_ns: int, end_ns: int) -> None:
-        """The workload; what is sent or due from measure_ns to end_ns is in the figures."""
+        """Run the workload. Messages sent or due from measure_ns to end_ns are in the figures."""
     def burst(self, start_ns: int, measured: bool) -> None:
         """Connect, echo and close every connection, all beginning at start_ns."""
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close every connection."""
     def stop(self) -> None:
-        """Makes open, run or burst return soon: at most a second for what is under way."""
+        """Make open, run and burst return soon, within about a second."""
     def counters(self) -> dict[str, Any]:
-        """Name -> count; `errors` is a dict of its own, by kind."""
+        """Return the counters by name. `errors` is a dict by kind."""
     def histogram(self, name: str) -> dict[int, int]:
-        """Counter index -> count of one of LATENCIES."""
+        """Return the counts of one of LATENCIES by the index of the bucket."""
     def samples(self) -> bytes:
-        """The last burst: uint64 triples of connect, first echo and response time, ns."""
+        """Return the times of the last burst by connection, as triples of uint64 in ns.
+
+        They are connect, first echo and response time; 0 for a step that was not reached.
+        """
     def take_ends(self) -> bytes:
-        """Local ends of connections closed with FIN since the last call, with keep_ends: 16 bytes
-        of address (IPv4: the first four), 2 of port, big-endian, and 8 of cookie, in host byte
-        order, each. One thread."""
-    def first_error(self) -> dict[str, str | int] | None: ...
+        """Return the local ends of connections closed with FIN since the last call (keep_ends).
+
+        Each has 16 bytes of address (IPv4: the first four), 2 of port, big-endian, and 8 of cookie,
+        in host byte order. One thread at a time.
+        """
+    def first_error(self) -> dict[str, str | int] | None:
+        """Return the first error in full, or None. Not while the client runs."""
 
 def histogram_index(value_ns: int) -> int:
-    """The counter that a value is recorded in."""
+    """Return the index of the bucket that a value is recorded in."""
 
 def payload(seed: int, connection: int, sequence: int, length: int, line: bool = False) -> bytes:
-    """The bytes of one message. line: printable, and ending in a newline."""
+    """Return the bytes of one message. line: printable, with a newline at the end."""

@@ -1,4 +1,4 @@
-"""How amounts are written: three digits are enough, and none is rounded away."""
+"""Amounts as text, with three significant digits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["duration_text", "rate_text", "size_text"]
 
 
 def duration_text(ns: float) -> str:
-    """Three digits and a unit: ``12.3 µs``."""
+    """Return a time with three digits and a unit: ``12.3 µs``."""
     for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
         if ns >= size:
             value = ns / size
@@ -15,7 +15,7 @@ def duration_text(ns: float) -> str:
 
 
 def size_text(size: float) -> str:
-    """Bytes, with one decimal and a unit: ``1.5 kB``."""
+    """Return a number of bytes with one decimal and a unit: ``1.5 kB``."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= factor:
             return f"{size / factor:.1f} {unit}"
@@ -23,5 +23,8 @@ def size_text(size: float) -> str:
 
 
 def rate_text(rate: float) -> str:
-    """A whole number, or three digits of one below a hundred: ``20,000``, ``2.5``, ``0.05``."""
+    """Return a rate: below a hundred with three digits, otherwise as a whole number.
+
+    For instance ``20,000``, ``2.5``, ``0.05``.
+    """
     return f"{rate:,.0f}" if rate >= 99.95 else f"{rate:.3g}"

@@ -1,4 +1,4 @@
-"""The clients of one process: a thread each, begun and ended together."""
+"""The clients of one process: one thread for each, which begin and end together."""
 
 from __future__ import annotations
 
@@ -19,31 +19,32 @@ from .workload import Workload
 
 __all__ = ["SAMPLE_BYTES", "Crew", "Report", "Share", "Snapshot", "first_message", "shares_of"]
 
-SAMPLE_BYTES = 24  # of one connection: _loadgen.Client.samples()
-_STOP_S = 5.0  # the native client takes one
+SAMPLE_BYTES = 24  # for each connection: _loadgen.Client.samples()
+_STOP_S = 5.0  # the native client takes one second
 LATENCIES = _loadgen.LATENCIES
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one client thread does of the whole."""
+    """The share of the workload that one client thread runs."""
 
-    first_number: int
+    first_number: int  # of its first connection
     connections: int
-    index: int  # of all client threads of the run
-    total: int
+    index: int  # of this thread, among all client threads of the run
+    total: int  # how many client threads the run has
 
 
 @dataclass
 class Snapshot:
-    """What has been counted so far, over some clients."""
+    """What some clients have counted so far, added up."""
 
-    ended_ns: int = 0  # when the last client stopped sending; 0: none has
+    ended_ns: int = 0  # when the last client stopped sending; 0: none has stopped
     counters: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
-    latency: Counter[int] = field(default_factory=Counter)  # of the latency asked for
+    latency: Counter[int] = field(default_factory=Counter)  # of one latency, by bucket
 
     def add(self, other: Snapshot) -> None:
+        """Add what other clients have counted."""
         self.ended_ns = max(self.ended_ns, other.ended_ns)
         self.counters.update(other.counters)
         self.errors.update(other.errors)
@@ -52,7 +53,7 @@ class Snapshot:
 
 @dataclass
 class Report:
-    """What a crew has measured: histograms as counts by index, counters of each thread."""
+    """What a crew has measured: histograms as counts by bucket, counters of each thread."""
 
     histograms: dict[str, Counter[int]] = field(default_factory=dict)
     threads: list[dict[str, Any]] = field(default_factory=list)
@@ -60,6 +61,7 @@ class Report:
     rss_bytes: int = 0
 
     def add(self, other: Report) -> None:
+        """Add what another crew has measured."""
         for name, counts in other.histograms.items():
             self.histograms.setdefault(name, Counter()).update(counts)
         self.threads += other.threads
@@ -68,7 +70,7 @@ class Report:
 
 
 def shares_of(workload: Workload) -> list[list[Share]]:
-    """For each process the shares of its threads: all connections, as even as it goes."""
+    """Return the shares of the threads of each process, as equal as possible."""
     total = workload.total_threads
     bounds = [workload.total_connections * index // total for index in range(total + 1)]
     shares = [
@@ -83,16 +85,16 @@ def _client(workload: Workload, target: Target, share: Share, seed: int) -> _loa
     family_bytes = len(target.address)
     sources = [one.packed for one in workload.source_addresses()]
     if any(len(one) != family_bytes for one in sources):
-        raise ValueError(f"the source addresses are of another family than {target.name}")
+        raise ValueError(f"the source addresses are not of the family of {target.name}")
     links = {link_of(one) for one in workload.source_addresses()} | {target.scope}
     if len(links - {0}) > 1:
-        raise ValueError(f"the source addresses and {target.name} are of several links")
+        raise ValueError(f"the source addresses and {target.name} are on different links")
     return _loadgen.Client(
         mode=_loadgen.MODES.index(workload.mode),
         family=target.family,
         address=target.address,
         port=target.port,
-        scope=max(links),  # only link-local addresses take notice of it: ipv6(7)
+        scope=max(links),  # used by link-local addresses alone: ipv6(7)
         sources=b"".join(sources),
         first_number=share.first_number,
         connections=share.connections,
@@ -115,12 +117,12 @@ def _client(workload: Workload, target: Target, share: Share, seed: int) -> _loa
 
 
 def first_message(workload: Workload, seed: int) -> bytes:
-    """Of connection 0."""
+    """Return the first message of connection 0."""
     return _loadgen.payload(seed, 0, 0, workload.length, workload.line)
 
 
 class Crew:
-    """Starts the same phase on every client at once; one phase at a time."""
+    """Run the same phase on every client at once, one phase at a time."""
 
     def __init__(
         self,
@@ -130,12 +132,15 @@ class Crew:
         seed: int,
         first: tuple[int, int] | None = None,
     ) -> None:
-        """first: a descriptor for connection 0, which is taken over, on which the first message has
-        been echoed; and how long its connect took, in ns."""
+        """Make the clients.
+
+        first: a descriptor for connection 0, on which the first message has been echoed, and how
+            long its connect took, in ns. The crew takes the descriptor over.
+        """
         self._clients = [_client(workload, target, share, seed) for share in shares]
         if first is not None:
             self._clients[0].adopt(*first)
-        # Of each client's threads, one after the other: a connection stays with its CPU.
+        # Each thread has one CPU, in turn: so a connection keeps its CPU.
         self._cpus = [
             {workload.cpus[share.index % len(workload.cpus)]} if workload.cpus else None
             for share in shares
@@ -147,14 +152,18 @@ class Crew:
         self._finished.set()
         self._errors: list[BaseException] = []
 
-    ended: Sequence[str] = ()  # client processes that are no more: ProcessCrew's
+    ended: Sequence[str] = ()  # client processes that have ended: only ProcessCrew has any
 
     def pids(self) -> list[int]:
-        """Of processes beside this one."""
+        """Return the pids of further client processes."""
         return []
 
     def begin(self, phase: str, *arguments: int) -> None:
-        """phase: ``open``, ``run`` or ``burst``, with the arguments of the native client's."""
+        """Begin a phase on every client.
+
+        phase: ``open``, ``run`` or ``burst``, with the arguments of that method of the native
+            client.
+        """
         self._errors = []
         self._left = len(self._clients)
         self._finished.clear()
@@ -172,7 +181,7 @@ class Crew:
                 raise
 
     def _forget(self, threads: list[threading.Thread]) -> None:
-        """Those that cannot be started have ended; the others are to."""
+        """Treat threads that could not be started as ended, and stop the others."""
         self._threads = [one for one in self._threads if one not in threads]
         for _ in threads:
             self._note_end()
@@ -197,8 +206,12 @@ class Crew:
                 self._finished.set()
 
     def wait(self, seconds: float) -> bool:
-        """Waits for the phase's end, so long at most; True when it has ended. Raises OSError."""
-        # Not Thread.join(): interrupted, Python 3.11's takes a thread that runs for one that ended.
+        """Wait for the end of the phase. Return True when it has ended.
+
+        Raises OSError if a client could not go on.
+        """
+        # Not Thread.join(): after an interruption, that of Python 3.11 takes a running thread for
+        # one that has ended.
         if not self._finished.wait(seconds):
             return False
         for thread in self._threads:
@@ -209,28 +222,30 @@ class Crew:
         return True
 
     def stop(self) -> None:
+        """End the phase soon."""
         for client in self._clients:
             client.stop()
 
     def close(self) -> None:
-        """Ends the phase there may be, and closes every connection."""
+        """End the current phase, if there is one, and close every connection."""
         self.stop()
         with suppress(OSError):
             self.wait(_STOP_S)
         for client in self._clients:
-            # One that is still busy closes its connections when it is collected.
+            # A client that is still busy closes its connections when it is collected.
             with suppress(RuntimeError):
                 client.close()
 
     def samples(self) -> bytes:
-        """Of the last burst, in the order of the connections: _loadgen.Client.samples()."""
+        """Return the samples of the last burst, by connection: _loadgen.Client.samples()."""
         return b"".join(client.samples() for client in self._clients)
 
     def take_ends(self) -> bytes:
-        """_loadgen.Client.take_ends() of all of them."""
+        """Return what _loadgen.Client.take_ends() returns, for all clients."""
         return b"".join(client.take_ends() for client in self._clients)
 
     def snapshot(self, latency: str | None) -> Snapshot:
+        """Return what has been counted so far. latency: whose histogram to include."""
         result = Snapshot()
         for client in self._clients:
             counters: dict[str, Any] = client.counters()
@@ -242,6 +257,7 @@ class Crew:
         return result
 
     def report(self) -> Report:
+        """Return what has been measured, after the last phase."""
         histograms: dict[str, Counter[int]] = {}
         for name in LATENCIES:
             counts: Counter[int] = Counter()
@@ -258,7 +274,7 @@ class Crew:
 
 
 def _rss_bytes() -> int:
-    """Resident memory of this process, proc_pid_status(5); 0 if it cannot be read."""
+    """Return this process's resident memory; 0 if it is not known: proc_pid_status(5)."""
     try:
         with open("/proc/self/status") as status:
             for line in status:

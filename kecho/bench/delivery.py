@@ -96,6 +96,7 @@ def deliver(
 
 
 def was_interrupted(result: Result) -> bool:
+    """Return whether a signal ended the run, or its last repeat."""
     last = result.repeats[-1] if result.repeats else result
     return bool(last.observed.get("interrupted"))
 

@@ -1,4 +1,4 @@
-"""Where a run took place: what somebody needs to know to compare or repeat it."""
+"""The machine of a run: what is needed to compare or repeat it."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ _SYSCTLS = (
 
 
 def describe() -> dict[str, Any]:
+    """Return versions, CPUs, memory, sysctls and the command line."""
     return {
         "kecho": __version__,
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""Where a server is, in a word: ``HOST:PORT``, ``[::1]:7``, ``unix:PATH``, ``udp://HOST``."""
+"""The address of a server in one word: ``HOST:PORT``, ``[::1]:7``, ``unix:PATH``, ``udp://HOST``."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _BRACKETED = re.compile(r"\[(?P<host>[^\[\]]*)\](?::(?P<port>.*))?", re.DOTALL)
 
 
 def parse(text: str) -> dict[str, Any]:
-    """Options of a workload, of those host, port (as text), uds and udp that the text names.
+    """Return the workload options host, port (as text), uds and udp that the text names.
 
-    ValueError, with a reason of one line, if it names no place.
+    Raises ValueError, with a reason of one line, if it names no server.
     """
     if text.startswith("unix:"):
         path = text.removeprefix("unix:")

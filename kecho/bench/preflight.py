@@ -1,4 +1,4 @@
-"""What the limits of this machine say to a workload, before it starts."""
+"""Checks before a run: whether the limits of this machine allow the workload."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ _SPARE_DESCRIPTORS = 64  # files, pipes, and what was open before
 
 
 def needs_of(workload: Workload, *, is_local: bool, backlog: int | None = None) -> Needs:
+    """Return what the workload needs. is_local: the server is on this machine."""
     total = workload.total_connections
     is_tcp = workload.uds is None and not workload.udp
     at_once = workload.mode == "burst"
     rounds = workload.rounds if at_once else 1
     leaves_time_wait = is_tcp and workload.close == "fin" and not workload.clear_time_wait
     return Needs(
-        # Opened a few at a time, they do not all wait in the server's queues.
+        # Connections that are opened a few at a time do not fill the server's queues.
         connections=total if at_once or not is_local else 0,
         sources=max(1, len(workload.source_addresses())),
         descriptors=-(-total // workload.processes),
@@ -40,7 +41,10 @@ def needs_of(workload: Workload, *, is_local: bool, backlog: int | None = None) 
 
 
 def problems(workload: Workload, *, is_local: bool, backlog: int | None = None) -> list[Problem]:
-    """Those that are fatal first. Raises this process's descriptor limit as far as it may."""
+    """Return the limits that the workload does not fit, fatal ones first.
+
+    Before that, it raises the descriptor limit of this process as far as possible.
+    """
     sysctl.raise_descriptor_limit()
     found = advice(needs_of(workload, is_local=is_local, backlog=backlog), Limits.read())
     if workload.uds is None and not workload.udp:
@@ -49,14 +53,14 @@ def problems(workload: Workload, *, is_local: bool, backlog: int | None = None) 
 
 
 def port_budget(workload: Workload) -> int:
-    """How many connections may be opened before the first port is free again; 0: any number."""
+    """Return how many connections can be opened before a port has to be reused; 0: any number."""
     if workload.uds is not None:
         return 0
     return Limits.read().ports * max(1, len(workload.source_addresses()))
 
 
 def check_sources(workload: Workload) -> None:
-    """Raises OptionError if one of the source addresses cannot be connected from."""
+    """Raise OptionError if it is impossible to connect from one of the source addresses."""
     for address in workload.source_addresses():
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
         try:
@@ -67,15 +71,15 @@ def check_sources(workload: Workload) -> None:
 
 
 def check_cpus(workload: Workload) -> None:
-    """Raises OptionError if a client thread could not be pinned to one of them."""
+    """Raise OptionError if a client thread cannot be pinned to one of the CPUs."""
     if missing := sorted(set(workload.cpus) - set(usable_cpus())):
         raise OptionError("cpus", f"this process may not use CPU {missing[0]}")
 
 
 def port_hold_s(*, is_loopback: bool) -> float:
-    """How long a connection that the client has closed keeps its port from another one."""
-    # 1: from any address, 2, the default: on loopback, a port in TIME_WAIT is taken again after
-    # tcp_tw_reuse_delay, a second: ip-sysctl.rst.
+    """Return for how long a connection that the client has closed keeps its port."""
+    # With 1, or with 2 (the default) on loopback, a port in TIME_WAIT is reused after
+    # tcp_tw_reuse_delay, by default a second: ip-sysctl.rst.
     if sysctl.read_sysctl("net.ipv4.tcp_tw_reuse") in ((1, 2) if is_loopback else (1,)):
         delay_ms = sysctl.read_sysctl("net.ipv4.tcp_tw_reuse_delay")
         return 1.0 if delay_ms is None else delay_ms / 1000
@@ -83,7 +87,7 @@ def port_hold_s(*, is_loopback: bool) -> float:
 
 
 def tuning_for(workload: Workload) -> Tuning:
-    """The settings that this workload wants raised, for as long as it runs."""
+    """Return the settings to raise while this workload runs."""
     needs = needs_of(workload, is_local=True)
     return Tuning(
         lambda: sysctl.wanted_for(workload.total_connections, needs.sources, needs.opened_total),

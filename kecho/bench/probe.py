@@ -1,4 +1,4 @@
-"""Whether there is an echo server: asked by the first message of the first connection."""
+"""The check that there is an echo server, by the first message of the first connection."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _IP_BIND_ADDRESS_NO_PORT = 24  # ip(7)
 
 @dataclass(frozen=True)
 class FirstConnection:
-    """One on which the first message has been echoed; for the client, as its connection 0.
+    """A connection on which the first message has been echoed: the client's connection 0.
 
-    connect_ns: how long connect took.
+    connect_ns: how long its connect took.
     """
 
     socket: socket.socket
@@ -34,11 +34,12 @@ class FirstConnection:
 
 
 def find(workload: Workload, seed: int) -> tuple[Target, FirstConnection | None]:
-    """The first of the host's addresses that echoes a message. Raises TargetError.
+    """Find the first address of the host that echoes a message.
 
-    The message is one of the workload's. Where its connections are opened before it begins, this is
-    the first of them: a server that serves one connection is not used up. With --no-probe the
-    first address is taken, and nothing is sent.
+    The message is the first one of the workload. In modes that open their connections before they
+    begin, the probe's connection is the first of them, so that a server that accepts only one can
+    be measured. With --no-probe the first address is taken, and nothing is sent. Raises TargetError
+    if no address echoes.
     """
     first_error = None
     for target, where in addresses_of(workload):
@@ -59,7 +60,9 @@ def _probe_stream(
     probe = socket.socket(target.family, socket.SOCK_STREAM)
     is_kept = False
     try:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # those bytes are compared, too
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_OOBINLINE, 1
+        )  # urgent bytes are compared as well
         probe.settimeout(workload.timeout_s)
         _bind_first_source(workload, target, probe)
         begun_ns = time.monotonic_ns()
@@ -80,13 +83,18 @@ def _probe_stream(
 
 def _bind_first_source(workload: Workload, target: Target, probe: socket.socket) -> None:
     first = next(iter(workload.source_addresses()), None)
-    if first is not None and len(first.packed) == len(target.address):  # else it is refused later
+    if first is not None and len(first.packed) == len(
+        target.address
+    ):  # otherwise the crew refuses it
         probe.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
         probe.bind(bindable(first))
 
 
 def _exchange(probe: socket.socket, message: bytes, timeout_s: float, target: Target) -> None:
-    """Sends, and reads meanwhile: who echoes a long message may wait for that."""
+    """Send the message and compare its echo.
+
+    It reads while it sends: a server that echoes a long message may wait for its client to read.
+    """
     probe.setblocking(False)
     unsent = memoryview(message)
     came = 0
@@ -101,7 +109,7 @@ def _exchange(probe: socket.socket, message: bytes, timeout_s: float, target: Ta
                 )
             if chunk != message[came : came + len(chunk)]:
                 answered = _shown(chunk) + (f" after {came} right bytes" if came else "")
-                raise TargetError(f"{target.name} is no echo server: it answered {answered}")
+                raise TargetError(f"{target.name} is not an echo server: it answered {answered}")
             came += len(chunk)
 
 
@@ -113,7 +121,7 @@ def _wait(probe: socket.socket, timeout_s: float, *, to_send: bool) -> None:
 
 
 def _probe_datagrams(workload: Workload, target: Target, where: object, seed: int) -> Target:
-    """The same by datagrams, of which some may be lost, from a socket of its own."""
+    """Probe with datagrams, of which some may be lost, from a socket of its own."""
     message = first_message(workload, seed)
     try:
         with socket.socket(target.family, socket.SOCK_DGRAM) as probe:
@@ -131,22 +139,23 @@ def _probe_datagrams(workload: Workload, target: Target, where: object, seed: in
     except OSError as error:
         raise _why_not(workload, target, error) from None
     if reply != message:
-        raise TargetError(f"{target.name} is no echo server: it answered {_shown(reply)}")
+        raise TargetError(f"{target.name} is not an echo server: it answered {_shown(reply)}")
     return target
 
 
 def _with_locality(target: Target, connected: socket.socket) -> Target:
+    """Return the target with is_local and pid, as a connected socket shows them."""
     if target.family == socket.AF_UNIX:
-        # Of who called listen(2), unix(7); 0 in another PID namespace.
+        # The process that called listen(2): unix(7). 0 in another PID namespace.
         credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         return replace(target, is_local=True, pid=_UCRED.unpack(credentials)[0] or None)
-    # Towards an address of its own, a host connects from that address.
+    # A connection to one of the host's own addresses comes from the same address.
     is_own = connected.getsockname()[0] == connected.getpeername()[0]
     return replace(target, is_local=is_own or target.is_loopback)
 
 
 def _with_locality_of(target: Target, where: object) -> Target:
-    """Without a packet: connect(2) of a datagram socket only looks for the route."""
+    """Return the target with is_local, without sending: a UDP connect only looks up the route."""
     with suppress(OSError):
         if target.family != socket.AF_UNIX:
             with socket.socket(target.family, socket.SOCK_DGRAM) as one:
@@ -156,6 +165,7 @@ def _with_locality_of(target: Target, where: object) -> Target:
 
 
 def _why_not(workload: Workload, target: Target, error: OSError) -> TargetError:
+    """Return why there is no echo server, as an error of one line."""
     if isinstance(error, TargetError):
         return error
     if isinstance(error, TimeoutError):

@@ -1,7 +1,7 @@
-"""Client processes: each runs a Crew on its share, told what to do through a pipe.
+"""Client processes: each runs a Crew on its share and takes commands through a pipe.
 
-A child ignores the signals that ask a run to end, which are for the parent to handle (a terminal or
-an init sends them to every process), and ends when its pipe does, whatever became of the parent.
+A terminal or an init sends the signals that end a run to every process. The children ignore them,
+and the parent handles them. A child ends when its pipe is closed, however the parent has ended.
 """
 
 from __future__ import annotations
@@ -32,12 +32,15 @@ _CHILD = "import sys; sys.path[:] = {path!r}; from kecho.bench.processes import 
 
 
 class _EndedError(OSError):
-    """A child is no more."""
+    """A child has ended."""
 
 
 class ProcessCrew:
-    """What Crew is, over several processes. Of one that has ended, what was last seen of it stays
-    in the snapshots, and the rest is lost; the others are stopped."""
+    """Does what Crew does, in several processes.
+
+    When a process ends before its time, the others are stopped. What was last seen of it stays in
+    the snapshots, and the rest is lost.
+    """
 
     def __init__(
         self,
@@ -47,7 +50,10 @@ class ProcessCrew:
         seed: int,
         first: tuple[int, int] | None = None,
     ) -> None:
-        """first: as Crew takes it; the descriptor stays the caller's, a child has a copy."""
+        """Start the processes. Raise OSError if that fails.
+
+        first: as for Crew, but the caller keeps the descriptor; a child gets a copy.
+        """
         self._children: list[tuple[subprocess.Popen[bytes], Connection]] = []
         self._busy: set[int] = set()
         self._ended: dict[int, str] = {}
@@ -77,6 +83,7 @@ class ProcessCrew:
         self._children.append((child, Connection(ours.detach())))
 
     def _answer(self, index: int) -> Any:
+        """Return the next answer of a child; None at the end of a phase."""
         child, pipe = self._children[index]
         try:
             if not pipe.poll(_ANSWER_S):
@@ -109,12 +116,15 @@ class ProcessCrew:
                     self._note_end(index)
 
     def _ask(self, name: str, *arguments: object) -> dict[int, Any]:
-        """The answers, by child; of those that live. OSError if none does."""
+        """Ask every child that has not ended. Return the answers by child.
+
+        Raises OSError if all have ended.
+        """
         self._tell(name, arguments)
         answers: dict[int, Any] = {}
         for index in range(len(self._children)):
             with suppress(_EndedError):
-                # The end of a phase may come before the answer.
+                # The message that the phase has ended may come before the answer.
                 while index not in self._ended and index not in answers:
                     if (answer := self._answer(index)) is not None:
                         answers[index] = answer
@@ -124,17 +134,20 @@ class ProcessCrew:
 
     @property
     def ended(self) -> list[str]:
-        """What became of children that are no more."""
+        """How children have ended before their time."""
         return list(self._ended.values())
 
     def pids(self) -> list[int]:
+        """Return the pids of the children."""
         return [child.pid for child, _ in self._children]
 
     def begin(self, phase: str, *arguments: int) -> None:
+        """Begin a phase on every client, as Crew.begin() does."""
         self._busy = set(range(len(self._children))) - self._ended.keys()
         self._tell("begin", (phase, *arguments))
 
     def wait(self, seconds: float) -> bool:
+        """Wait for the end of the phase. Return True when it has ended."""
         deadline = time.monotonic() + seconds
         for index in sorted(self._busy):
             while index in self._busy and (left := deadline - time.monotonic()) > 0:
@@ -144,20 +157,24 @@ class ProcessCrew:
         return not self._busy
 
     def stop(self) -> None:
+        """End the phase soon."""
         for _, pipe in self._children:
-            with suppress(OSError):  # a child that has ended
+            with suppress(OSError):  # the child has ended
                 pipe.send(("stop", ()))
 
     def samples(self) -> bytes:
+        """Return the samples of the last burst, by connection; zeros for a child that has ended."""
         answers = self._ask("samples")
         return b"".join(
             answers.get(index, bytes(SAMPLE_BYTES * size)) for index, size in enumerate(self._sizes)
         )
 
     def take_ends(self) -> bytes:
+        """Return what Crew.take_ends() returns, for all children."""
         return b"".join(self._ask("take_ends").values())
 
     def snapshot(self, latency: str | None) -> Snapshot:
+        """Return what has been counted so far. latency: whose histogram to include."""
         for index, one in self._ask("snapshot", latency).items():
             if latency is None and index in self._seen:
                 one.latency = self._seen[index].latency
@@ -168,13 +185,14 @@ class ProcessCrew:
         return total
 
     def report(self) -> Report:
+        """Return what has been measured, after the last phase."""
         total = Report()
         for one in self._ask("report").values():
             total.add(one)
         return total
 
     def close(self) -> None:
-        """Ends the children: they close their connections."""
+        """End the children, which close their connections."""
         for _, pipe in self._children:
             pipe.close()
         for child, _ in self._children:
@@ -187,7 +205,7 @@ class ProcessCrew:
 
 
 def main(fd: int) -> None:
-    """The life of a child."""
+    """Run a child until its pipe is closed."""
     for number in signals.ENDINGS:
         signal.signal(number, signal.SIG_IGN)
     sysctl.raise_descriptor_limit()
@@ -205,10 +223,11 @@ def main(fd: int) -> None:
             pipe.send(("error", getattr(error, "strerror", None) or str(error) or repr(error)))
     finally:
         pipe.close()
-        os._exit(0)  # whatever its threads are doing
+        os._exit(0)  # without waiting for its threads
 
 
 def _obey(pipe: Connection, crew: Crew) -> None:
+    """Do what the parent asks for, until it closes the pipe (EOFError)."""
     busy = False
     while True:
         if busy and crew.wait(_STEP_S):

@@ -10,19 +10,26 @@ from pathlib import Path
 __all__ = ["Usage", "exists", "parent_of", "usage_of"]
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-_UTIME, _CUTIME, _PPID = 11, 13, 1  # fields behind the name, counted from 0
+_UTIME, _CUTIME, _PPID = 11, 13, 1  # fields after the name, counted from 0
 
 
 @dataclass(frozen=True)
 class Usage:
-    """total_s: of all threads there are and of children that have ended. threads_s: by thread."""
+    """CPU time in seconds.
+
+    total_s: of all current threads, and of children that have ended. threads_s: by thread.
+    """
 
     total_s: float
     threads_s: dict[int, float]
 
 
 def usage_of(pid: int, without: Collection[int] = ()) -> Usage | None:
-    """None if there is no such process, or it may not be looked at. without: not descended to."""
+    """Return the CPU time of a process and its descendants.
+
+    None if there is no such process, or it may not be inspected. without: processes to leave out,
+    with their descendants.
+    """
     total_s = 0.0
     threads_s: dict[int, float] = {}
     found = False
@@ -40,7 +47,7 @@ def usage_of(pid: int, without: Collection[int] = ()) -> Usage | None:
 
 
 def exists(pid: int) -> bool:
-    """Whether there is such a process, though it may not be looked at (hidepid) or nothing can."""
+    """Return whether a process exists, even if /proc does not show it (hidepid)."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -51,12 +58,13 @@ def exists(pid: int) -> bool:
 
 
 def parent_of(pid: int) -> int | None:
+    """Return the pid of the parent; None if it is not known."""
     stat = _stat(f"/proc/{pid}/stat")
     return None if stat is None else int(stat[_PPID])
 
 
 def _tree(pid: int, without: Collection[int]) -> Iterator[int]:
-    """The process and its descendants; a child whose parent has ended is no longer one."""
+    """Yield a process and its descendants. Children of a process that has ended are not found."""
     waiting = [pid]
     while waiting:
         one = waiting.pop()
@@ -66,7 +74,7 @@ def _tree(pid: int, without: Collection[int]) -> Iterator[int]:
         for thread in _threads(one):
             try:
                 children = Path(f"/proc/{one}/task/{thread}/children").read_text()
-            except OSError:  # it has ended; or the kernel was built without CONFIG_PROC_CHILDREN
+            except OSError:  # the thread has ended, or there is no CONFIG_PROC_CHILDREN
                 continue
             waiting += map(int, children.split())
 
@@ -79,7 +87,7 @@ def _threads(pid: int) -> list[int]:
 
 
 def _stat(path: str) -> list[str] | None:
-    """The fields behind the name, which may hold blanks and parentheses."""
+    """Return the fields after the name, which may contain blanks and parentheses."""
     try:
         return Path(path).read_text().rpartition(")")[2].split()
     except OSError:
@@ -87,5 +95,5 @@ def _stat(path: str) -> list[str] | None:
 
 
 def _seconds(stat: list[str], field: int) -> float:
-    """Of user space and kernel, which stand side by side."""
+    """Return time in user space plus kernel, which are neighbouring fields."""
     return (int(stat[field]) + int(stat[field + 1])) / _TICKS_PER_S

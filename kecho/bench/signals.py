@@ -1,7 +1,7 @@
-"""Signals that end a run early: the first is heard, and what has been measured is kept.
+"""Signals that end a run early and keep what has been measured.
 
-The second of two keystrokes, or of a signal to a process and to its group, would lose it: further
-ones are passed over for a while.
+Further signals are ignored for a while: a second keystroke, or the same signal sent to the process
+and to its group, would lose the result.
 """
 
 from __future__ import annotations
@@ -21,8 +21,12 @@ _DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
 
 
 class Ending:
-    """number: of the first signal that came, or None. interrupt: called for it; while there is
-    none, KeyboardInterrupt is raised, as it is for one that comes after the grace."""
+    """Handles the signals that end a run.
+
+    number: of the first signal that came, or None.
+    interrupt: called for the first signal. While it is None, KeyboardInterrupt is raised instead,
+        and so it is for a signal that comes more than _GRACE_S later.
+    """
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -30,6 +34,7 @@ class Ending:
         self._at_s = 0.0
 
     def handle(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: signal.signal() takes this method."""
         if self.number is not None and time.monotonic() - self._at_s < _GRACE_S:
             return
         is_first = self.number is None
@@ -47,14 +52,14 @@ _current: Ending | None = None
 def heard(
     numbers: Sequence[signal.Signals] = (signal.SIGINT,), *, to_the_last: bool = False
 ) -> Iterator[Ending]:
-    """Within `with`, these signals end what goes on; within another one, nothing is changed.
+    """Handle these signals within `with`. An inner `with` changes nothing.
 
-    to_the_last: this process is a command. After the first signal, further ones are ignored until
-    the process exits, which it is about to do with that signal's status. A blocked signal is
-    unblocked, and SIGTERM is handled even if it was ignored: the parent left the process in that
-    state, and otherwise only SIGKILL could end it.
+    to_the_last: for a command. After a signal, further ones are ignored until the process exits
+        with that signal's status. Blocked signals are unblocked, and SIGTERM is handled even if it
+        was ignored: a parent may have left the process in that state, and then only SIGKILL could
+        end it.
 
-    Nothing is changed in a thread other than the main one, or for a signal that is handled or
+    Nothing is changed in threads other than the main one, or for a signal that is handled or
     ignored already: nohup(1) ignores SIGHUP, a shell ignores SIGINT for its background jobs.
     """
     global _current

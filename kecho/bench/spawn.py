@@ -1,4 +1,4 @@
-"""A kecho server of one's own for a run: a child process, stopped in the end."""
+"""A kecho server for the length of a run: a child process (--spawn)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ _STOP_S = 15.0
 
 
 class SpawnError(OSError):
-    """The server did not start: its own words, one line."""
+    """The server did not start. The text is its own error, in one line."""
 
 
 @dataclass(frozen=True)
 class Spawned:
+    """A server that listens. uds: its Unix socket; None if it listens on host and port."""
+
     pid: int
     host: str
     port: int
@@ -34,12 +36,12 @@ class Spawned:
 
 @contextmanager
 def spawned_server(options: str, connections: int, *, udp: bool = False) -> Iterator[Spawned]:
-    """Runs ``python -m kecho OPTIONS`` on a free port, until the end of the context.
+    """Run ``python -m kecho OPTIONS`` on a free port, until the end of `with`.
 
-    Its backlog holds a burst of so many connections, unless the options say otherwise. Raises
-    SpawnError, and ValueError for options with an unbalanced quote.
+    connections: its backlog is long enough for a burst of so many, unless the options set it.
+    udp: it also echoes datagrams, without a limit to their rate.
 
-    udp: it echoes datagrams, too, as many as one source sends.
+    Raises SpawnError if it does not start, ValueError for options with an unbalanced quote.
     """
     arguments = shlex.split(options)
     given = {one.partition("=")[0] for one in arguments}
@@ -50,13 +52,13 @@ def spawned_server(options: str, connections: int, *, udp: bool = False) -> Iter
     if udp:
         arguments.append("--udp")
         arguments += [one for one in ("--udp-rate=0", "--udp-rate-total=0") if not _has(given, one)]
-    # A group of its own: Ctrl-C is for the client, which then stops the server.
+    # In a process group of its own: Ctrl-C ends the client, which then stops the server.
     watched, held = os.pipe()
     try:
         child = subprocess.Popen(
             [*_command(watched), *arguments, "--log-format", "json", "--log-level", "info"],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,  # ours is for results
+            stdout=subprocess.DEVNULL,  # the client's stdout is for results
             stderr=subprocess.PIPE,
             text=True,
             process_group=0,
@@ -69,7 +71,7 @@ def spawned_server(options: str, connections: int, *, udp: bool = False) -> Iter
         os.close(watched)
     try:
         server = _wait_until_listening(child)
-        # Nobody reads what it says from now on, and a full pipe would stop it.
+        # Its log is read and discarded from now on: a full pipe would stop it.
         reader = threading.Thread(target=_throw_away, args=(child,), daemon=True)
         background.start(reader)
         yield server
@@ -95,7 +97,7 @@ def _throw_away(child: subprocess.Popen[str]) -> None:
             pass
 
 
-# The pipe ends when this process does, even by SIGKILL, and then the server stops.
+# The pipe is closed when this process ends, even by SIGKILL. Then the server stops.
 _SCRIPT = """
 import os, signal, sys, threading
 def stop_with_the_client():
@@ -109,11 +111,12 @@ sys.exit(main())
 
 
 def _command(watched_fd: int) -> Sequence[str]:
-    # -P: not from the current directory, before it has our path.
+    # -P: no imports from the current directory, until sys.path is ours.
     return [sys.executable, "-P", "-c", _SCRIPT.format(fd=watched_fd, path=sys.path)]
 
 
 def _wait_until_listening(child: subprocess.Popen[str]) -> Spawned:
+    """Read the log until the server listens. Raise SpawnError if it ends before."""
     assert child.stderr is not None
     said = ""
     for line in child.stderr:
@@ -128,4 +131,4 @@ def _wait_until_listening(child: subprocess.Popen[str]) -> Spawned:
             if isinstance(first, str):
                 return Spawned(child.pid, "", 0, first)
             return Spawned(child.pid, first[0], first[1], None)
-    raise SpawnError(f"the server did not start: {said or 'it said nothing'}")
+    raise SpawnError(f"the server did not start: {said or 'it wrote no error'}")

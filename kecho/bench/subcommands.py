@@ -34,6 +34,7 @@ def _load_all(paths: Sequence[str]) -> list[Result]:
 
 
 def _draw(arguments: Sequence[str], name: str, suffixes: tuple[str, ...], help: str) -> int:
+    """Run the subcommand `name`, plot or report. Return the exit status."""
     parser = command.Parser(prog=f"{PROGRAM} {name}", description=help)
     parser.add_argument("results", nargs="+", metavar="RESULT", help="A file that --json wrote.")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""The server that is measured: where it is."""
+"""The address of the server that is measured."""
 
 from __future__ import annotations
 
@@ -15,15 +15,21 @@ __all__ = ["Target", "TargetError", "addresses_of"]
 
 
 class TargetError(OSError):
-    """There is nothing to measure: nothing listens, an unknown host, no echo server. One line."""
+    """There is no echo server to measure. The text says why, in one line."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """family: AF_INET, AF_INET6 or AF_UNIX. address: packed, or of a Unix socket as
-    bind(2) takes it. name: for a person.
-    datagrams: by UDP. is_local: on this host, by whatever address. pid: of the server, where the
-    kernel says it."""
+    """One address of a server.
+
+    family: AF_INET, AF_INET6 or AF_UNIX.
+    address: packed; of a Unix socket as bind(2) takes it.
+    scope: the index of a link-local address's device; otherwise 0.
+    name: for people.
+    is_local: the server is on this host, whatever its address.
+    datagrams: UDP.
+    pid: of the server, if the kernel says it.
+    """
 
     family: int
     address: bytes
@@ -36,7 +42,7 @@ class Target:
 
     @property
     def is_loopback(self) -> bool:
-        """By its address: 127.0.0.0/8 or ::1, as IPv6 or not. The kernel calls no other so."""
+        """Whether the address is a loopback one: 127.0.0.0/8, also v4-mapped, or ::1."""
         if self.family == socket.AF_UNIX:
             return False
         address = ipaddress.ip_address(self.address)
@@ -45,7 +51,10 @@ class Target:
 
 
 def addresses_of(workload: Workload) -> Iterator[tuple[Target, object]]:
-    """Where the server may be, with what connect(2) takes. Raises TargetError."""
+    """Yield the addresses of the server, each with what connect(2) takes.
+
+    Raises TargetError if the host is unknown.
+    """
     if workload.uds is not None:
         path = uds_address(workload.uds)
         yield Target(socket.AF_UNIX, path, 0, 0, f"unix {workload.uds}", True), path

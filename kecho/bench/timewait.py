@@ -1,4 +1,4 @@
-"""Drops the TIME_WAIT sockets of a run, and no others: --clear-time-wait."""
+"""Drops the TIME_WAIT sockets of a run, and no others (--clear-time-wait)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ __all__ = ["Sweeper"]
 
 _PORT_AT, _COOKIE_AT, _END_BYTES = 16, 18, 26
 _CAP_NET_ADMIN = 12  # capabilities(7)
-_TRIES = 20  # looks for a socket that is not in TIME_WAIT yet, before it is given up
+_TRIES = 20  # how often to look for a socket that is not in TIME_WAIT yet
 _SETTLE_S = 0.02
 _INTERVAL_S = 0.5
 
 
 class Sweeper:
-    """Keeps the local ends of connections that the run closed until they are dropped.
+    """Drops the sockets that the connections of a run leave in TIME_WAIT.
 
-    Raises OptionError without CAP_NET_ADMIN. A socket is dropped by its whole tuple and the cookie
-    that it had when it was open, in TIME_WAIT only. dropped: by us; freed: all whose port is free
-    again, also those that had no TIME_WAIT (reset) or lost it to a new connection (tcp_tw_reuse).
+    A socket is identified by its addresses, its ports, and the cookie that it had when it was open.
+    It is dropped only in TIME_WAIT. Raises OptionError without CAP_NET_ADMIN.
+
+    dropped: how many sockets were dropped.
+    freed: how many ports are free again. That includes ports of connections that were reset, and
+        had no TIME_WAIT, or whose port a new connection has reused (tcp_tw_reuse).
     """
 
     def __init__(self, target: Target) -> None:
@@ -34,8 +37,8 @@ class Sweeper:
             raise OptionError("clear_time_wait", "needs CAP_NET_ADMIN, which root has")
         self._peer = (socket.inet_ntop(target.family, target.address), target.port)
         self._family = target.family
-        # By the cookie: the kernel's name for a socket, which its TIME_WAIT keeps, and which no
-        # other socket with the same address and port has.
+        # By cookie. A socket keeps its cookie in TIME_WAIT, and no other socket with the same
+        # address and port has the same one.
         self._ends: dict[int, tuple[str, int]] = {}
         self._tries: Counter[int] = Counter()
         self._absent: set[int] = set()
@@ -43,10 +46,14 @@ class Sweeper:
         self.dropped = self.freed = 0
 
     def is_due(self) -> bool:
+        """Return whether it is time for the next sweep."""
         return time.monotonic() - self._swept_at_s >= _INTERVAL_S
 
     def sweep(self, ends: bytes) -> None:
-        """ends: of connections closed since the last time, as _loadgen.Client.take_ends()."""
+        """Drop what is in TIME_WAIT.
+
+        ends: of connections closed since the last sweep, as _loadgen.Client.take_ends().
+        """
         width = 4 if self._family == socket.AF_INET else 16
         for begin in range(0, len(ends), _END_BYTES):
             end = ends[begin : begin + _END_BYTES]
@@ -59,7 +66,7 @@ class Sweeper:
         self._swept_at_s = time.monotonic()
 
     def finish(self, ends: bytes) -> None:
-        """The last sweep: waits a moment for those whose FIN is still under way."""
+        """Sweep for the last time, and wait a moment for connections that still exchange FINs."""
         self.sweep(ends)
         while self._ends:
             time.sleep(_SETTLE_S)
@@ -90,7 +97,7 @@ class Sweeper:
             self._forget(cookie, freed=False)
 
     def _note_absent(self, cookie: int) -> None:
-        # One look may miss it: the kernel's dump can, while sockets come and go.
+        # One look is not enough: while sockets come and go, the kernel's dump may miss one.
         if cookie in self._absent:
             self._forget(cookie, freed=True)
         else:
@@ -104,7 +111,7 @@ class Sweeper:
 
 
 def _may_drop() -> bool:
-    """CAP_NET_ADMIN is effective: proc_pid_status(5)."""
+    """Return whether CAP_NET_ADMIN is effective: proc_pid_status(5)."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("CapEff:"):

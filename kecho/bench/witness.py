@@ -1,4 +1,4 @@
-"""What the machine did while a run went on: CPU time of others, SYNs dropped or sent again."""
+"""Observations of the machine during a run: CPU time, quotas, lost SYNs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .target import Target
 
 __all__ = ["Observation", "Witness", "pid_listening_at"]
 
-# TcpExt counters that tell of connects in trouble: snmp_counter.rst.
+# TcpExt counters that rise when connects meet a full queue: snmp_counter.rst.
 SYN_COUNTERS = (
     "ListenOverflows",
     "ListenDrops",
@@ -27,18 +27,22 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Observation:
-    """Between two looks. Times in s of CPU; a share is of all CPUs over the time."""
+    """What was observed between two looks. Shares are of all CPUs over the time.
+
+    Times are CPU time in s.
+    """
 
     seconds: float
     cpus: int
     client_cpu_s: float
     server_cpu_s: float | None  # None: its process is not known
     server_threads: int
-    others_share: float | None  # of CPU time in user space and kernel; None: not to be told
+    others_share: float | None  # of CPU time, by other processes; None: not known
     stolen_share: float
-    syn_events: dict[str, int]  # those that were not 0
-    server_busiest_s: float = 0.0  # of its threads, the one that took most
-    # Periods of the cgroup's CPU quota in which it was used up, of all; None: no quota, or unknown.
+    syn_events: dict[str, int]  # SYN_COUNTERS that have risen, and by how much
+    server_busiest_s: float = 0.0  # of the server's thread that used most
+    # In how many periods the cgroup's CPU quota was used up, and of how many; None: there is no
+    # quota, or it is not known.
     client_throttled: tuple[int, int] | None = None
     server_throttled: tuple[int, int] | None = None
 
@@ -59,15 +63,16 @@ class _Look:
 
 
 class Witness:
-    """Looks when it is made, and again at observe().
+    """Observes the machine from its construction to observe().
 
-    server_pid: its CPU time is told apart from that of others. client_pids: beside this process.
+    server_pid: the server's process, whose CPU time is counted apart; None if it is not known.
+    client_pids: of client processes besides this one.
     """
 
     def __init__(self, target: Target, server_pid: int | None, client_pids: list[int]) -> None:
         self._target = target
         self._client_pids = [os.getpid(), *client_pids]
-        # A server in the client's own process: its CPU time cannot be told from the client's.
+        # The CPU time of a server in the client's own process is not known apart.
         self._is_within = server_pid == os.getpid()
         self._server_pid = None if self._is_within else server_pid
         self._first = self._look()
@@ -86,6 +91,7 @@ class Witness:
         )
 
     def observe(self) -> Observation:
+        """Return what has been observed since the construction."""
         first, last = self._first, self._look()
         seconds = max(last.at_s - first.at_s, 1e-9)
         cpus = os.cpu_count() or 1
@@ -121,7 +127,7 @@ class Witness:
 
 
 def _throttled(before: Groups, after: Groups) -> tuple[int, int] | None:
-    """Of the groups that a process is in, the one that was throttled most meanwhile."""
+    """Return the figures of the group that was throttled most, of those a process is in."""
     more = [
         (throttled - before[group][0], periods - before[group][1])
         for group, (throttled, periods) in after.items()
@@ -131,7 +137,7 @@ def _throttled(before: Groups, after: Groups) -> tuple[int, int] | None:
 
 
 def _machine_cpu_s() -> tuple[float, float]:
-    """Busy in user space and kernel, but for interrupts; stolen by the hypervisor: proc_stat(5)."""
+    """Return CPU time used, except for interrupts, and stolen by the hypervisor: proc_stat(5)."""
     try:
         ticks = [int(one) for one in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
     except (OSError, ValueError):
@@ -140,7 +146,10 @@ def _machine_cpu_s() -> tuple[float, float]:
 
 
 def _process_cpu_s(pid: int) -> float | None:
-    """proc_pid_stat(5); the name, field 2, may hold blanks and parentheses."""
+    """Return the CPU time of a process: proc_pid_stat(5).
+
+    The name, field 2, may contain blanks and parentheses.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
@@ -149,8 +158,10 @@ def _process_cpu_s(pid: int) -> float | None:
 
 
 def pid_listening_at(target: Target) -> int | None:
-    """The process here that listens on a local target's port, if it may be looked for; of one that
-    has forked, the first. None if there are several."""
+    """Return the pid of the process that listens on a local target's port.
+
+    If it has forked, this is the parent. None if several processes listen, or none is found.
+    """
     if not target.is_local or not target.port:
         return None
     inodes = set()
@@ -167,7 +178,7 @@ def pid_listening_at(target: Target) -> int | None:
                 inodes.add(f"socket:[{fields[9]}]")
     try:
         names = os.listdir("/proc")
-    except OSError:  # it is not mounted
+    except OSError:  # /proc is not mounted
         return None
     owners = {int(name) for name in names if name.isdigit() and _holds(name, inodes)}
     first = [pid for pid in owners if parent_of(pid) not in owners]

@@ -522,7 +522,7 @@ def test_wrong_usage_is_one_line_and_status_2(arguments: list[str], said: str) -
         (["plot", "/a\nb", "-o", "x.png"], r"/a\nb: No such file"),
         (
             ["--spawn", "--source", "::1", "-c", "5"],
-            "--source: the source addresses are of another",
+            "--source: the source addresses are not of the family of",
         ),
         (["plot", "/nonexistent.json", "-o", "x.png"], "/nonexistent.json: No such file"),
     ],

@@ -241,7 +241,7 @@ def test_idle_connections_that_died_in_silence_are_lost() -> None:
 def test_a_peer_that_echoes_nothing_is_named() -> None:
     with (
         faulty_servers.greets(b"SSH-2.0-OpenSSH_9\r\n") as peer,
-        pytest.raises(TargetError, match=r"no echo server: it answered 'SSH-2\.0"),
+        pytest.raises(TargetError, match=r"not an echo server: it answered 'SSH-2\.0"),
     ):
         measure(peer)
 
@@ -251,7 +251,7 @@ def test_an_urgent_byte_that_nobody_has_asked_for_is_found(after: int) -> None:
     """In the probe, and later."""
     with faulty_servers.hurries(after) as peer:
         if after == 0:
-            with pytest.raises(TargetError, match="no echo server"):
+            with pytest.raises(TargetError, match="not an echo server"):
                 measure(peer)
             return
         result = measure(peer, mode="closed", connections=1)

@@ -234,7 +234,7 @@ def test_no_echo_server() -> None:
 
         thread = threading.Thread(target=answer)
         thread.start()
-        with pytest.raises(TargetError, match="is no echo server: it answered 'hello'"):
+        with pytest.raises(TargetError, match="is not an echo server: it answered 'hello'"):
             measure(one.getsockname()[1], timeout=DEADLINE_S)
         thread.join(DEADLINE_S)
 

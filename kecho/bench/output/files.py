@@ -152,7 +152,7 @@ def _check_special(place: _Place) -> None:
     """Raise OSError if a special file, such as a pipe, must not be written to."""
     assert place.status is not None
     here = os.fstat(place.directory.fd)
-    # The same rule as the kernel's fs.protected_fifos, which applies only to O_CREAT.
+    # The same rule as the kernel's fs.protected_fifos, which applies only to calls that may create.
     if here.st_mode & stat.S_IWOTH and place.status.st_uid not in (0, os.geteuid(), here.st_uid):
         raise PermissionError(
             errno.EACCES,
