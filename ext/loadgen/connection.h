@@ -17,7 +17,7 @@ enum connection_state {
     CONNECTION_CONNECTING,
     CONNECTION_OPEN,
     CONNECTION_DONE,   /* has its last reply; loop_after_turn ends it */
-    CONNECTION_ENDING, /* has sent FIN and awaits the peer's: goodbye.h */
+    CONNECTION_ENDING, /* has sent FIN and awaits the peer's: ending.h */
     CONNECTION_RETRY,  /* connect is called again at retry_ns */
     CONNECTION_FAILED, /* ended by an error; stays closed */
 };

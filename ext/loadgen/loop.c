@@ -8,8 +8,8 @@
 
 #include "clock.h"
 #include "connecting.h"
+#include "ending.h"
 #include "figures.h"
-#include "goodbye.h"
 #include "traffic.h"
 
 #define RETRY_NS (10 * MS)
@@ -43,9 +43,9 @@ void loop_after_turn(struct client *client, struct connection *connection) {
         count(&client->counters.open_now, (uint64_t)-1);
         /* Where the next connect follows, it does not wait for the peer's FIN. */
         if (more || client->settings.close_by_reset)
-            goodbye_close(client, connection);
+            ending_close(client, connection);
         else
-            goodbye_say(client, connection);
+            ending_begin(client, connection);
     }
     if (client->settings.reconnect && connection->state == CONNECTION_CLOSED)
         reconnect(client, connection);
@@ -149,7 +149,7 @@ static int wait_for_events(struct client *client, struct epoll_event *events, ui
         found = epoll_wait(client->epoll_fd, events, EVENTS, (int)(wait_ns / MS));
     if (found < 0 && errno != EINTR)
         return -errno;
-    /* If the wake-up is later than was asked for, the client itself is late. */
+    /* A wake-up later than asked for counts as time away from the sockets. */
     uint64_t woken = now_ns();
     client->turn_ns = woken < now + wait_ns ? woken : now + wait_ns;
     if (found == 0 && client->settings.spin && !client->opening)

@@ -4,7 +4,7 @@
  * A message of 16 bytes or more begins with its sequence number (8 bytes), its connection (4) and
  * the run's seed (4), little-endian, which a packet capture shows. The rest is a mix of the three.
  * A shorter message has no header; its first byte differs from that of the message before. A line
- * has no header either: it consists of 64 printable characters, '0' to 'o', and ends in a newline.
+ * has no header either: its bytes are printable, '0' to 'o', and it ends in a newline.
  */
 #ifndef KECHO_LOADGEN_PAYLOAD_H
 #define KECHO_LOADGEN_PAYLOAD_H

@@ -6,8 +6,8 @@
 
 #include "clock.h"
 #include "connecting.h"
+#include "ending.h"
 #include "figures.h"
-#include "goodbye.h"
 #include "loop.h"
 #include "traffic.h"
 
@@ -244,7 +244,7 @@ int run_workload(struct client *client, uint64_t start_ns, uint64_t measure_ns, 
         traffic_give_up(client);
     count(&client->counters.unanswered, client->pending);
     note_time(client);
-    return result < 0 ? result : goodbye_wait(client);
+    return result < 0 ? result : ending_wait(client);
 }
 
 /* ---- a burst --------------------------------------------------------------------------------- */
@@ -271,7 +271,7 @@ int run_burst(struct client *client, uint64_t start_ns, bool measured) {
     count(&client->counters.unanswered, client->pending);
     note_time(client);
     if (result == 0)
-        result = goodbye_wait(client);
+        result = ending_wait(client);
     client_close(client); /* what client_stop or a peer without a FIN has left open */
     return result;
 }

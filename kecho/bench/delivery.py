@@ -46,7 +46,7 @@ FILES = {
 def check_kinds(mode: str, options: dict[str, Any]) -> None:
     """Raise OptionError for files that this measurement cannot fill."""
     if options["txt"] and mode != "burst":
-        raise OptionError("txt", "is for mode burst, which has times by connection")
+        raise OptionError("txt", "is for mode burst only, which has times by connection")
     if options["hgrm"] and mode == "stream":
         raise OptionError("hgrm", "is not for mode stream, which has no response times")
     several = [name for name in ("sweep", "rate_sweep", "find_rate") if options[name] is not None]

@@ -60,9 +60,8 @@ def _probe_stream(
     probe = socket.socket(target.family, socket.SOCK_STREAM)
     is_kept = False
     try:
-        probe.setsockopt(
-            socket.SOL_SOCKET, socket.SO_OOBINLINE, 1
-        )  # urgent bytes are compared as well
+        # Urgent bytes are compared as well.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         probe.settimeout(workload.timeout_s)
         _bind_first_source(workload, target, probe)
         begun_ns = time.monotonic_ns()
@@ -83,9 +82,8 @@ def _probe_stream(
 
 def _bind_first_source(workload: Workload, target: Target, probe: socket.socket) -> None:
     first = next(iter(workload.source_addresses()), None)
-    if first is not None and len(first.packed) == len(
-        target.address
-    ):  # otherwise the crew refuses it
+    # The crew refuses a source of another family later.
+    if first is not None and len(first.packed) == len(target.address):
         probe.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
         probe.bind(bindable(first))
 

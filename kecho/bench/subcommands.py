@@ -43,7 +43,7 @@ def _draw(arguments: Sequence[str], name: str, suffixes: tuple[str, ...], help: 
     parser.end_with_help()
     chosen = parser.parse_args(arguments)
     if not chosen.output.endswith(suffixes):
-        parser.error(f"--output: {chosen.output!r} does not end in {' or '.join(suffixes)}")
+        parser.error(f"--output: must end in {' or '.join(suffixes)} (got {chosen.output!r})")
     try:
         results = _load_all(chosen.results)
         content: str | bytes

@@ -495,7 +495,7 @@ def test_a_sweep_is_several_results_and_a_picture(tmp_path: Path) -> None:
         (["--percentiles", "50,100"], "--percentiles: must be percentiles such as 95"),
         (["--length", "0"], "--length: must be between 1 and"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
-        (["plot", "x.json", "-o", "x.bmp"], "does not end in .png or .svg"),
+        (["plot", "x.json", "-o", "x.bmp"], "must end in .png or .svg"),
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(arguments: list[str], said: str) -> None:

@@ -313,7 +313,7 @@ def test_without_proc_a_run_is_measured_and_says_what_it_does_not_know() -> None
     )
     assert finished.stderr == ""
     assert finished.returncode == 0
-    assert "may not be looked at (--server-pid)" in finished.stdout
+    assert "this user may not inspect it (--server-pid)" in finished.stdout
 
 
 def test_a_signal_does_not_wait_for_the_resolution_of_a_name(tmp_path: Path) -> None:

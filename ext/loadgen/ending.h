@@ -5,19 +5,19 @@
  * An echo server closes a connection after its client's FIN. For one that does not, the client
  * waits no longer than the timeout.
  */
-#ifndef KECHO_LOADGEN_GOODBYE_H
-#define KECHO_LOADGEN_GOODBYE_H
+#ifndef KECHO_LOADGEN_ENDING_H
+#define KECHO_LOADGEN_ENDING_H
 
 #include "client.h"
 
 /* Sends the client's FIN. The connection becomes ENDING, or CLOSED if the peer has reset it. */
-void goodbye_say(struct client *client, struct connection *connection);
+void ending_begin(struct client *client, struct connection *connection);
 
 /* Reads what has come, then closes at once: with RST where `close_by_reset`, otherwise with FIN. */
-void goodbye_close(struct client *client, struct connection *connection);
+void ending_close(struct client *client, struct connection *connection);
 
 /* Reads every ENDING connection to its end, until the timeout or client_stop at most. Returns 0 or
  * -errno. */
-int goodbye_wait(struct client *client);
+int ending_wait(struct client *client);
 
 #endif

@@ -1,4 +1,4 @@
-#include "goodbye.h"
+#include "ending.h"
 
 #include <errno.h>
 #include <string.h>
@@ -48,13 +48,13 @@ static bool look(struct client *client, struct connection *connection) {
     return size >= 0 || (errno != EAGAIN && errno != EINTR);
 }
 
-void goodbye_close(struct client *client, struct connection *connection) {
+void ending_close(struct client *client, struct connection *connection) {
     keep_end(client, connection);
     look(client, connection);
     close_now(client, connection);
 }
 
-void goodbye_say(struct client *client, struct connection *connection) {
+void ending_begin(struct client *client, struct connection *connection) {
     keep_end(client, connection);
     if (shutdown(connection->fd, SHUT_WR) < 0) {
         close_now(client, connection);
@@ -71,7 +71,7 @@ static void look_for_end(struct client *client, struct connection *connection) {
     client->ending--;
 }
 
-int goodbye_wait(struct client *client) {
+int ending_wait(struct client *client) {
     struct epoll_event events[EVENTS];
     uint64_t give_up_ns = now_ns() + client->settings.timeout_ns;
     int found = 0;
