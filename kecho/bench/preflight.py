@@ -17,7 +17,6 @@ __all__ = [
     "tuning_for",
 ]
 
-_TIME_WAIT_S = 60.0  # TCP_TIMEWAIT_LEN, a constant of the kernel
 _SPARE_DESCRIPTORS = 64  # files, pipes, and what was open before
 
 
@@ -83,7 +82,7 @@ def port_hold_s(*, is_loopback: bool) -> float:
     if sysctl.read_sysctl("net.ipv4.tcp_tw_reuse") in ((1, 2) if is_loopback else (1,)):
         delay_ms = sysctl.read_sysctl("net.ipv4.tcp_tw_reuse_delay")
         return 1.0 if delay_ms is None else delay_ms / 1000
-    return _TIME_WAIT_S
+    return TIME_WAIT_S
 
 
 def tuning_for(workload: Workload) -> Tuning:

@@ -1,4 +1,4 @@
-"""CPU time of a process with all its descendants: proc_pid_stat(5)."""
+"""CPU time of processes, alone or with all their descendants: proc_pid_stat(5)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Usage", "exists", "parent_of", "usage_of"]
+__all__ = ["Usage", "cpu_s_of", "exists", "parent_of", "usage_of"]
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _UTIME, _CUTIME, _PPID = 11, 13, 1  # fields after the name, counted from 0
@@ -22,6 +22,12 @@ class Usage:
 
     total_s: float
     threads_s: dict[int, float]
+
+
+def cpu_s_of(pid: int) -> float | None:
+    """Return the CPU time of one process in seconds; None if it is not known."""
+    stat = _stat(f"/proc/{pid}/stat")
+    return None if stat is None else _seconds(stat, _UTIME)
 
 
 def usage_of(pid: int, without: Collection[int] = ()) -> Usage | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..system.cgroups import throttled_periods
 from ..system.netstat import tcp_counters
-from .procfs import Usage, parent_of, usage_of
+from .procfs import Usage, cpu_s_of, parent_of, usage_of
 from .target import Target
 
 __all__ = ["Observation", "Witness", "pid_listening_at"]
@@ -82,7 +82,7 @@ class Witness:
         server = None
         if self._server_pid is not None:
             server = usage_of(self._server_pid, without=self._client_pids)
-        client_s = sum(_process_cpu_s(pid) or 0.0 for pid in self._client_pids)
+        client_s = sum(cpu_s_of(pid) or 0.0 for pid in self._client_pids)
         syn = tcp_counters(SYN_COUNTERS)
         return _Look(
             *(time.monotonic(), busy_s, stolen_s, client_s, server, syn),
@@ -143,18 +143,6 @@ def _machine_cpu_s() -> tuple[float, float]:
     except (OSError, ValueError):
         return 0.0, 0.0
     return sum(ticks[:3]) / _TICKS_PER_S, ticks[7] / _TICKS_PER_S
-
-
-def _process_cpu_s(pid: int) -> float | None:
-    """Return the CPU time of a process: proc_pid_stat(5).
-
-    The name, field 2, may contain blanks and parentheses.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
-    except (OSError, ValueError, IndexError):
-        return None
 
 
 def pid_listening_at(target: Target) -> int | None:

@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 
 from .result import Verdict
 
-__all__ = ["Findings"]
+__all__ = ["NEEDS_LONG_S", "SATURATED", "Findings"]
+
+SATURATED = 0.95  # of a CPU
+NEEDS_LONG_S = 0.2  # clock ticks of 10 ms say nothing about shorter runs
 
 
 @dataclass

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...command import plural
 from ..amounts import rate_text
+from ..tuning.limits import TIME_WAIT_S
 from ..witness import Observation
 from ..workload import Workload
 from .findings import Findings
@@ -18,7 +19,7 @@ from .histogram import BEYOND, Histogram
 from .pace import is_achieved, is_kept_up
 from .result import Verdict
 from .verdict_client import judge_absence, judge_lateness, judge_threads
-from .verdict_machine import TIME_WAIT_S, judge_machine, judge_ports, judge_quotas, judge_server
+from .verdict_machine import judge_machine, judge_ports, judge_quotas, judge_server
 
 __all__ = ["judge"]
 

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..workload import Workload
-from .findings import Findings
+from .findings import NEEDS_LONG_S, SATURATED, Findings
 from .histogram import Histogram
 
 __all__ = ["LATE_MOST", "judge_absence", "judge_lateness", "judge_threads", "late_share"]
 
-_SATURATED = 0.95  # of a CPU
 _QUEUED_MOST = 0.25  # of the time, a thread that waits for a CPU
-_NEEDS_LONG_S = 0.2  # clock ticks of 10 ms say nothing about shorter runs
 _LATE_LEAST_NS = 500_000  # a timer may wake the client so late
 LATE_MOST = 0.5  # of a response time, the client's own part
 _BURST_LATE_MOST = 0.9  # the last connect of a burst is late by nature; it must not be all
@@ -29,7 +27,7 @@ def judge_threads(
     busiest = queued = never_idle = 0.0
     for one in threads:
         running_ns = one["running_ns"]
-        if running_ns < _NEEDS_LONG_S * 1e9:
+        if running_ns < NEEDS_LONG_S * 1e9:
             continue
         busy_ns = running_ns - one["waited_ns"] if workload.spin else one["cpu_ns"]
         busiest = max(busiest, busy_ns / running_ns)
@@ -37,13 +35,13 @@ def judge_threads(
         never_idle = max(never_idle, (one["cpu_ns"] + one["queued_ns"]) / running_ns)
     # A stream measures what client and server reach together.
     is_reason = workload.mode != "stream"
-    if busiest >= _SATURATED:
+    if busiest >= SATURATED:
         findings.add(
             f"a client thread was busy {busiest:.0%} of the time: the client is part of what was "
             "measured; give it more --threads or CPUs",
             is_reason=is_reason,
         )
-    elif queued > _QUEUED_MOST or (never_idle >= _SATURATED and not workload.spin):
+    elif queued > _QUEUED_MOST or (never_idle >= SATURATED and not workload.spin):
         # In a burst all threads are busy at once: judge_lateness() says what that costs.
         findings.add(
             f"a client thread was ready to run and had no CPU {queued:.0%} of the time: the "

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from ...command import plural
+from ..tuning.limits import TIME_WAIT_S
 from ..witness import Observation
 from ..workload import Workload
-from .findings import Findings
+from .findings import NEEDS_LONG_S, SATURATED, Findings
 
-__all__ = ["TIME_WAIT_S", "judge_machine", "judge_ports", "judge_quotas", "judge_server"]
+__all__ = ["judge_machine", "judge_ports", "judge_quotas", "judge_server"]
 
-TIME_WAIT_S = 60.0
-_SATURATED = 0.95  # of a CPU
 _OTHERS_MOST = 0.10  # of all CPU time
 _STOLEN_MOST = 0.02
 _PORTS_MOST = 0.8
-_NEEDS_TICKS_S = 0.2  # clock ticks of 10 ms say nothing about shorter runs
 
 
 def judge_quotas(workload: Workload, observation: Observation, findings: Findings) -> None:
@@ -51,14 +49,14 @@ def judge_server(
 def _judge_saturation(
     workload: Workload, observation: Observation, server_cpu_s: float, findings: Findings
 ) -> None:
-    if observation.seconds < _NEEDS_TICKS_S:
+    if observation.seconds < NEEDS_LONG_S:
         return
     usable = max(1, min(observation.server_threads, observation.cpus))
     share = server_cpu_s / observation.seconds
     busiest = observation.server_busiest_s / observation.seconds
-    if share >= _SATURATED * usable:
+    if share >= SATURATED * usable:
         text = f"the server was saturated: {share:.2f} of {usable} CPUs"
-    elif busiest >= _SATURATED:
+    elif busiest >= SATURATED:
         text = f"the server was saturated: one of its threads had a CPU {busiest:.0%} of the time"
     else:
         return
@@ -68,7 +66,7 @@ def _judge_saturation(
 
 def judge_machine(observation: Observation, findings: Findings) -> None:
     """Check that nothing else took the CPUs, and that connects met no full queue."""
-    if observation.seconds >= _NEEDS_TICKS_S:
+    if observation.seconds >= NEEDS_LONG_S:
         if observation.others_share is not None and observation.others_share > _OTHERS_MOST:
             findings.reason(f"other processes took {observation.others_share:.0%} of the CPU time")
         if observation.stolen_share > _STOLEN_MOST:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from ...system import sysctl
 
-__all__ = ["Limits", "Needs", "Problem", "advice"]
+__all__ = ["TIME_WAIT_S", "Limits", "Needs", "Problem", "advice"]
 
+TIME_WAIT_S = 60  # TCP_TIMEWAIT_LEN, a constant of the kernel
 _RESERVED_PORTS = "net.ipv4.ip_local_reserved_ports"
 _PORTS = "ephemeral ports"
-_TIME_WAIT_S = 60  # TCP_TIMEWAIT_LEN, a constant of the kernel
 _UNLIMITED = 2**63 - 1  # for RLIM_INFINITY, and for fs.file-max without a limit
 _NR_OPEN_DEFAULT = 1024 * 1024
 
@@ -158,7 +158,7 @@ def _ports(needs: Needs, limits: Limits) -> Iterator[Problem]:
         command = _more_ports(needs, limits, needs.connections)
         yield Problem(_PORTS, available, needs.connections, True, effect, command)
     elif needs.opened_total > available:
-        effect = f"each connection closed with FIN keeps its port for {_TIME_WAIT_S} s in TIME_WAIT"
+        effect = f"each connection closed with FIN keeps its port for {TIME_WAIT_S} s in TIME_WAIT"
         command = _more_ports(needs, limits, needs.opened_total)
         yield Problem(_PORTS, available, needs.opened_total, False, effect, command)
 
