@@ -1,4 +1,4 @@
-"""What a finished run comes to: its counters, histograms and observations as a Result."""
+"""The result of a finished run, made of its counters, histograms and observations."""
 
 from __future__ import annotations
 
@@ -26,14 +26,16 @@ _COUNTS_OBSERVED = ("late", "duplicates", "reordered", "reconnects", "owed_half"
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """How a run went, seen from outside its clients.
+    """How a run went, as its runner knows it.
 
-    started_at: seconds since the epoch. duration_s: the measured time. open_s: how long it took to
-    open the connections.
+    started_at: seconds since the epoch.
+    duration_s: the measured time.
+    open_s: how long it took to open the connections.
     ports: how many connections the ports allow at once; 0: any number.
-    ports_freed: of connections that the run closed, whose port is free again; time_wait_cleared:
-    of them those whose TIME_WAIT socket the run dropped.
-    ended: what became of client processes that ended before their time.
+    ports_freed: how many ports of closed connections are free again.
+    time_wait_cleared: how many sockets in TIME_WAIT the run has dropped.
+    interrupted: a signal has ended the run.
+    ended: how client processes have ended before their time, a line each.
     """
 
     started_at: float

@@ -105,17 +105,19 @@ def find_rate(
     ended = False
 
     def measure(rate: float) -> bool:
+        """Run once. Return whether the limit held."""
         nonlocal ended
         result = run_at(rate)
         results.append(result)
         ended = ended or bool(result.observed.get("interrupted"))
         held = is_held(result, rate)
-        # A rate that is too high makes a run invalid, as expected. A late client is another matter.
+        # At a rate that is too high, only a late client is worth a reason.
         why = result.verdict.reasons if held else late_client(result)
         reasons[rate] = tuple(f"at {rate_text(rate)} messages/s: {reason}" for reason in why)
         return held
 
     def late_client(result: Result) -> tuple[str, ...]:
+        """Return a reason if the client sent too late for the figures to count."""
         worst = late_share(result.latency)
         if worst is None or worst[0] <= LATE_MOST:
             return ()
@@ -124,6 +126,7 @@ def find_rate(
         return (f"the client sent late, by {shown}",)
 
     def is_held(result: Result, rate: float) -> bool:
+        """Return whether the server kept up with the rate, without errors, within the limit."""
         return (
             not result.errors
             and is_achieved(rate, result.echoes, result.duration_s)
