@@ -62,8 +62,7 @@ static int module_exec(PyObject *module) {
     PyObject *type = PyType_FromModuleAndSpec(module, &client_type_spec, NULL);
     int result = type == NULL ? -1 : PyModule_AddType(module, (PyTypeObject *)type);
     Py_XDECREF(type);
-    if (result < 0 || add_names(module, "ERROR_KINDS", error_names, ERROR_KINDS) < 0 ||
-        add_names(module, "LATENCIES", latency_names, LATENCIES) < 0 ||
+    if (result < 0 || add_names(module, "LATENCIES", latency_names, LATENCIES) < 0 ||
         add_names(module, "MODES", mode_names, MODES) < 0)
         return -1;
     return 0;

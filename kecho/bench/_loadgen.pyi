@@ -2,7 +2,6 @@
 
 from typing import Any
 
-ERROR_KINDS: tuple[str, ...]
 LATENCIES: tuple[str, ...]
 MODES: tuple[str, ...]
 
