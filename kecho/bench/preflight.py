@@ -9,7 +9,7 @@ from ..system import sysctl
 from ..system.cpus import usable_cpus
 from .sources import bindable
 from .tuning.applied import Tuning
-from .tuning.limits import Limits, Needs, Problem, advice
+from .tuning.limits import TIME_WAIT_S, Limits, Needs, Problem, advice
 from .workload import Workload
 
 __all__ = [

@@ -66,8 +66,7 @@ def test_children_that_live_count_and_so_do_their_threads() -> None:
         BURN
         + """
     if not os.fork():
-        thread = threading.Thread(target=burn, args=(0.3,))
-        thread.start()
+        threading.Thread(target=lambda: (burn(0.3), time.sleep(60))).start()
         time.sleep(60)
     print(flush=True)
     sys.stdin.read()
