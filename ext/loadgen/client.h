@@ -14,6 +14,7 @@
 #include "clock.h"
 #include "connection.h"
 #include "histogram.h"
+#include "payload.h"
 
 enum {
     BUFFER_BYTES = 64 * 1024, /* of client->buffer */
@@ -67,7 +68,7 @@ struct settings {
     uint32_t first_number;     /* of the first connection; the others follow */
     uint32_t connection_count; /* at least 1 */
     uint32_t connects_at_once; /* while opening, at least 1; a burst has no limit */
-    uint32_t seed;             /* of the run, in every payload */
+    struct payload_seed seed;  /* of the run, in every payload */
     uint32_t length;           /* of a message, 1 to 1 << 30 bytes */
     uint32_t depth;            /* messages outstanding on a connection, at most; at least 1 */
     uint64_t timeout_ns;       /* for a connect, and for the next byte of a reply */

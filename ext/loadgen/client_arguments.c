@@ -100,17 +100,22 @@ int client_arguments_read(PyObject *arguments, PyObject *keywords, struct settin
         "verify",       "spin",        "close_by_reset",   "reconnect",     "keep_ends", NULL};
     int mode, family, port, datagrams, line, verify, spin, close_by_reset, reconnect, keep_ends;
     unsigned scope;
-    const char *address, *sources;
-    Py_ssize_t address_size, sources_size;
+    const char *address, *sources, *seed;
+    Py_ssize_t address_size, sources_size, seed_size;
     unsigned long long timeout_ns, first, step;
     if (!PyArg_ParseTupleAndKeywords(
-            arguments, keywords, "$iiy#iIy#IIIIIIKdKKppppppp:Client", names, &mode, &family,
+            arguments, keywords, "$iiy#iIy#IIIy#IIKdKKppppppp:Client", names, &mode, &family,
             &address, &address_size, &port, &scope, &sources, &sources_size,
             &settings->first_number, &settings->connection_count, &settings->connects_at_once,
-            &settings->seed, &settings->length, &settings->depth, &timeout_ns,
+            &seed, &seed_size, &settings->length, &settings->depth, &timeout_ns,
             &settings->interval_ns, &first, &step, &datagrams, &line, &verify, &spin,
             &close_by_reset, &reconnect, &keep_ends))
         return -1;
+    if (seed_size != PAYLOAD_SEED_BYTES) {
+        PyErr_SetString(PyExc_ValueError, "seed is out of range");
+        return -1;
+    }
+    payload_seed_read(&settings->seed, seed);
     settings->mode = (enum mode)mode;
     settings->timeout_ns = timeout_ns;
     settings->schedule_first = first;

@@ -131,7 +131,8 @@ static struct message message_named_by(const struct client *client, const uint8_
     origin = le64toh(origin);
     return (struct message){.sequence = le64toh(sequence),
                             .connection = (uint32_t)origin,
-                            .seed = (uint32_t)(origin >> 32),
+                            .shown = (uint32_t)(origin >> 32),
+                            .key = &client->settings.seed.key,
                             .length = client->settings.length};
 }
 
@@ -208,7 +209,7 @@ static void take(struct client *client, struct connection *connection, const uin
     struct message named = message_named_by(client, bytes);
     if (client->settings.verify && !payload_matches(bytes, &named, 0, size))
         note_wrong(client, connection, ERROR_CORRUPT, &named, bytes, size);
-    else if (named.seed != client->settings.seed || named.connection != connection->number)
+    else if (named.shown != client->settings.seed.shown || named.connection != connection->number)
         note_wrong(client, connection, ERROR_FOREIGN, &named, bytes, size);
     else if (named.sequence >= connection->sent)
         note_wrong(client, connection, ERROR_EXTRA, &named, bytes, size);

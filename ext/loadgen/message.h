@@ -11,7 +11,8 @@ static inline struct message message_of(const struct client *client,
                                         const struct connection *connection, uint64_t sequence) {
     return (struct message){.sequence = sequence,
                             .connection = connection->number,
-                            .seed = client->settings.seed,
+                            .shown = client->settings.seed.shown,
+                            .key = &client->settings.seed.key,
                             .length = client->settings.length,
                             .line = client->settings.line};
 }

@@ -1,4 +1,5 @@
 /* The module kecho.bench._loadgen: its functions, its type and its constants. */
+#define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
 #include "client.h"
@@ -23,11 +24,21 @@ PyDoc_STRVAR(payload_doc, "payload(seed, connection, sequence, length, line=Fals
 
 static PyObject *module_payload(PyObject *Py_UNUSED(module), PyObject *arguments) {
     struct message message;
+    struct payload_seed seed;
+    const char *seed_bytes;
+    Py_ssize_t seed_size;
     unsigned long long sequence;
     int line = 0;
-    if (!PyArg_ParseTuple(arguments, "IIKI|p:payload", &message.seed, &message.connection,
-                          &sequence, &message.length, &line))
+    if (!PyArg_ParseTuple(arguments, "y#IKI|p:payload", &seed_bytes, &seed_size,
+                          &message.connection, &sequence, &message.length, &line))
         return NULL;
+    if (seed_size != PAYLOAD_SEED_BYTES) {
+        PyErr_SetString(PyExc_ValueError, "seed is out of range");
+        return NULL;
+    }
+    payload_seed_read(&seed, seed_bytes);
+    message.shown = seed.shown;
+    message.key = &seed.key;
     message.line = line != 0;
     message.sequence = sequence;
     PyObject *bytes = PyBytes_FromStringAndSize(NULL, message.length);
@@ -63,7 +74,8 @@ static int module_exec(PyObject *module) {
     int result = type == NULL ? -1 : PyModule_AddType(module, (PyTypeObject *)type);
     Py_XDECREF(type);
     if (result < 0 || add_names(module, "LATENCIES", latency_names, LATENCIES) < 0 ||
-        add_names(module, "MODES", mode_names, MODES) < 0)
+        add_names(module, "MODES", mode_names, MODES) < 0 ||
+        PyModule_AddIntConstant(module, "SEED_BYTES", PAYLOAD_SEED_BYTES) < 0)
         return -1;
     return 0;
 }

@@ -6,14 +6,14 @@
 enum { WORD = 8 };
 
 /* Odd constants with well spread bits: multiplying by an odd number loses no bit. */
-#define SPREAD_SEQUENCE UINT64_C(0x9E3779B97F4A7C15)
 #define SPREAD_CONNECTION UINT64_C(0xC2B2AE3D27D4EB4F)
 #define SPREAD_WORD UINT64_C(0xD6E8FEB86659FD93)
 
 /* What all words of a message have in common. */
 struct pattern {
-    uint64_t first, second, base;
-    uint64_t kept, added; /* applied to each word to make a line's bytes printable */
+    uint64_t first, second;
+    uint64_t base, factor; /* of the other words */
+    uint64_t kept, added;  /* applied to each word to make a line's bytes printable */
 };
 
 static inline bool has_header(const struct message *message) {
@@ -24,18 +24,28 @@ static inline bool ends_in_newline(const struct message *message, uint32_t offse
     return message->line && size > 0 && offset + size == message->length;
 }
 
+/* Returns word `index` of those that the key makes: both halves of a product, so that one word does
+ * not tell the next. */
+static inline uint64_t keyed_word(const struct pattern *pattern, uint32_t index) {
+    __extension__ typedef unsigned __int128 product;
+    product both = (product)(pattern->base + index * SPREAD_WORD) * pattern->factor;
+    return (uint64_t)both ^ (uint64_t)(both >> 64);
+}
+
 static inline struct pattern pattern_of(const struct message *message) {
     struct pattern pattern;
-    uint64_t origin = (uint64_t)message->seed << 32 | message->connection;
-    pattern.base = message->sequence * SPREAD_SEQUENCE ^ origin * SPREAD_CONNECTION;
+    uint64_t origin = (uint64_t)message->shown << 32 | message->connection;
+    pattern.base = kecho_siphash(message->key, message->sequence, origin);
+    pattern.factor = message->key->words[1] | 1;
     pattern.kept = message->line ? UINT64_C(0x3F3F3F3F3F3F3F3F) : UINT64_MAX;
     pattern.added = message->line ? UINT64_C(0x3030303030303030) : 0;
     if (has_header(message)) {
         pattern.first = message->sequence;
         pattern.second = origin;
     } else {
-        pattern.first = message->sequence + origin * SPREAD_CONNECTION;
-        pattern.second = pattern.base;
+        uint64_t first_byte = (message->sequence + origin * SPREAD_CONNECTION) & 0xff;
+        pattern.first = (keyed_word(&pattern, 0) & ~UINT64_C(0xff)) | first_byte;
+        pattern.second = keyed_word(&pattern, 1);
     }
     return pattern;
 }
@@ -43,12 +53,17 @@ static inline struct pattern pattern_of(const struct message *message) {
 static inline uint64_t word_at(const struct pattern *pattern, uint32_t index) {
     uint64_t word = index == 0   ? pattern->first
                     : index == 1 ? pattern->second
-                                 : (pattern->base + index) * SPREAD_WORD;
+                                 : keyed_word(pattern, index);
     return htole64((word & pattern->kept) + pattern->added);
 }
 
 static inline uint32_t smaller(uint32_t a, uint32_t b) {
     return a < b ? a : b;
+}
+
+void payload_seed_read(struct payload_seed *seed, const char *bytes) {
+    memcpy(&seed->shown, bytes, sizeof seed->shown);
+    memcpy(&seed->key, bytes + sizeof seed->shown, sizeof seed->key);
 }
 
 void payload_fill(uint8_t *out, const struct message *message, uint32_t offset, uint32_t size) {

@@ -2,7 +2,9 @@
  * sequence number, so that they are made and compared piece by piece and never stored.
  *
  * A message of 16 bytes or more begins with its sequence number (8 bytes), its connection (4) and
- * the run's seed (4), little-endian, which a packet capture shows. The rest is a mix of the three.
+ * the part of the run's seed that is shown (4), little-endian, which a packet capture shows. The
+ * rest depends on a key that is not sent: a server cannot know it before it has read it. (What
+ * follows in a message that it has read in part, it could try to compute; no other message.)
  * A shorter message has no header; its first byte differs from that of the message before. A line
  * has no header either: its bytes are printable, '0' to 'o', and it ends in a newline.
  */
@@ -13,12 +15,23 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "common/siphash.h"
+
 enum { PAYLOAD_HEADER_BYTES = 16 };
+
+/* Of a run, the same in all its processes. */
+struct payload_seed {
+    uint32_t shown; /* in each header */
+    struct kecho_hash_key key;
+};
+
+enum { PAYLOAD_SEED_BYTES = sizeof(uint32_t) + sizeof(struct kecho_hash_key) };
 
 struct message {
     uint64_t sequence;
     uint32_t connection;
-    uint32_t seed;
+    uint32_t shown; /* of the seed */
+    const struct kecho_hash_key *key;
     uint32_t length; /* bytes */
     bool line;
 };
@@ -30,6 +43,9 @@ enum payload_fault {
     PAYLOAD_REPEATED,  /* an earlier message of this connection */
     PAYLOAD_REORDERED, /* a later message of this connection */
 };
+
+/* Reads PAYLOAD_SEED_BYTES bytes. */
+void payload_seed_read(struct payload_seed *seed, const char *bytes);
 
 /* Writes bytes [offset, offset + size) of the message. */
 void payload_fill(uint8_t *out, const struct message *message, uint32_t offset, uint32_t size);

@@ -4,6 +4,7 @@ from typing import Any
 
 LATENCIES: tuple[str, ...]
 MODES: tuple[str, ...]
+SEED_BYTES: int
 
 class Client:
     """One thread's share of a workload.
@@ -26,7 +27,7 @@ class Client:
         first_number: int,
         connections: int,
         connects_at_once: int,
-        seed: int,
+        seed: bytes,
         length: int,
         depth: int,
         timeout_ns: int,
@@ -47,6 +48,7 @@ class Client:
         address: packed; for AF_UNIX a path, or a zero byte and an abstract name.
         scope: the index of the device of link-local addresses; otherwise 0.
         sources: packed addresses one after the other; empty: the kernel chooses.
+        seed: SEED_BYTES random bytes, of which four are sent; the same for all clients of a run.
         datagrams: UDP, in modes closed and open.
         """
     def adopt(self, fd: int, connect_ns: int) -> None:
@@ -85,5 +87,5 @@ class Client:
 def histogram_index(value_ns: int) -> int:
     """Return the index of the bucket that a value is recorded in."""
 
-def payload(seed: int, connection: int, sequence: int, length: int, line: bool = False) -> bytes:
+def payload(seed: bytes, connection: int, sequence: int, length: int, line: bool = False) -> bytes:
     """Return the bytes of one message. line: printable, with a newline at the end."""

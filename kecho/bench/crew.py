@@ -81,7 +81,7 @@ def shares_of(workload: Workload) -> list[list[Share]]:
     return [shares[begin:end] for begin, end in pairwise(cuts)]
 
 
-def _client(workload: Workload, target: Target, share: Share, seed: int) -> _loadgen.Client:
+def _client(workload: Workload, target: Target, share: Share, seed: bytes) -> _loadgen.Client:
     family_bytes = len(target.address)
     sources = [one.packed for one in workload.source_addresses()]
     if any(len(one) != family_bytes for one in sources):
@@ -116,7 +116,12 @@ def _client(workload: Workload, target: Target, share: Share, seed: int) -> _loa
     )
 
 
-def first_message(workload: Workload, seed: int) -> bytes:
+def new_seed() -> bytes:
+    """Return what the messages of a run depend on. A server is sent a part of it."""
+    return os.urandom(_loadgen.SEED_BYTES)
+
+
+def first_message(workload: Workload, seed: bytes) -> bytes:
     """Return the first message of connection 0."""
     return _loadgen.payload(seed, 0, 0, workload.length, workload.line)
 
@@ -129,7 +134,7 @@ class Crew:
         workload: Workload,
         target: Target,
         shares: list[Share],
-        seed: int,
+        seed: bytes,
         first: tuple[int, int] | None = None,
     ) -> None:
         """Make the clients.

@@ -33,7 +33,7 @@ class FirstConnection:
     connect_ns: int
 
 
-def find(workload: Workload, seed: int) -> tuple[Target, FirstConnection | None]:
+def find(workload: Workload, seed: bytes) -> tuple[Target, FirstConnection | None]:
     """Find the first address of the host that echoes a message.
 
     The message is the first one of the workload. In modes that open their connections before they
@@ -55,7 +55,7 @@ def find(workload: Workload, seed: int) -> tuple[Target, FirstConnection | None]
 
 
 def _probe_stream(
-    workload: Workload, target: Target, where: object, seed: int
+    workload: Workload, target: Target, where: object, seed: bytes
 ) -> tuple[Target, FirstConnection | None]:
     probe = socket.socket(target.family, socket.SOCK_STREAM)
     is_kept = False
@@ -118,7 +118,7 @@ def _wait(probe: socket.socket, timeout_s: float, *, to_send: bool) -> None:
         raise TimeoutError
 
 
-def _probe_datagrams(workload: Workload, target: Target, where: object, seed: int) -> Target:
+def _probe_datagrams(workload: Workload, target: Target, where: object, seed: bytes) -> Target:
     """Probe with datagrams, of which some may be lost, from a socket of its own."""
     message = first_message(workload, seed)
     try:

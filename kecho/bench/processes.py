@@ -47,7 +47,7 @@ class ProcessCrew:
         workload: Workload,
         target: Target,
         shares: Sequence[list[Share]],
-        seed: int,
+        seed: bytes,
         first: tuple[int, int] | None = None,
     ) -> None:
         """Start the processes. Raise OSError if that fails.

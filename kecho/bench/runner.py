@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import OptionError
 from . import preflight, probe, signals
-from .crew import Crew, Snapshot, shares_of
+from .crew import Crew, Snapshot, new_seed, shares_of
 from .outcome import Course, result_of
 from .probe import FirstConnection
 from .processes import ProcessCrew
@@ -69,7 +68,7 @@ def run(
     if server_pid is not None and not exists(server_pid):
         raise OptionError("server_pid", f"there is no process {server_pid}")
     preflight.check_sources(workload)
-    seed = random.SystemRandom().getrandbits(32)
+    seed = new_seed()
     target, first = probe.find(workload, seed)
     try:
         ports = _check_limits(workload, target)
@@ -89,7 +88,7 @@ def run(
 
 
 def _crew(
-    workload: Workload, target: Target, seed: int, first: FirstConnection | None
+    workload: Workload, target: Target, seed: bytes, first: FirstConnection | None
 ) -> Crew | ProcessCrew:
     shares = shares_of(workload)
     try:

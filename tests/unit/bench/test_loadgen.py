@@ -21,7 +21,7 @@ ARGUMENTS = {
     "first_number": 0,
     "connections": 1,
     "connects_at_once": 1,
-    "seed": 1,
+    "seed": bytes(20),
     "length": 64,
     "depth": 1,
     "timeout_ns": 10**9,
@@ -38,26 +38,41 @@ ARGUMENTS = {
 }
 
 
+SEED = bytes(range(20))
+SEEDS = st.binary(min_size=20, max_size=20)
+
+
+@pytest.mark.parametrize(("length", "line"), [(64, False), (8, False), (64, True)])
+def test_the_header_does_not_tell_the_rest(length: int, line: bool) -> None:
+    """Half of the bits differ with another key, in every word that is no header."""
+    hidden = SEED[:4] + bytes(16)
+    one = _loadgen.payload(SEED, 3, 5, length, line)
+    other = _loadgen.payload(hidden, 3, 5, length, line)
+    begin = 16 if length > 16 and not line else 1
+    assert one[:begin] == other[:begin]
+    different = int.from_bytes(one[begin:]) ^ int.from_bytes(other[begin:])
+    bits = (length - begin) * (6 if line else 8)
+    assert 0.3 * bits < different.bit_count() < 0.7 * bits
+
+
 @given(st.integers(0, 2**64 - 1))
 def test_both_halves_put_a_value_into_the_same_counter(value: int) -> None:
     assert _loadgen.histogram_index(value) == index_of(min(value, HIGHEST))
 
 
-@given(
-    st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1), st.integers(16)
-)
+@given(SEEDS, st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1), st.integers(16))
 def test_a_message_says_whose_and_which_it_is(
-    seed: int, connection: int, sequence: int, length: int
+    seed: bytes, connection: int, sequence: int, length: int
 ) -> None:
     message = _loadgen.payload(seed, connection, sequence, length % 3000 + 16)
     assert int.from_bytes(message[:8], "little") == sequence
     assert int.from_bytes(message[8:12], "little") == connection
-    assert int.from_bytes(message[12:16], "little") == seed
+    assert message[12:16] == seed[:4]
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(0, 1000), st.integers(0, 2**60), st.integers(1, 300))
+@given(SEEDS, st.integers(0, 1000), st.integers(0, 2**60), st.integers(1, 300))
 def test_neighbouring_messages_differ_from_their_first_byte(
-    seed: int, connection: int, sequence: int, length: int
+    seed: bytes, connection: int, sequence: int, length: int
 ) -> None:
     one = _loadgen.payload(seed, connection, sequence, length)
     for step in range(1, 256):
@@ -65,9 +80,9 @@ def test_neighbouring_messages_differ_from_their_first_byte(
 
 
 def test_messages_of_other_connections_differ_throughout() -> None:
-    messages = {_loadgen.payload(7, connection, 5, 64) for connection in range(10_000)}
+    messages = {_loadgen.payload(SEED, connection, 5, 64) for connection in range(10_000)}
     assert len(messages) == 10_000
-    tails = {_loadgen.payload(7, connection, 5, 64)[16:24] for connection in range(10_000)}
+    tails = {_loadgen.payload(SEED, connection, 5, 64)[16:24] for connection in range(10_000)}
     assert len(tails) == 10_000
 
 
@@ -84,6 +99,7 @@ def test_messages_of_other_connections_differ_throughout() -> None:
         ("schedule_step", 0),
         ("interval_ns", float("nan")),
         ("address", b"123"),
+        ("seed", bytes(19)),
         ("sources", b"12345"),
     ],
 )
@@ -147,9 +163,9 @@ def test_a_refused_connect_is_an_error_of_its_kind() -> None:
     assert first["kind"] == "refused"
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(0, 1000), st.integers(0, 2**60), st.integers(1, 300))
+@given(SEEDS, st.integers(0, 1000), st.integers(0, 2**60), st.integers(1, 300))
 def test_a_line_is_printable_and_ends_in_the_only_newline(
-    seed: int, connection: int, sequence: int, length: int
+    seed: bytes, connection: int, sequence: int, length: int
 ) -> None:
     line = _loadgen.payload(seed, connection, sequence, length, True)
     assert len(line) == length
