@@ -39,7 +39,11 @@ def plot(results: Sequence[Result], path: str | Path | BinaryIO, format: str | N
     rows = -(-len(chosen) // columns)
     style: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     style["text.parse_math"] = False  # a path with $ in it is no formula
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context():
+        # Not by what a matplotlibrc says: the one of the current directory may be anybody's, and
+        # name functions to call (figure.hooks).
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(style)
         figure, axes = pyplot.subplots(
             rows, columns, figsize=(6.4 * columns, 4.2 * rows + 0.9), squeeze=False
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -171,6 +173,15 @@ def test_text_of_others_is_no_formula(text: str) -> None:
     one = result(workload=workload, verdict=Verdict((text,)))
     plot.plot([one], io.BytesIO(), "png")
     assert "<svg" in page.to_html([one])
+
+
+def test_a_file_of_the_current_directory_says_nothing_about_a_picture(tmp_path: Path) -> None:
+    (tmp_path / "matplotlibrc").write_text("figure.hooks: os:abort\ntext.usetex: True\n")
+    (tmp_path / "bench.json").write_text(result().to_json())
+    command = [sys.executable, "-P", "-m", "kecho.bench", "plot", "bench.json", "-o", "bench.png"]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert finished.returncode == 0, finished.stderr
+    assert (tmp_path / "bench.png").stat().st_size > 1000
 
 
 def test_a_result_is_named_after_its_file_or_the_whole_path_of_it(tmp_path: Path) -> None:
