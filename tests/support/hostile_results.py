@@ -15,6 +15,8 @@ from kecho.bench.results.rounds import Round
 from kecho.bench.results.series import Interval
 from support.faultless_run import result
 
+# An apostrophe takes six characters on a page; beside an emoji each takes four bytes of memory.
+LONG_TEXT = "'" * 4094 + "\U0001f600"
 CONTROLS = "\x1b]0;x\x07\x1b[2J\r\n\x7f\x9b31m\u202e\u2028"
 
 
@@ -124,6 +126,10 @@ def large_attacks() -> dict[str, Callable[[], bytes]]:
         "as many results as may be": lambda: json.dumps(
             {"schema": one["schema"], "results": steps}
         ).encode(),
+        "as many texts as may be": lambda: changed(
+            verdict={"reasons": [LONG_TEXT] * 128, "notes": [LONG_TEXT] * 127}
+        ),
+        "many texts": lambda: changed(verdict={"reasons": [LONG_TEXT] * 4000, "notes": []}),
         "full histograms": lambda: many(150, latency_ns=latencies),
         "full intervals": lambda: changed(series=[interval] * 1500),
         "many repeats": lambda: many(3000, echoes=5),

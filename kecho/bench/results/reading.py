@@ -31,6 +31,7 @@ _MOST_SAMPLES = 1 << 22  # of all rounds of a file: 8 bytes of memory each
 _MOST_HISTOGRAM_BYTES = 1 << 22  # decompressed; each takes 0.5 µs and 18 bytes of memory
 _MOST_STEPS = 1000  # results, not counting repeats
 _MOST_TEXT = 4096  # characters, of a reason or an error
+_MOST_TEXTS = 1 << 20  # characters of all of them; each takes 60 bytes on a page
 _MOST_ABOUT = 64 << 10  # characters of a description, such as that of the environment
 _DEEPEST = 32
 
@@ -48,12 +49,21 @@ class Budget:
     samples: int = _MOST_SAMPLES
     histogram_bytes: int = _MOST_HISTOGRAM_BYTES
     results: int = _MOST_RESULTS
+    characters: int = _MOST_TEXTS
 
     def take_result(self) -> None:
         """Count one result."""
         self.results -= 1
         if self.results < 0:
             raise ValueError(f"more than {_MOST_RESULTS:,} results")
+
+    def take_text(self, value: object, name: str) -> str:
+        """Return a reason or an error, and count its characters."""
+        checked = text(value, name)
+        self.characters -= len(checked)
+        if self.characters < 0:
+            raise ValueError(f"reasons and errors of more than {_MOST_TEXTS:,} characters")
+        return checked
 
     def take_histogram(self, size: int) -> None:
         """Count one histogram. size: hdr.size_of()."""

@@ -218,11 +218,16 @@ class Result:
                 },
                 first_error=None
                 if data["first_error"] is None
-                else text(data["first_error"], "first_error"),
+                else budget.take_text(data["first_error"], "first_error"),
                 partial=bool(data["partial"]),
                 verdict=Verdict(
-                    tuple(text(one, "verdict.reasons") for one in data["verdict"]["reasons"]),
-                    tuple(text(one, "verdict.notes") for one in data["verdict"]["notes"]),
+                    *(
+                        tuple(
+                            budget.take_text(one, f"verdict.{kind}")
+                            for one in data["verdict"][kind]
+                        )
+                        for kind in ("reasons", "notes")
+                    ),
                 ),
                 latency={
                     _latency_name(name): _latency_from_summary(one, budget)
