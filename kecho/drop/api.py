@@ -9,7 +9,7 @@ from .diag import Diag
 from .filters import Filter, make_filter
 from .outcome import Outcome
 from .pairs import Pair, as_pair, as_pairs
-from .process import inodes_of
+from .process import Process
 from .socket import Socket
 
 __all__ = ["drop", "find"]
@@ -45,7 +45,7 @@ def find(
     inodes = None
     if pid is not None:
         pids = [pid] if isinstance(pid, int) else pid
-        inodes = set[int]().union(*(inodes_of(one) for one in pids))
+        inodes = set[int]().union(*(Process(one).inodes() for one in pids))
     if family not in (None, 4, 6):
         raise ValueError(f"family: {family!r} is neither 4 nor 6")
     wanted = make_filter(

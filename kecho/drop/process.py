@@ -7,9 +7,10 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, NoReturn
 
+from ..system.processes import start_time
 from .devices import as_name
 
-__all__ = ["PID_MOST", "Holder", "Unseen", "holders", "inodes_of", "namespace_of", "raise_unseen"]
+__all__ = ["PID_MOST", "Holder", "Process", "Unseen", "holders", "namespace_of", "raise_unseen"]
 
 PID_MOST = 1 << 22  # PID_MAX_LIMIT of <linux/threads.h>
 
@@ -32,7 +33,7 @@ def raise_unseen(pid: int) -> NoReturn:
     if not os.path.exists("/proc/self"):
         raise Unseen(errno.ENOENT, "/proc is not mounted, so that processes cannot be seen")
     if os.path.exists(f"/proc/{pid}"):
-        raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended")
+        raise_ended(pid)
     try:
         os.kill(pid, 0)
     except ProcessLookupError as error:
@@ -41,6 +42,53 @@ def raise_unseen(pid: int) -> NoReturn:
         pass
     raise Unseen(
         errno.EACCES, f"process {pid} cannot be seen, as /proc is mounted with hidepid: use sudo"
+    )
+
+
+class Process:
+    """The process that has a number when it is first looked at, and no later one of that number.
+
+    The user of one that has ended can have the numbers go round, so that somebody else's next
+    process gets it.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._start: int | None = None
+        self.has_ended = False
+
+    def inodes(self) -> set[int]:
+        """The sockets that it holds. Raises ProcessLookupError if it has ended, and Unseen."""
+        if self.has_ended:
+            raise_ended(self.pid)
+        if self._start is None:
+            self._start = self._started()
+        try:
+            found = inodes_of(self.pid)
+            # What was read in between may be of another process.
+            if self._started() != self._start or self._start is None:
+                raise_ended(self.pid)
+        except ProcessLookupError:
+            self.has_ended = True
+            raise
+        return found
+
+    def _started(self) -> int | None:
+        try:
+            return start_time(self.pid, zombie=True)
+        except PermissionError:
+            raise_unreadable(self.pid)
+
+
+def raise_ended(pid: int) -> NoReturn:
+    raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended")
+
+
+def raise_unreadable(pid: int) -> NoReturn:
+    raise Unseen(
+        errno.EACCES,
+        f"the descriptors of process {pid} may not be read: those of another user's process"
+        " need CAP_SYS_PTRACE, use sudo",
     )
 
 
@@ -59,11 +107,7 @@ def inodes_of(pid: int) -> set[int]:
             return _sockets_in(directory, names)
         is_readable = True
     if not is_readable:
-        raise Unseen(
-            errno.EACCES,
-            f"the descriptors of process {pid} may not be read: those of another user's process"
-            " need CAP_SYS_PTRACE, use sudo",
-        )
+        raise_unreadable(pid)
     return set()
 
 

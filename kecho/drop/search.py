@@ -12,7 +12,7 @@ from .diag import Diag
 from .failure import Absent, Failure, of_kernel
 from .filters import Filter
 from .pairs import Pair
-from .process import inodes_of, namespace_of
+from .process import Process, namespace_of
 from .socket import Socket
 
 __all__ = ["PROGRAM", "Search"]
@@ -25,7 +25,8 @@ class Search:
 
     def __init__(self, config: DropConfig, pairs: Collection[Pair] | None, wanted: Filter) -> None:
         self._config, self.pairs, self.wanted = config, pairs, wanted
-        self._told: set[str] = set()  # processes of which it was said that they are not there
+        self._processes = [Process(int(pid)) for pid in dict.fromkeys(config.pid)]
+        self._told: set[int] = set()  # processes of which it was said that they are not there
 
     def check_devices(self, diag: Diag) -> None:
         """Raises Absent if a device that is to be left out is not there, or Failure."""
@@ -53,13 +54,15 @@ class Search:
 
     def filter_now(self) -> Filter:
         """With the sockets that the processes hold now. Raises Failure if one may not be seen;
-        one that is not there holds nothing, which is said once."""
-        if not self._config.pid:
+        one that is not there, or has ended since the first look, holds nothing, which is said once.
+        """
+        if not self._processes:
             return self.wanted
         inodes: set[int] = set()
-        for pid in self._config.pid:
+        for process in self._processes:
+            pid = process.pid
             try:
-                inodes |= inodes_of(int(pid))
+                inodes |= process.inodes()
             except ProcessLookupError as error:
                 if pid not in self._told:
                     self._told.add(pid)
@@ -76,8 +79,9 @@ class Search:
         sockets there are not seen from here."""
         if is_anything_found or diag.namespace is None:
             return
-        for pid in self._config.pid:
-            if namespace_of(int(pid)) not in (None, diag.namespace):
+        for process in self._processes:
+            pid = process.pid
+            if not process.has_ended and namespace_of(pid) not in (None, diag.namespace):
                 raise Failure(
                     f"--pid {pid}: the process is in another network namespace, whose sockets are"
                     f" seen with --netns pid:{pid}",

@@ -21,6 +21,7 @@ from typing import Any
 
 from ...errors import TuningError
 from ...system.directories import NO_OTHERS, Directory, open_directory
+from ...system.processes import start_time
 
 __all__ = ["Change", "State", "StateFile", "default_state_file"]
 
@@ -44,19 +45,6 @@ def network_namespace() -> int:
 def boot_id() -> str:
     """Return the id of this boot. Each boot resets the sysctls."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-
-
-def start_time(pid: int) -> int | None:
-    """Return when a process was started, in clock ticks since the boot; None if it has ended.
-
-    Pids are reused; pid and start time together identify a process. See proc_pid_stat(5).
-    """
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    fields = text.rpartition(")")[2].split()  # from the third; the second may have any character
-    return None if fields[0] in "ZX" else int(fields[19])  # a zombie has ended
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ import pytest
 
 from kecho.bench.tuning import applied
 from kecho.bench.tuning.applied import Restored, Tuning, restore_leftover
-from kecho.bench.tuning.state_file import Change, State, StateFile, start_time
+from kecho.bench.tuning.state_file import Change, State, StateFile
 from kecho.bench.tuning.uninterrupted import uninterrupted
 from kecho.errors import TuningError
+from kecho.system.processes import start_time
 from support.privileges import needs_root
 
 pytestmark = pytest.mark.python_only
