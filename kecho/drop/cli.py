@@ -34,8 +34,9 @@ match the filters.
 
 A pair is the local address and the peer's, as ss and netstat print them. Without pairs and
 filters, pairs are read from standard input, one a line; lines of ss, netstat -np, lsof -nPi and
-/proc/net/tcp are understood. If one line is wrong, nothing is dropped. With filters, standard input
-is read for - alone, and must not hold pairs otherwise: use </dev/null."""
+/proc/net/tcp are understood. If one line is wrong, nothing is dropped. The name of a process with
+a newline in it makes lines of ss -tnp and netstat -tnp wrong; ss -tn avoids it. With filters,
+standard input is read for - alone, and must not hold pairs otherwise: use </dev/null."""
 EPILOG = """\
 END is ADDRESS, PREFIX/LENGTH, PORT, :PORT, :LOW-HIGH, ADDRESS:PORT or [IPV6]:PORT. ADDRESS%eth0
 and %eth0 name the device that the socket is bound to; most sockets are bound to none.

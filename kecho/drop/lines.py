@@ -6,17 +6,32 @@ import re
 import socket
 import struct
 
-__all__ = ["ends_of", "is_header"]
+from .states import NAMES
+
+__all__ = ["ends_of", "has_program", "is_header", "is_rest_of_ss"]
 
 # The protocol, the state, two queues, the two ends, and whatever the tool was asked for.
 _SS_OR_NETSTAT = re.compile(
-    r"(?:(?P<protocol>[a-z][a-z0-9_]*) +)?(?:[A-Z][A-Z0-9-]* +)?\d+ +\d+ +(\S+) +(\S+)(?: .*)?"
+    r"(?:(?P<protocol>[a-z][a-z0-9_]*) +)?(?:[A-Z][A-Z0-9-]* +)?\d+ +\d+ +(\S+) +(\S+)"
+    r"(?P<rest> .*)?"
 )
-_OURS = re.compile(r"[a-z][a-z0-9-]* +(\S+) +(\S+) +\d+ +\d+ .*")
+# Behind the ends, netstat -p has the state, with -e user and inode, and the program, whose name
+# may have any character.
+_PROGRAM = re.compile(r" +[A-Z][A-Z0-9_]*(?: +\S+ +\d+)? +(?:-(?: .*)?|\d+/.*)")
+# ss writes names as they are, too, of 15 characters at most (TASK_COMM_LEN): a newline in one cuts
+# the line, of which the beginning does not match, and the rest has its quotation mark alone. Atomic
+# and possessive, as there are many ways to read names that hold quotation marks.
+_USERS = re.compile(
+    r'[^"]*users:\((?>\(".{0,15}?",pid=\d+,(?:tid=\d+,)?(?:proc_ctx=[^ ")]*,)?fd=\d+'
+    r'(?:,sock_ctx=[^ ")]*)?\),?)++\)(?: [^"]*)?'
+)
+_REST_OF_USERS = re.compile(r'",pid=\d+,')
+_OURS = re.compile(rf"(?:{'|'.join(NAMES.values())}) +(\S+) +(\S+) +\d+ +\d+ .*")
 _PROC = re.compile(r"\d+: ([0-9A-F]{8}|[0-9A-F]{32}):([0-9A-F]{4}) ([0-9A-F]+):([0-9A-F]{4}) .*")
 # udp4_format_sock() ends with inode, references, pointer and drops. Of TCP, a line ends with the
 # pointer in time-wait and syn-recv, 12 columns, and otherwise 5 behind it.
 _COLUMNS_OF_UDP = 13
+_STATE_OF_LSOF = re.compile(r"\([A-Z0-9_]+\)")
 _HEADER = re.compile(
     r"Active Internet connections .*|Proto +Recv-Q .*|(?:Netid +)?(?:State +)?Recv-Q +Send-Q .*"
     r"|COMMAND +PID .*|sl +local_address .*|STATE +LOCAL .*"
@@ -26,6 +41,18 @@ _HEADER = re.compile(
 def is_header(line: str) -> bool:
     """line: without white space around it, as for ends_of()."""
     return _HEADER.fullmatch(line) is not None
+
+
+def has_program(line: str) -> bool:
+    """Whether it is a line of netstat -p. A name in it may go on in what looks like lines of its
+    own, which are too short to be of netstat -p: it cuts names at 20 characters."""
+    found = _SS_OR_NETSTAT.fullmatch(line.replace("\t", " "))
+    return bool(found and found["protocol"] and _PROGRAM.fullmatch(found["rest"] or ""))
+
+
+def is_rest_of_ss(text: str) -> bool:
+    """Whether it holds what ss writes behind the name of a process."""
+    return _REST_OF_USERS.search(text) is not None
 
 
 def ends_of(line: str) -> tuple[str, str] | None:
@@ -39,6 +66,12 @@ def ends_of(line: str) -> tuple[str, str] | None:
         protocol = found["protocol"]
         if protocol not in (None, "tcp", "tcp6"):
             raise ValueError(f"{protocol[:20]}: only TCP sockets are dropped")
+        rest = found["rest"] or ""
+        if '"' in rest and not (_USERS.fullmatch(rest) or (protocol and _PROGRAM.fullmatch(rest))):
+            raise ValueError(
+                "a quotation mark where ss has none: a newline in the name of a process may have"
+                " cut the line; ss -tn prints no names"
+            )
         return found[2], found[3]
     if found := _OURS.fullmatch(line):
         return found[1], found[2]
@@ -51,7 +84,7 @@ def ends_of(line: str) -> tuple[str, str] | None:
 
 def _of_lsof(words: list[str]) -> tuple[str, str] | None:
     """LOCAL->PEER or, of a listener, its address; behind TCP, and before the state."""
-    state = words.pop() if words and words[-1].startswith("(") else ""
+    state = words.pop() if words and _STATE_OF_LSOF.fullmatch(words[-1]) else ""
     if not words:
         return None
     *columns, name = words

@@ -8,13 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from .devices import as_name, check_name
-from .lines import ends_of, is_header
+from .lines import ends_of, has_program, is_header, is_rest_of_ss
 
 __all__ = ["Endpoint", "Pair", "PairError", "as_pair", "pairs_in", "parse_pair", "parse_pairs"]
 
 LONGEST_LINE = 65536  # ss names all processes that hold a socket
 UNSPECIFIED = ("0.0.0.0", "::")
-COMMENT = re.compile(r"(?:^|[ \t])#")
+# Not within a word: a device may be called "a#b".
+COMMENT = re.compile(r"[ \t]#(?:[ \t].*)?$")
 
 
 class PairError(ValueError):
@@ -158,16 +159,43 @@ def _lines(text: str | bytes) -> Iterator[str]:
 
 def pairs_in(lines: Iterable[str]) -> Iterator[Pair]:
     """Of lines as parse_pairs() takes them, as they come. Raises PairError at a wrong one."""
+    are_programs_named = False  # by netstat -p
     for number, line in enumerate(lines, 1):
         try:
-            if "\0" in line:
-                raise ValueError("a NUL character")
-            # Not within a word: a device may be called "a#b".
-            line = COMMENT.split(line.removesuffix("\r"), 1)[0].strip(" \t")
-            if line and not is_header(line):
-                yield parse_pair(line)
+            line = _without_comment(line.removesuffix("\r").strip(" \t"))
+            if not line or is_header(line):
+                continue
+            pair = parse_pair(line)
+            if has_program(line):
+                are_programs_named = True
+            elif are_programs_named:
+                raise ValueError(
+                    "no line of netstat -p, as one before: it may be the rest of a program's name."
+                    " netstat -tn prints no names"
+                )
+            yield pair
         except ValueError as error:
             raise PairError(number, str(error)) from None
+
+
+def _without_comment(line: str) -> str:
+    """Raises ValueError for what may be no comment: names of processes hold "#" as well."""
+    if "\0" in line:
+        raise ValueError("a NUL character")
+    if "#" not in line:
+        return line
+    ends = ends_of(line) if len(line) <= LONGEST_LINE else None
+    if line.startswith("#"):
+        if ends is not None and not ends[0].startswith("#"):
+            raise ValueError(
+                'a line of lsof of a command whose name begins with "#"; a comment needs "# "'
+            )
+        return ""
+    if ends is None and (found := COMMENT.search(line)):
+        if is_rest_of_ss(found[0]):
+            raise ValueError("the rest of the name of a process: ss -tn prints no names")
+        return line[: found.start()].rstrip(" \t")
+    return line
 
 
 def parse_pairs(text: str | bytes) -> list[Pair]:

@@ -7,6 +7,7 @@ import pty
 import shutil
 import socket
 import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from kecho import drop
-from support.clients import DEADLINE_S
+from support.clients import DEADLINE_S, wait_for
 from support.connections_to_drop import (
     COMMAND,
     Ends,
@@ -189,6 +190,65 @@ def test_all_that_another_tool_prints_is_dropped(
     for client, _ in connections:
         with pytest.raises(ConnectionError):
             client.recv(1)
+
+
+# Another user's process with a listener: its name (comm), or the name of the program that it is.
+NAMED = """
+import ctypes, os, socket, sys
+listener = socket.create_server(("127.0.0.1", 0))
+os.set_inheritable(listener.fileno(), True)
+print("listening", flush=True)
+if sys.argv[1] == "comm":
+    ctypes.CDLL(None).prctl(15, os.fsencode(sys.argv[2]), 0, 0, 0)
+    print("named", flush=True)
+    sys.stdin.read()
+else:
+    print("named", flush=True)
+    os.execv("/bin/cat", [sys.argv[2]])
+"""
+
+
+@pytest.mark.parametrize(
+    ("tool", "kind", "form"),
+    [
+        *(("ss", "comm", form) for form in ("\n{} #", "\n{}\n#", "\n{}# ")),
+        ("netstat", "program", "x\n{}"),
+    ],
+)
+def test_name_with_a_newline_drops_no_other_listener(
+    ends: Ends, stack: ExitStack, tool: str, kind: str, form: str
+) -> None:
+    if shutil.which(tool) is None:
+        pytest.skip(f"needs {tool}")
+    other = stack.enter_context(socket.socket())
+    other.bind(("0.0.0.0", 80))
+    other.listen()
+    named = stack.enter_context(
+        subprocess.Popen(
+            [sys.executable, "-c", NAMED, kind, form.format("*:80 *:*")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+    )
+    stack.callback(named.kill)
+    assert named.stdout is not None
+    assert [named.stdout.readline() for _ in range(2)] == ["listening\n", "named\n"]
+    command = Path(f"/proc/{named.pid}/cmdline")
+    if kind == "program":
+        wait_for(lambda: command.read_bytes().startswith(b"x\n"), "the program runs")
+    shown = subprocess.run(
+        [tool, "-tlnp"], capture_output=True, text=True, timeout=DEADLINE_S, check=True
+    ).stdout
+    assert "\n*:80 *:*" in shown, "the tool writes names as they are"
+    finished = run_drop("--listeners", text=shown)
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert f"{tool} -tn prints no names" in finished.stderr
+    rest = [line for line in shown.split("\n") if f"pid={named.pid}," in line]
+    assert bool(rest) == (tool == "ss")
+    assert run_drop("--listeners", text="\n".join(rest)).returncode in (1, 2)
+    with socket.create_connection(("127.0.0.1", 80), DEADLINE_S):
+        other.accept()[0].close()
 
 
 @pytest.mark.parametrize("table", ["udp", "udp6", "raw"])
