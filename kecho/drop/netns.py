@@ -8,6 +8,7 @@ import os
 import stat
 from pathlib import Path
 
+from ..system.files import open_checked
 from .process import PID_MOST, Unseen, raise_unseen
 
 __all__ = ["as_found", "check_namespace", "open_namespace"]
@@ -79,13 +80,13 @@ def _open_of_process(pid: int) -> int:
 
 
 def _open(path: str, absent: str) -> int:
-    try:
-        kind = stat.S_IFMT(os.stat(path).st_mode)
-        # Nothing else is opened: a FIFO would wait for a writer, a device might do something.
+    def check(status: os.stat_result) -> None:
+        kind = stat.S_IFMT(status.st_mode)
         if kind != stat.S_IFREG:
             raise OSError(errno.EINVAL, f"{path!r} is {KINDS[kind]}, not a network namespace")
-        # Nor waited for, if another file is there by now.
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+
+    try:
+        fd = open_checked(path, check)
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(errno.ENOENT, absent) from None
     except PermissionError:

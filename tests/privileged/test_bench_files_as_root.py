@@ -50,6 +50,28 @@ def test_a_link_that_another_user_could_have_made_is_refused(own: Path, whose: s
 
 
 @pytest.mark.slow_under_sanitizers  # whose runtime is loaded into what mounts, which then fails
+def test_files_are_read_without_proc(own: Path) -> None:
+    (own / "results").write_text("all of it")
+    os.mkfifo(own / "fifo")
+    script = f"""
+        umount -l /proc && '{sys.executable}' -c 'if True:
+            from kecho.bench.output.files import read_bounded
+            print(read_bounded("{own}/results", 99))
+            try:
+                read_bounded("{own}/fifo", 99)
+            except ValueError as error:
+                print(error)'
+    """
+    finished = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert finished.stdout.splitlines() == [
+        "b'all of it'",
+        "is not a regular file; a pipe is read as standard input, -",
+    ], finished.stderr
+
+
+@pytest.mark.slow_under_sanitizers  # whose runtime is loaded into what mounts, which then fails
 def test_stdout_by_its_name_stays_a_link(own: Path) -> None:
     """In a /dev of its own: were it replaced, then for the whole machine."""
     script = f"""

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ...system.directories import Directory, check_link, open_directory
+from ...system.files import open_checked
 
 __all__ = ["check_writable", "descriptor_of", "read_bounded", "reason_of", "write_whole"]
 
@@ -61,14 +62,8 @@ def read_bounded(path: str, most: int) -> bytes:
     files are not opened: a device may never end, and a pipe may wait for a writer.
     """
     own_fd = 0 if path == "-" else descriptor_of(path)
-    if own_fd is not None:
-        fd = os.dup(own_fd)
-    else:
-        _check_regular(os.stat(path))
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    fd = os.dup(own_fd) if own_fd is not None else open_checked(path, _check_regular)
     with open(fd, "rb") as file:
-        if own_fd is None:
-            _check_regular(os.fstat(fd))
         data = file.read(most + 1)
     if len(data) > most:
         raise ValueError(f"larger than {most >> 20} MiB")
