@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple, NoReturn
 
 from ..system.processes import start_time
+from .descriptor_tables import one_of_each_table
 from .devices import as_name
 
 __all__ = ["PID_MOST", "Holder", "Process", "Unseen", "holders", "namespace_of", "raise_unseen"]
@@ -93,22 +94,29 @@ def raise_unreadable(pid: int) -> NoReturn:
 
 
 def inodes_of(pid: int) -> set[int]:
-    """The sockets that a process holds. Raises ProcessLookupError if there is none, and Unseen."""
+    """The sockets that a process holds, by any of its threads: one may have a table of descriptors
+    of its own (CLONE_FILES, unshare(2)), and that of the first has gone when it has ended. Raises
+    ProcessLookupError if there is no such process, and Unseen."""
+    try:
+        tasks = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except (FileNotFoundError, ProcessLookupError):
+        raise_unseen(pid)
+    except PermissionError:
+        raise_unreadable(pid)
+    found: set[int] = set()
     is_readable = False
-    for directory in _descriptors(pid):
+    for task in one_of_each_table(tasks):
+        directory = f"/proc/{pid}/task/{task}/fd"
         try:
-            names = os.listdir(directory)
+            found |= _sockets_in(directory, os.listdir(directory))
+            is_readable = True
         except PermissionError:
             continue
         except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
             is_readable = True
-            continue
-        if names:
-            return _sockets_in(directory, names)
-        is_readable = True
     if not is_readable:
         raise_unreadable(pid)
-    return set()
+    return found
 
 
 def namespace_of(pid: int | str) -> tuple[int, int] | None:
@@ -118,17 +126,6 @@ def namespace_of(pid: int | str) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _descriptors(pid: int) -> Iterator[str]:
-    """Of a process, and of its threads: when its first one has ended, only the others have any."""
-    yield f"/proc/{pid}/fd"
-    try:
-        tasks = os.listdir(f"/proc/{pid}/task")
-    except (FileNotFoundError, ProcessLookupError):
-        raise_unseen(pid)
-    for task in tasks:
-        yield f"/proc/{pid}/task/{task}/fd"
 
 
 def _sockets_in(directory: str, names: list[str]) -> set[int]:

@@ -78,6 +78,44 @@ def test_process_whose_first_thread_has_ended_still_holds_its_sockets(ends: Ends
     assert_alive(others)
 
 
+# Prints its port, and holds until its standard input ends: a connection by a table of descriptors
+# that one thread has for itself.
+THREAD_WITH_DESCRIPTORS = """
+import ctypes, os, socket, sys, threading
+def hold():
+    if ctypes.CDLL(None).unshare(0x400):  # CLONE_FILES
+        os._exit(1)
+    client = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+    print(client.getsockname()[1], flush=True)
+    sys.stdin.read()
+    os._exit(0)
+threading.Thread(target=hold).start()
+threading.Event().wait()
+"""
+
+
+def test_socket_that_one_thread_alone_holds_is_held_by_the_process(ends: Ends) -> None:
+    others = ends.connect()
+    command = [sys.executable, "-c", THREAD_WITH_DESCRIPTORS, str(ends.port)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            port = int(process.stdout.readline())
+            server, _ = ends.listener.accept()
+            server.settimeout(DEADLINE_S)
+            (found,) = drop.find(pid=process.pid)
+            assert found.local_port == port
+            (line,) = run_drop("--list", "--local", f":{port}").stdout.splitlines()[1:]
+            assert f" {process.pid}/" in line
+            finished = run_drop("--pid", str(process.pid))
+        finally:
+            process.kill()
+    assert (finished.returncode, finished.stderr) == (0, "kecho.drop: 1 dropped\n")
+    with server, pytest.raises(ConnectionResetError):
+        server.recv(1)
+    assert_alive(others)
+
+
 def ended_pid() -> int:
     with subprocess.Popen(["true"]) as process:
         process.wait(DEADLINE_S)
