@@ -63,9 +63,12 @@ class Devices:
         """Whether index() of the text is this one. Of a text that somebody else has written: to ask
         for a device by a name that there is not has the kernel look for a module of that name
         (dev_load() in net/core/dev_ioctl.c). Raises ValueError for what is no name, and OSError."""
-        if _INDEX.fullmatch(text):
-            return self.index(text) == index
-        return self.name(index) == check_name(text)
+        is_name = self.name(index) == check_name(text)
+        number = _INDEX.fullmatch(text)
+        if number is None:
+            return is_name
+        # Only this index is worth asking for, however many others somebody has written.
+        return (is_name or int(number[1]) == index) and self.index(text) == index
 
     def index(self, text: str) -> int | None:
         """What name() prints, back: a device's name first, and only without such a device "if3"
