@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import array
 import hashlib
-import os
 import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -314,59 +311,6 @@ def test_a_half_close_over_a_unix_socket_is_answered(unix_server: kecho.Server) 
     with connect(unix_server) as client:
         assert transfer(client, b"last words") == b"last words"
     assert unix_server.stop().closed["eof"] == 2
-
-
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    read_fd, write_fd = os.pipe()
-    yield read_fd, write_fd
-    for fd in (read_fd, write_fd):
-        try:
-            os.close(fd)
-        except OSError:
-            pass  # the test has closed it
-
-
-def send_around_descriptor(client: socket.socket, fd: int) -> bytes:
-    passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
-    client.sendall(b"before")
-    client.sendmsg([b"with"], passed)
-    client.sendall(b"after")
-    return b"beforewithafter"
-
-
-def test_a_passed_descriptor_does_not_stall_what_follows(
-    unix_server: kecho.Server, pipe: tuple[int, int]
-) -> None:
-    with connect(unix_server) as client:
-        for _ in range(50):
-            expected = send_around_descriptor(client, pipe[1])
-            assert receive_exactly(client, len(expected)) == expected
-        # The server keeps none of them: without ours the pipe has no writer any more.
-        os.close(pipe[1])
-        os.set_blocking(pipe[0], False)
-        assert os.read(pipe[0], 1) == b""
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize("before_accept", [False, True])
-def test_a_passed_descriptor_between_two_reads_does_not_stall_what_follows(
-    start_process: StartProcess,
-    dispatch: str,
-    tmp_path: Path,
-    pipe: tuple[int, int],
-    before_accept: bool,
-) -> None:
-    path = str(tmp_path / "s")
-    process = start_process("--dispatch", dispatch, "--threads", "2", "--uds", path)
-    with connect(path) as client:
-        assert echo(client, b"x") == b"x"
-        with process.paused():
-            other = connect(path) if before_accept else client
-            expected = send_around_descriptor(other, pipe[1])
-        with other:
-            assert receive_exactly(other, len(expected)) == expected
-    assert process.stop() == 0
 
 
 def test_an_urgent_byte_over_a_unix_socket_comes_back_at_its_place(

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ...errors import ListenError
+from .unix import refuse_descriptors
 
 __all__ = ["Before", "adopt", "set_keepalive", "set_unless_mptcp"]
 
@@ -94,7 +95,9 @@ def adopt(
         try:
             _check(fd, one)
             one.setblocking(False)
-            if one.family != socket.AF_UNIX:
+            if one.family == socket.AF_UNIX:
+                refuse_descriptors(one)
+            else:
                 _set_for_echoes(one)
                 set_unless_mptcp(one)
                 set_keepalive(one, keepalive_s)

@@ -15,7 +15,7 @@ from ..config import ServerConfig
 from .addresses import Address, Target, resolve
 from .inherited import Before, adopt, set_keepalive, set_unless_mptcp
 from .memory import limit_memory
-from .unix import SocketFile, listen_unix
+from .unix import SocketFile, listen_unix, takes_descriptors
 
 __all__ = ["FREE_PORT_TRIES", "Listener", "open_listeners", "why_refused"]
 
@@ -86,6 +86,12 @@ def open_listeners(config: ServerConfig, worker_count: int) -> list[Listener]:
         for listener in opened:
             listener.close()
         raise
+    if any(one.is_unix and takes_descriptors(one.socket) for one in opened):
+        log.info(
+            "clients of the Unix socket can pass descriptors, which kernels before Linux 6.16 do "
+            "not refuse; one that takes long to close holds a thread up: let nobody else connect "
+            "(--uds-mode 600)"
+        )
     return opened
 
 

@@ -16,8 +16,9 @@ from ...options import is_abstract, uds_address
 from ...system.directories import Directory, open_directory
 from ...system.users import find_owner
 
-__all__ = ["SocketFile", "listen_unix"]
+__all__ = ["SocketFile", "listen_unix", "refuse_descriptors", "takes_descriptors"]
 
+_SO_PASSRIGHTS = 83  # <asm-generic/socket.h>, Linux 6.16
 _BIND_TRIES = 3
 _LOCK_TRIES = 100
 _LOCK_RETRY_S = 0.01
@@ -69,6 +70,7 @@ def listen_unix(
     one = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     file = None
     try:
+        refuse_descriptors(one)
         if is_abstract(path):
             one.bind(uds_address(path))
             one.listen(backlog)
@@ -93,6 +95,31 @@ def listen_unix(
         reason = f"cannot listen on {path!r}: {error.strerror or error}"
         raise ListenError("uds", error.errno, reason) from None
     return one, file
+
+
+def refuse_descriptors(one: socket.socket) -> bool:
+    """Has clients that connect from now on get EPERM when they pass a descriptor. False: the kernel
+    does not know how.
+
+    An echo takes none, but the kernel closes what comes, on the thread that receives; that waits as
+    long as the sender has asked a TCP socket to linger, which no signal here ends: socket(7)
+    SO_LINGER, __scm_destroy() and unix_may_passrights() in net.
+    """
+    try:
+        one.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+        return False
+    return True
+
+
+def takes_descriptors(one: socket.socket) -> bool:
+    """Whether clients may pass some."""
+    try:
+        return one.getsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS) != 0
+    except OSError:
+        return True
 
 
 def _bind(one: socket.socket, directory: Directory, path: str) -> SocketFile:
