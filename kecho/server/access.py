@@ -32,6 +32,10 @@ def check_prefixes(value: object) -> tuple[str, ...]:
 
 
 def _network(text: object) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    if isinstance(text, str) and "%" in text:
+        raise ValueError(
+            f"must be an address without a link; filter interfaces in a firewall (got {text!r})"
+        )
     try:
         if not isinstance(text, str):
             raise ValueError
@@ -45,18 +49,21 @@ def _network(text: object) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     return network
 
 
-def _rule(text: str, is_allowed: bool) -> Rule:
+def _place(text: str) -> tuple[int, int]:
+    """The prefix as an IPv6 address, and its length of 128."""
     network = ipaddress.ip_network(text)
     number = int(network.network_address)
     if network.version == 6:
-        return number, network.prefixlen, is_allowed
-    return number | _V4_IN_V6, network.prefixlen + _V4_BITS_BEFORE, is_allowed
+        return number, network.prefixlen
+    return number | _V4_IN_V6, network.prefixlen + _V4_BITS_BEFORE
 
 
 def rules_of(allow: tuple[str, ...], deny: tuple[str, ...]) -> list[Rule]:
-    """The most specific first. OptionError for a prefix that is both allowed and denied."""
-    both = set(allow) & set(deny)
-    if both:
-        raise OptionError("deny", f"must not repeat a prefix of allow (got {sorted(both)[0]})")
-    rules = [_rule(one, True) for one in allow] + [_rule(one, False) for one in deny]
+    """The most specific first. OptionError for a prefix that is both allowed and denied, however
+    it is written."""
+    decided = {_place(one): True for one in allow}
+    for one in deny:
+        if decided.setdefault(_place(one), False):
+            raise OptionError("deny", f"must not repeat a prefix of allow (got {one})")
+    rules = [(number, length, is_allowed) for (number, length), is_allowed in decided.items()]
     return sorted(rules, key=lambda rule: (-rule[1], rule[0]))

@@ -50,6 +50,42 @@ def test_a_prefix_cannot_be_both() -> None:
         ServerConfig(allow=["10.0.0.0/8"], deny=["::ffff:10.0.0.0/104"])
 
 
+@pytest.mark.parametrize(
+    ("allow", "deny"),
+    [
+        ("::/0", "0:0:0:0:0:0:0:0/0"),
+        ("2001:db8::/32", "2001:0DB8:0::0/32"),
+        ("::ffff:0:0/96", "0.0.0.0/0"),
+        ("1.2.3.4", "::ffff:102:304/128"),
+        ("10.0.0.0/8", "10.0.0.0/255.0.0.0"),
+    ],
+)
+def test_a_prefix_cannot_be_both_however_it_is_written(allow: str, deny: str) -> None:
+    for one, other in ((allow, deny), (deny, allow)):
+        with pytest.raises(OptionError, match="must not repeat a prefix of allow") as raised:
+            ServerConfig(allow=one, deny=other)
+        assert raised.value.option == "deny"
+
+
+def test_rules_are_compared_by_their_numbers() -> None:
+    with pytest.raises(OptionError, match="must not repeat a prefix of allow"):
+        rules_of(("192.0.2.1", "fe80::/64"), ("FE80:0::/64",))
+
+
+@pytest.mark.parametrize("option", ["allow", "deny"])
+@pytest.mark.parametrize(
+    "text", ["fe80::1%eth0", "fe80::%eth0/64", "fe80::1%1", "2001:db8::1%x", "10.0.0.1%eth0", "%"]
+)
+def test_a_rule_for_one_link_is_refused(option: str, text: str) -> None:
+    """It would hold for every link: fe80::1 of a hostile one would pass for that of a trusted."""
+    with pytest.raises(OptionError) as raised:
+        ServerConfig(**{option: ["10.0.0.0/8", text]})
+    assert raised.value.option == option
+    assert raised.value.reason.startswith(repr(text))
+    assert "is about addresses alone" in raised.value.reason
+    assert "firewall" in raised.value.reason
+
+
 prefixes = st.one_of(
     st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 32)).map(
         lambda one: str(ipaddress.ip_network((ipaddress.IPv4Address(one[0]), one[1]), strict=False))
