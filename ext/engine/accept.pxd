@@ -93,6 +93,15 @@ cdef inline bint _is_for_the_ring(
         and not connection.flags & CONNECTION_REGISTERED)
 
 
+cdef inline void _give_up(Worker* worker, int fd, uint32_t peer, int error) noexcept nogil:
+    """Closes a connection that was admitted and cannot be served."""
+    if peer != KECHO_NO_PEER:
+        peer_leaves(&worker.control.access, peer)
+    close_with_reset(fd)
+    count_error(worker, error)
+    _unadmit(worker)
+
+
 cdef inline Connection* _new_connection(
     Worker* worker, Listener* listener, int fd, uint32_t peer,
 ) noexcept nogil:
@@ -102,17 +111,11 @@ cdef inline Connection* _new_connection(
     # TCP inherits this one from the listener, Unix sockets do not. Without it urgent bytes would
     # be missing from the echo.
     if listener.is_unix and setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on)) < 0:
-        close_with_reset(fd)  # a Unix client has no peer address that is counted
-        count_error(worker, ERROR_ACCEPT)
-        _unadmit(worker)
+        _give_up(worker, fd, peer, ERROR_ACCEPT)
         return NULL
     connection = slab_take(&worker.queue.slab)
     if connection == NULL:
-        if peer != KECHO_NO_PEER:
-            peer_leaves(&worker.control.access, peer)
-        close_with_reset(fd)
-        count_error(worker, ERROR_MEMORY)
-        _unadmit(worker)
+        _give_up(worker, fd, peer, ERROR_MEMORY)
         return NULL
     connection.fd = fd
     connection.pending = NULL
@@ -149,7 +152,7 @@ cdef inline bint _is_refused(
 ) noexcept nogil:
     """A client that is not to be served is turned away with RST: no TIME_WAIT stays behind."""
     cdef int refused = access_admit(
-        &worker.control.access, client, <uint32_t>worker.now_ms, peer)
+        &worker.control.access, fd, client, <uint32_t>worker.now_ms, peer)
     if refused == ADMITTED:
         return False
     close_with_reset(fd)

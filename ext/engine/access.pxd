@@ -1,15 +1,19 @@
-"""Which clients are served: allow and deny by prefix, then what peers.pxd counts by address."""
+"""Which clients are served: allow and deny by prefix, then what peers.pxd counts by address. On a
+Unix socket it counts by user, so that one local user cannot take every descriptor there is."""
 from common.counted cimport counted_as
 from common.rules cimport Address, address_of, rules_allow
 from engine.layout cimport KECHO_NO_PEER, REFUSED_DENIED, Access
 from engine.peers cimport peer_comes, peers_are_counted
 from kernel.inet cimport AF_INET, AF_INET6
-from kernel.socket cimport sockaddr
-from libc.stdint cimport uint32_t
+from kernel.socket cimport (
+    SOL_SOCKET, SO_PEERCRED, getsockopt, sockaddr, socklen_t, ucred,
+)
+from libc.stdint cimport uint32_t, uint64_t
 
 
 cdef enum:
     ADMITTED = -1
+    MULTICAST = 0xFF  # RFC 4291, 2.7: the first byte of an address that is no source
 
 
 cdef inline bint access_is_restricted(Access* access) noexcept nogil:
@@ -18,18 +22,33 @@ cdef inline bint access_is_restricted(Access* access) noexcept nogil:
         or peers_are_counted(access))
 
 
+cdef inline bint _counted_as_user(int fd, Address* address) noexcept nogil:
+    """Stands for the user that has connected, unix(7) SO_PEERCRED, by an address that no client
+    has. False: the kernel does not tell."""
+    cdef ucred user
+    cdef socklen_t size = sizeof(user)
+    if getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &user, &size) < 0:
+        return False
+    address.high = <uint64_t>MULTICAST << 56
+    address.low = user.uid
+    return True
+
+
 cdef inline int access_admit(
-    Access* access, const sockaddr* client, uint32_t now_ms, uint32_t* peer,
+    Access* access, int fd, const sockaddr* client, uint32_t now_ms, uint32_t* peer,
 ) noexcept nogil:
     """ADMITTED, or the kecho_refusal. `peer`: see peer_comes()."""
     cdef Address address
+    cdef bint is_unix = client.sa_family != AF_INET and client.sa_family != AF_INET6
     peer[0] = KECHO_NO_PEER
-    if client.sa_family != AF_INET and client.sa_family != AF_INET6:
-        return ADMITTED
-    address = address_of(client)
-    if not rules_allow(&access.rules, &address):
-        return REFUSED_DENIED
+    if not is_unix:
+        address = address_of(client)
+        if not rules_allow(&access.rules, &address):
+            return REFUSED_DENIED
     if not peers_are_counted(access):
         return ADMITTED
-    address = counted_as(client)
+    if not is_unix:
+        address = counted_as(client)
+    elif not _counted_as_user(fd, &address):
+        return ADMITTED
     return peer_comes(access, &address, now_ms, peer)

@@ -27,6 +27,7 @@ cdef extern from "<sys/socket.h>" nogil:
         SO_COOKIE
         SO_ERROR
         SO_MEMINFO
+        SO_PEERCRED
         SO_PREFER_BUSY_POLL
         SO_RCVLOWAT
 
@@ -34,6 +35,11 @@ cdef extern from "<sys/socket.h>" nogil:
 
     struct sockaddr:
         unsigned short sa_family
+
+    struct ucred:
+        int pid
+        unsigned int uid
+        unsigned int gid
 
     struct linger:
         int l_onoff

@@ -190,7 +190,8 @@ class ServerConfig:
     )
     max_connections_per_ip: int | None = option(
         integer(
-            "At most N open connections per client address (IPv6: per /64); others are reset.",
+            "At most N open connections per client address (IPv6: per /64; Unix: per user); "
+            "others are reset.",
             1,
             MOST_CONNECTIONS,
             optional=True,
@@ -200,8 +201,8 @@ class ServerConfig:
     )
     rate_limit: int | None = option(
         integer(
-            "At most N new connections a second per client address (IPv6: per /64); "
-            "others are reset.",
+            "At most N new connections a second per client address (IPv6: per /64; Unix: per "
+            "user); others are reset.",
             1,
             1_000_000,
             optional=True,

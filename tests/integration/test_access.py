@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 import kecho
-from support.clients import DEADLINE_S, connected, echo, random_bytes, wait_for
+from support.clients import DEADLINE_S, connect, connected, echo, random_bytes, wait_for
 from support.fixture_types import StartServer
+from support.privileges import needs_root
+from support.server_process import run_script
 
 pytestmark = pytest.mark.engines(dispatch=True)
 
@@ -102,12 +106,75 @@ def test_rules_are_not_for_unix_sockets(
     start_server: StartServer, dispatch: str, tmp_path: object
 ) -> None:
     path = f"{tmp_path}/socket"
-    server = start_server(
-        dispatch=dispatch, uds=path, deny=["::/0"], max_connections_per_ip=1, rate_limit=1
-    )
+    server = start_server(dispatch=dispatch, uds=path, deny=["::/0", "0.0.0.0/0"])
     with connected(path, 5) as clients:
         assert all(echo(client, b"hello") == b"hello" for client in clients)
     assert server.stop().refused.total == 0
+
+
+# ---- connections of one user --------------------------------------------------------------------
+
+
+def is_served_unix(path: str) -> bool:
+    try:
+        with connect(path) as client:
+            return echo(client, b"hello") == b"hello"
+    except (ConnectionResetError, BrokenPipeError):
+        return False
+
+
+def test_a_user_has_so_many_connections_to_a_unix_socket_at_once(
+    start_server: StartServer, dispatch: str, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "s")
+    server = start_server(
+        dispatch=dispatch, uds=path, host="127.0.0.1", port=0, max_connections_per_ip=3
+    )
+    with contextlib.ExitStack() as stack:
+        inside = [stack.enter_context(connect(path)) for _ in range(3)]
+        assert all(echo(client, b"in") == b"in" for client in inside)
+        assert not is_served_unix(path)
+        assert is_served(server, "127.0.0.1")  # a user is no address
+        inside[0].close()
+        wait_for(lambda: server.stats().active == 2, "the server has seen the end")
+        assert is_served_unix(path)
+    stats = server.stop()
+    assert stats.refused["per_address"] == 1
+    assert stats.accepted == stats.closed.total == 5
+
+
+def test_a_user_may_connect_so_often_to_a_unix_socket(
+    start_server: StartServer, dispatch: str, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "s")
+    server = start_server(dispatch=dispatch, uds=path, rate_limit=2)
+    outcomes = [is_served_unix(path) for _ in range(20)]
+    assert outcomes[:2] == [True, True]
+    assert not all(outcomes)
+    assert server.stop().refused["rate"] == outcomes.count(False)
+
+
+@needs_root
+def test_another_user_of_a_unix_socket_has_a_limit_of_its_own(
+    start_server: StartServer, dispatch: str
+) -> None:
+    name = f"kecho-users-{os.getpid()}"
+    server = start_server(dispatch=dispatch, uds=f"@{name}", max_connections_per_ip=1)
+    script = """
+        import os, socket, sys
+        os.setresuid(65534, 65534, 65534)
+        with socket.socket(socket.AF_UNIX) as one:
+            one.settimeout(30)
+            one.connect("\\0" + sys.argv[1])
+            one.sendall(b"hello")
+            print(one.recv(5))
+    """
+    with connect(f"\0{name}") as ours:
+        assert echo(ours, b"hello") == b"hello"
+        assert not is_served_unix(f"\0{name}")
+        finished = run_script(script, name)
+        assert finished.stdout == "b'hello'\n", finished.stderr
+    assert server.stop().refused.total == 1
 
 
 # ---- connections of one address -----------------------------------------------------------------

@@ -8,6 +8,7 @@ import re
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,6 +65,29 @@ def test_idle_connections_of_one_address_shut_nobody_out_with_it() -> None:
         connect(server.port) as other,
     ):
         assert echo(other, b"hello") == b"hello"
+    assert "no descriptor" not in server.stderr
+    assert re.search(r"refused (per_address|rate)=\d+", server.stderr)
+
+
+@contextlib.contextmanager
+def idle_unix_connections(path: str) -> Iterator[None]:
+    """IDLE of them, of one user, or as many as find room in the accept queue."""
+    with many_descriptors(2 * IDLE), contextlib.ExitStack() as stack:
+        for _ in range(IDLE):
+            one = stack.enter_context(socket.socket(socket.AF_UNIX))
+            one.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                one.connect(path)
+        yield
+
+
+def test_idle_connections_of_a_local_user_shut_no_tcp_client_out_with_it(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with serving("--public", f"--uds={path}") as server, idle_unix_connections(path):
+        for _ in range(5):
+            with connect(server.port) as other:
+                other.settimeout(5)
+                assert echo(other, b"hello") == b"hello"
     assert "no descriptor" not in server.stderr
     assert re.search(r"refused (per_address|rate)=\d+", server.stderr)
 

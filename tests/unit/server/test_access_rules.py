@@ -81,9 +81,7 @@ def test_a_rule_for_one_link_is_refused(option: str, text: str) -> None:
     with pytest.raises(OptionError) as raised:
         ServerConfig(**{option: ["10.0.0.0/8", text]})
     assert raised.value.option == option
-    assert raised.value.reason.startswith(repr(text))
-    assert "is about addresses alone" in raised.value.reason
-    assert "firewall" in raised.value.reason
+    assert raised.value.reason.endswith(f"firewall (got {text!r})")
 
 
 prefixes = st.one_of(
