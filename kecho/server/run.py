@@ -240,13 +240,13 @@ class Run:
         assert watch is not None
         while not self._ended.wait(INTERVAL_S):
             # Not under the lock: what is logged may block, and a signal handler may want it.
-            engine = self._engine
+            engine, udp = self._engine, self._udp
             try:
-                if engine is not None and (dead := watch.look(engine)):
+                if engine is not None and (dead := watch.look(engine, udp)):
                     self._end_without(dead)
             except Exception:
                 log.exception("looking after the server failed")
-            del engine
+            del engine, udp
         watch.close()
 
     def _end_without(self, addresses: tuple[Address, ...]) -> None:

@@ -37,6 +37,12 @@ class Engine(Protocol):
     def counters(self) -> list[dict[str, Any]]: ...
 
 
+class Udp(Protocol):
+    """What is used of _udp.Echo."""
+
+    def counters(self) -> list[dict[str, Any]]: ...
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a listener is; `before`: what an inherited one was like."""
@@ -68,6 +74,7 @@ class Watch:
         self._cookies = 0  # not told yet
         self._pauses_before = 0
         self._limit_reached = 0  # looks that found it so
+        self._unsent_before = 0
         self._seldom = Seldom()
         self._looks = 0
 
@@ -82,7 +89,7 @@ class Watch:
             self._overflows = now - self._network_at_first.get("ListenOverflows", 0)
         return self._overflows
 
-    def look(self, engine: Engine) -> tuple[Address, ...]:
+    def look(self, engine: Engine, udp: Udp | None = None) -> tuple[Address, ...]:
         """Returns where a listener has died, and says nothing then."""
         figures = engine.listener_figures()
         dead = dict.fromkeys(
@@ -98,6 +105,8 @@ class Watch:
             self._report_accept_queues(figures, came)
             self._report_syn_queue(came)
             self._report_errors(engine)
+            if udp is not None:
+                self._report_unsent(udp)
         return ()
 
     # ---- what is said -----------------------------------------------------------------------
@@ -203,6 +212,22 @@ class Watch:
             if count and self._seldom.tell(name, count, _TROUBLE_AGAIN_S) is not None:
                 log.warning(text, *figures.get(name, ()))
         self._errors_before = errors
+
+    def _report_unsent(self, udp: Udp) -> None:
+        """What waits for a neighbour's address takes room in the socket's one send buffer: arp(7),
+        __neigh_event_send() in net/core/neighbour.c."""
+        unsent = sum(one["errors"]["full"] for one in udp.counters())
+        due = self._seldom.tell("unsent", unsent - self._unsent_before)
+        self._unsent_before = unsent
+        if due is not None:
+            log.warning(
+                "udp: %d answers lost in the last %s, the send buffer was full: the network is "
+                "slower than they come, or a spoofer has many wait for neighbours that are not "
+                "there (ip neigh): sysctl -w net.ipv4.neigh.DEV.unres_qlen_bytes=2048 (and "
+                "net.ipv6's), net.core.wmem_max=4194304 before the start",
+                due[0],
+                _seconds(due[1]),
+            )
 
 
 def _seconds(passed_s: float) -> str:

@@ -17,7 +17,14 @@ import pytest
 import kecho
 from support.clients import random_bytes, wait_for
 from support.namespaces import Namespace
-from support.udp_clients import client, counted, receive_waiting, send_forged, send_segments
+from support.udp_clients import (
+    client,
+    counted,
+    forged,
+    receive_waiting,
+    send_forged,
+    send_segments,
+)
 from support.udp_loops import datagrams_of, wait_for_the_end
 
 pytestmark = pytest.mark.privileged
@@ -288,19 +295,20 @@ def test_a_firewall_that_forbids_the_reply_is_counted(
 
 @DISPATCHES
 def test_replies_that_wait_for_a_neighbour_do_not_hold_up_the_worker(
-    hosts: tuple[Namespace, Namespace], dispatch: str
+    hosts: tuple[Namespace, Namespace], dispatch: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Packets for a host that does not answer ARP fill the send buffer: EAGAIN, for a while."""
     hosts[0].set("net.ipv4.neigh.veth0.unres_qlen_bytes", 1 << 28)
     hosts[0].set("net.ipv4.neigh.veth0.retrans_time_ms", 300)
     with serving(hosts[0], dispatch=dispatch, host="0.0.0.0") as server:
+        packet = forged(("192.0.2.99", 5000), (SERVER_V4, server.port), bytes(1400))
 
         def is_full() -> bool:
-            for _ in range(128):
-                send_forged(("192.0.2.99", 5000), (SERVER_V4, server.port), bytes(1400))
+            for _ in range(512):
+                raw.sendto(packet, (SERVER_V4, 0))
             return counted(server).errors["full"] > 0
 
-        with hosts[1]:
+        with hosts[1], socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
             wait_for(is_full, "the send buffer is full")
         udp = counted(server)
         assert udp.errors["full"] == udp.errors.total
@@ -315,6 +323,42 @@ def test_replies_that_wait_for_a_neighbour_do_not_hold_up_the_worker(
                     return False
 
             wait_for(is_answered, "others are answered once the neighbour is given up")
+
+        def warnings() -> list[str]:
+            return [line for line in caplog.messages if "answers lost" in line]
+
+        wait_for(warnings, "it is told, with what helps")
+        assert "net.ipv4.neigh.DEV.unres_qlen_bytes" in warnings()[0]
+
+
+def test_neighbours_that_are_not_there_cost_others_nothing_with_what_the_warning_says(
+    hosts: tuple[Namespace, Namespace],
+) -> None:
+    """A spoofer names addresses of the server's link that nobody has."""
+    for side, name in zip(hosts, ("veth0", "veth1"), strict=True):
+        side.run("ip", "link", "set", name, "mtu", "9000")
+    hosts[0].run("ip", "route", "add", "198.18.0.0/16", "dev", "veth0")
+    hosts[0].set("net.ipv4.neigh.veth0.unres_qlen_bytes", 2048)
+    with (
+        serving(hosts[0], host="0.0.0.0") as server,
+        hosts[1],
+        client() as one,
+        socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw,
+    ):
+        if one.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) < 8 << 20:
+            pytest.skip("net.core.wmem_max is less than 4 MiB")
+        for number in range(600):  # what 300 answers of this size take is more than 2 MiB
+            source = f"198.18.{number // 100 % 3}.{number % 100 + 1}"
+            packet = forged((source, 5000), (SERVER_V4, server.port), bytes(8000))
+            raw.sendto(packet, (SERVER_V4, 0))
+            if number % 50 == 49:  # the receive buffer is not what is tried
+                wait_for(lambda sent=number + 1: counted(server).received == sent, "they came")
+        for number in range(50):
+            one.sendto(number.to_bytes(8), (SERVER_V4, server.port))
+        assert len(receive_waiting(one, least=50)) == 50
+        udp = counted(server)
+        assert udp.received == udp.sent > 600
+        assert udp.errors.total == 0
 
 
 @DISPATCHES

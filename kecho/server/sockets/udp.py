@@ -23,6 +23,9 @@ _IP_PKTINFO = 8  # <linux/in.h>; Python has it from 3.14 on
 _IP_RECVTTL = 12  # <bits/in.h>
 _UDP_GRO = 104  # <linux/udp.h>, Linux 5.0
 _RECEIVE_BUFFER_BYTES = 1 << 20  # net.core.rmem_max may allow less: a burst waits there
+# net.core.wmem_max may allow less. The kernel doubles it, and 1,024 neighbours that are not there
+# (net.ipv4.neigh.default.gc_thresh3), each with an answer that waits for it, do not fill that.
+_SEND_BUFFER_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def _open_group(
 
 def _set_up(one: socket.socket, family: int) -> None:
     one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
-    one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _RECEIVE_BUFFER_BYTES)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
     # The address that was asked is the one that answers; how far a datagram could still go, an
     # answer may not always exceed: ip(7), ipv6(7).
     if family == socket.AF_INET6:
