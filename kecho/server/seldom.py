@@ -9,6 +9,7 @@ from dataclasses import dataclass
 __all__ = ["LONGEST_S", "Seldom"]
 
 LONGEST_S = 3600.0
+_HALVINGS_MOST = 12  # from LONGEST_S to less than a second
 _KINDS_MOST = 256
 
 
@@ -23,11 +24,12 @@ class _Kind:
 
 class Seldom:
     """Whoever can make a line be written can make many, and fill a disk with them. So a kind of
-    line is due at once, and then after an interval that doubles each time, up to LONGEST_S. When a
-    kind has not occurred for LONGEST_S, it is forgotten, and due at once again.
+    line is due at once, and then after an interval that doubles each time, up to LONGEST_S. The
+    interval is halved, down to the first, for each LONGEST_S in which a kind has not occurred: so
+    bursts with pauses make no more lines than what lasts, a dozen and then one an hour.
 
     What is not told at once is told with the next line. At most 256 kinds are known at a time; of
-    further ones nothing is said until one of them is forgotten.
+    further ones nothing is said until one of them has not occurred for LONGEST_S.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -43,14 +45,13 @@ class Seldom:
         """
         now_s = self._clock()
         known = self._kinds.get(kind)
-        if known is not None and now_s - known.seen_s >= LONGEST_S:
-            del self._kinds[kind]
-            known = None
         if known is None:
             if not count or not self._has_room(now_s):
                 return None
             known = self._kinds[kind] = _Kind(first_s, now_s, now_s - first_s, now_s)
         if count:
+            quiet = int(min((now_s - known.seen_s) // LONGEST_S, _HALVINGS_MOST))
+            known.interval_s = max(known.interval_s / 2**quiet, first_s)
             known.untold += count
             known.seen_s = now_s
         if not known.untold or now_s < known.due_s:

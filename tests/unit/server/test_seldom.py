@@ -52,7 +52,20 @@ def test_nothing_is_left_out_of_what_is_told() -> None:
     assert [passed_s for _, passed_s in counts] == [1, 1, 2, 4, 8, 16, 32, 64]
 
 
-def test_after_an_hour_of_quiet_it_is_told_at_once_again() -> None:
+def test_no_bursts_and_pauses_make_it_more_often() -> None:
+    days = 3
+    for pause_h in (1, 2, 6, 13):
+        for exponent in range(2, 13):
+            clock = Clock()
+            seldom = Seldom(clock)
+            lines = 0
+            while clock.now_s < 1000 + days * 24 * 3600:
+                lines += len(lines_of(clock, seldom, 2**exponent))
+                clock.now_s += pause_h * LONGEST_S
+            assert lines <= 36 * days, (pause_h, exponent)
+
+
+def test_what_comes_back_is_told_at_once_and_after_half_a_day_as_if_new() -> None:
     clock = Clock()
     seldom = Seldom(clock)
     lines_of(clock, seldom, 10_000)
@@ -60,6 +73,8 @@ def test_after_an_hour_of_quiet_it_is_told_at_once_again() -> None:
     first = lines_of(clock, seldom, 4)
     assert len(first) <= 1
     clock.now_s += LONGEST_S
+    assert lines_of(clock, seldom, 4) == [0]
+    clock.now_s += 13 * LONGEST_S
     assert lines_of(clock, seldom, 4) == [0, 1, 3]
 
 
