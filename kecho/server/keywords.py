@@ -75,13 +75,13 @@ class ServerOptions(TypedDict, total=False):
     """At most N open connections. Further clients wait in the accept queue. Default: None."""
 
     max_connections_per_ip: int | None
-    """At most N open connections per client address (IPv6: per /64); others are reset. Default:
-    None.
+    """At most N open connections per client address (IPv6: per /64; Unix: per user); others are
+    reset. Default: None.
     """
 
     rate_limit: int | None
-    """At most N new connections a second per client address (IPv6: per /64); others are reset.
-    Default: None.
+    """At most N new connections a second per client address (IPv6: per /64; Unix: per user);
+    others are reset. Default: None.
     """
 
     idle_timeout: float | None
