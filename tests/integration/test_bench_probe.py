@@ -13,7 +13,7 @@ OPENED_FIRST = ["closed", "open", "stream", "idle"]
 
 def measure(peer: faulty_servers.Peer, **options: object) -> Result:
     more = {"rate": 100.0} if options.get("mode") == "open" else {}
-    defaults = {"mode": "closed", "connections": 1, "duration": 0.2, **more}
+    defaults = {"mode": "closed", "connections": 1, "duration": 0.5, **more}
     return bench.run(Workload(**{**defaults, "port": peer.port, **options}))
 
 
