@@ -51,14 +51,14 @@ def _buffer(size_bytes: int) -> Variant:
 
 
 def _reads(reads: int) -> Variant:
-    changes = (("ext/engine/serving.pxd", "READS_PER_TURN = 4", f"READS_PER_TURN = {reads}"),)
+    changes = (("ext/engine/echo.pxd", "READS_PER_TURN = 4", f"READS_PER_TURN = {reads}"),)
     return Variant(changes, _ONE, (_STREAM,))
 
 
 def _quick_ack(on: int) -> Variant:
     changes = (
         (
-            "ext/engine/accept.pxd",
+            "ext/engine/accepting/accept.pxd",
             "    count_opened(worker)\n",
             f"    on = {on}\n    setsockopt(fd, 6, 12, &on, sizeof(on))  # TCP_QUICKACK\n"
             "    count_opened(worker)\n",
@@ -71,7 +71,7 @@ VARIANTS = {
     "no recv after accept": Variant(
         (
             (
-                "ext/engine/accept.pxd",
+                "ext/engine/accepting/accept.pxd",
                 "READS_PER_TURN if worker.is_draining else 1)",
                 "READS_PER_TURN) if worker.is_draining else SERVED_ALL",
             ),
@@ -93,7 +93,7 @@ VARIANTS = {
             ),
             ("ext/engine/connection.pxd", "event.events = EPOLLET", "event.events = EPOLLONESHOT"),
             (
-                "ext/engine/serving.pxd",
+                "ext/engine/echo.pxd",
                 "        if ownership_release(connection):\n            return\n        served",
                 "        connection_arm(worker, connection, connection.pending != NULL)\n"
                 "        if ownership_release(connection):\n            return\n        served",
@@ -120,7 +120,7 @@ VARIANTS = {
         (_PING_PONG, _DEEP, _STREAM),
     ),
     "no sched_yield": Variant(
-        (("ext/engine/busy_poll.pxd", "            sched_yield()", "            pass"),),
+        (("ext/engine/epoll/busy_poll.pxd", "            sched_yield()", "            pass"),),
         _POLLING,
         (_PING_PONG, _FIFTY),
     ),

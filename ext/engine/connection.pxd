@@ -9,24 +9,23 @@ from common.atomics cimport (
     atomic_u32_load_relaxed, atomic_u32_store_relaxed, atomic_u64_load_relaxed,
     atomic_u64_store_relaxed,
 )
-from engine.counters cimport count, count_by, count_closed, count_error
-from engine.flow cimport (
-    Look, flow_end, flow_held_bytes, flow_is_whole, flow_leave, flow_look, flows_share,
-)
-from engine.layout cimport (
-    CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_EVICTED, CLOSE_IDLE, CLOSE_RESET, CLOSE_STALLED,
-    CLOSE_TIMED_OUT, CONNECTION_ARMED_WRITE, CONNECTION_BUSY, CONNECTION_FINISHING,
-    CONNECTION_IN_KERNEL, CONNECTION_IN_RING, CONNECTION_PASSED, CONNECTION_REGISTERED,
-    CONNECTION_WAITED, ERROR_EPOLL, ERROR_MEMORY, KECHO_NO_PEER, LOOK_AT_NEITHER, Connection,
-    Worker,
-)
-from engine.listener cimport listeners_resume
-from engine.peers cimport peer_leaves
-from engine.slab cimport ownership_generation, ownership_release, slab_give_back
-from engine.uring cimport uring_let_go
-from engine.waiting cimport (
+from engine.accepting.listener cimport listeners_resume
+from engine.accepting.peers cimport peer_leaves
+from engine.backpressure cimport (
     unread_bytes, waiting_begin, waiting_claim_slowest, waiting_end, waiting_is_over,
     waiting_look_at, waiting_progress,
+)
+from engine.counters cimport count, count_by, count_closed, count_error
+from engine.io_uring.ring cimport uring_let_go
+from engine.layout cimport (
+    CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_EVICTED, CLOSE_IDLE, CLOSE_RESET, CLOSE_TIMED_OUT,
+    CONNECTION_ARMED_WRITE, CONNECTION_BUSY, CONNECTION_FINISHING, CONNECTION_IN_KERNEL,
+    CONNECTION_IN_RING, CONNECTION_PASSED, CONNECTION_REGISTERED, CONNECTION_WAITED, ERROR_EPOLL,
+    ERROR_MEMORY, KECHO_NO_PEER, LOOK_AT_NEITHER, Connection, Worker,
+)
+from engine.slab cimport ownership_generation, ownership_release, slab_give_back
+from engine.sockmap.flow cimport (
+    Look, flow_end, flow_held_bytes, flow_is_whole, flow_leave, flow_look, flows_share,
 )
 from kernel.epoll cimport (
     EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, epoll_ctl,
@@ -219,6 +218,16 @@ cdef inline int connection_arm(
     return 0
 
 
+cdef inline bint has_rested(
+    Worker* worker, Connection* connection, uint32_t timeout_ms,
+) noexcept nogil:
+    """Check whether no byte of a connection has moved for a timeout; 0: there is none."""
+    # In 32 bits: another worker may have marked it active just now, by a clock that is ahead.
+    cdef uint32_t age_ms = (
+        <uint32_t>worker.now_ms - atomic_u32_load_relaxed(&connection.last_active_ms))
+    return timeout_ms != 0 and age_ms >= timeout_ms and age_ms < 0x80000000u
+
+
 cdef inline void serve_again_by(Worker* worker, uint64_t at_ms) noexcept nogil:
     """In a drain: has everybody looked at by then."""
     if worker.serve_again_ms == 0 or at_ms < worker.serve_again_ms:
@@ -299,16 +308,6 @@ cdef inline uint32_t untaken(Connection* connection) noexcept nogil:
     if flow_look(connection, &look) < 0:
         return connection.unread_bytes
     return look.acknowledged
-
-
-cdef inline bint has_rested(
-    Worker* worker, Connection* connection, uint32_t timeout_ms,
-) noexcept nogil:
-    """Whether no byte of it has moved for so long. 0: never."""
-    # In 32 bits, so that a record another worker has just marked active does not underflow.
-    cdef uint32_t age_ms = (
-        <uint32_t>worker.now_ms - atomic_u32_load_relaxed(&connection.last_active_ms))
-    return timeout_ms != 0 and age_ms >= timeout_ms and age_ms < 0x80000000u
 
 
 cdef inline void note_progress(Worker* worker, Connection* connection) noexcept nogil:

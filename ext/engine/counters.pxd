@@ -1,7 +1,5 @@
 """What a worker counts. Each worker writes its own counters only; readers sum."""
-from common.atomics cimport (
-    atomic_u32_decrement, atomic_u32_increment, atomic_u64_add_single_writer,
-)
+from common.atomics cimport atomic_u32_decrement, atomic_u32_increment, atomic_u64_add_single_writer
 from engine.layout cimport Worker
 from libc.stdint cimport uint64_t
 

@@ -7,10 +7,10 @@ percpu   a queue for each worker; every TCP listener is a SO_REUSEPORT group wit
 A ring is one thread's, and so are the connections that it receives for: with io_uring `shared` has
 a queue for each worker, too, and whoever is awake first accepts.
 """
+from engine.accepting.listener cimport TOKEN_WAKE, listener_arm_everywhere
+from engine.backpressure cimport waiting_destroy, waiting_init
 from engine.layout cimport KECHO_EVERY_QUEUE, OWNERSHIP_FREE, Connection, Control, Queue
-from engine.listener cimport TOKEN_WAKE, listener_arm_everywhere
 from engine.slab cimport slab_destroy, slab_get, slab_high_water, slab_init
-from engine.waiting cimport waiting_destroy, waiting_init
 from kernel.epoll cimport (
     EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLET, EPOLLIN, epoll_create1, epoll_ctl, epoll_event,
 )

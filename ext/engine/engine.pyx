@@ -10,31 +10,31 @@ from common.life cimport PHASE_STOPPING, life_drain
 from common.memory cimport cache_lines
 from common.rules cimport rules_take
 from common.siphash cimport hash_key_draw
-from engine.backend_epoll cimport wake_everybody, worker_run
-from engine.busy_poll cimport busy_poll_init
+from engine.accepting.listener cimport Figures, listener_figures
+from engine.accepting.peers cimport peers_destroy, peers_init
 from engine.dispatch cimport (
     STEER_BY_CPU_MOST, close_listeners, dispatch_apart, dispatch_percpu, dispatch_shared,
     queue_close, queue_forget, queue_open, steer_by_cpu,
 )
-from engine.flow cimport (
+from engine.epoll.busy_poll cimport busy_poll_init
+from engine.io_uring.ring cimport uring_close, uring_forget, uring_open, uring_reset
+from engine.layout cimport (
+    CLOSE_ABORTED, CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_EVICTED, CLOSE_IDLE, CLOSE_RESET,
+    CLOSE_STALLED, CLOSE_TIMED_OUT, ERROR_ACCEPT, ERROR_DESCRIPTORS, ERROR_EPOLL, ERROR_LISTENER,
+    ERROR_MEMORY, ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES, KECHO_LISTENERS_MOST, REFUSED_DENIED,
+    REFUSED_PER_ADDRESS, REFUSED_RATE, Access, Control, Counters, Listener, Queue, Uring, Worker,
+)
+from engine.sockmap.flow cimport (
     flows_are_open, flows_close, flows_disown, flows_open, flows_reset, flows_share,
 )
-from engine.layout cimport (
-    CLOSE_ABORTED, CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_EVICTED, CLOSE_IDLE,
-    CLOSE_RESET, CLOSE_STALLED, CLOSE_TIMED_OUT, ERROR_ACCEPT, ERROR_DESCRIPTORS, ERROR_EPOLL,
-    ERROR_LISTENER, ERROR_MEMORY, ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES,
-    KECHO_LISTENERS_MOST, REFUSED_DENIED, REFUSED_PER_ADDRESS, REFUSED_RATE, Access, Control,
-    Counters, Listener, Queue, Uring, Worker,
-)
-from engine.listener cimport Figures, listener_figures
-from engine.peers cimport peers_destroy, peers_init
-from engine.ring cimport ring_arm
-from engine.uring cimport uring_close, uring_forget, uring_open, uring_reset
+from engine.sockmap.reports cimport ring_arm
+from engine.worker cimport wake_everybody, worker_run
 from kernel.pthread cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
 )
 from libc.stdint cimport UINT32_MAX, uint32_t, uint64_t
 from libc.stdlib cimport free
+
 
 CLOSE_REASONS = {
     "eof": CLOSE_EOF,

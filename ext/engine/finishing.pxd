@@ -11,6 +11,7 @@ reported, so these connections are looked at, as flows are of which the kernel h
 What they hold is the kernel's: they are never the slowest reader that is evicted.
 """
 from common.atomics cimport atomic_u32_load_relaxed, atomic_u32_store_relaxed
+from engine.backpressure cimport unread_bytes, waiting_look_at, waiting_progress
 from engine.connection cimport (
     SERVED_ALL, SERVED_CLOSED, Served, busy_begin, busy_end, connection_arm, connection_close,
     connection_fail, flow_let_go, look_by, note_progress,
@@ -19,7 +20,6 @@ from engine.layout cimport (
     CLOSE_EOF, CLOSE_STALLED, CONNECTION_BUSY, CONNECTION_ENDED, CONNECTION_FINISHING,
     CONNECTION_REGISTERED, CONNECTION_UNIX, ERROR_EPOLL, ERROR_SEND, Connection, Worker,
 )
-from engine.waiting cimport unread_bytes, waiting_look_at, waiting_progress
 from kernel.poll cimport POLLERR, poll, pollfd
 from kernel.socket cimport SHUT_WR, SO_ERROR, SOL_SOCKET, getsockopt, shutdown, socklen_t
 from libc.errno cimport errno

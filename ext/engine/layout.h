@@ -45,7 +45,7 @@ enum kecho_connection_flag {
     CONNECTION_BLOCKED = 1024,  /* the kernel had no room for a chunk of it */
     CONNECTION_LEAVING = 2048,  /* on its way to epoll: the ring has been told to let go of it */
     CONNECTION_WAITED = 4096,   /* its client once did not read, and the window was shut */
-    CONNECTION_OVERDUE = 8192,  /* idle for too long: closed when the ring has let go of it */
+    CONNECTION_OVERDUE = 8192,  /* by a timeout: closed when the ring has let go of it */
     CONNECTION_FINISHING = 16384, /* our FIN was sent, not all of it has been acknowledged */
     CONNECTION_UNIX = 32768
 };
@@ -78,11 +78,12 @@ struct kecho_connection {
     uint32_t waiting_next;   /* in the queue's list of those, under its lock */
     union {
         uint32_t waiting_prev;
-        uint32_t waited_until_ms; /* out of that list: when it left it, or note_untaken() was last
+        uint32_t waited_until_ms; /* not in the list: when it left, or when note_untaken() was last
                                      called, low 32 bits of the clock */
     };
-    uint32_t unread_bytes; /* what the peer had not taken at the last look; of a BUSY flow, what it
-                              had acknowledged; ENDED: by which error, 0 by end of file */
+    uint32_t
+        unread_bytes; /* what the peer had not taken at the last look; of a flow whose bytes are
+                         held, what it had acknowledged; ENDED: by which error, 0 by end of file */
 } __attribute__((aligned(KECHO_CACHE_LINE)));
 
 enum kecho_to_look_at {

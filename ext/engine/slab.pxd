@@ -7,12 +7,11 @@ the rest of the record, nobody else.
 from common.atomics cimport (
     atomic_pointer_load_acquire, atomic_pointer_store_release, atomic_u32_load,
     atomic_u32_load_relaxed, atomic_u32_store, atomic_u32_store_relaxed, atomic_u64_load_acquire,
-    atomic_u64_store_release,
-    atomic_u64_swap_acquire, atomic_u64_swap_release,
+    atomic_u64_store_release, atomic_u64_swap_acquire, atomic_u64_swap_release,
 )
 from common.memory cimport KECHO_CACHE_LINE, aligned_alloc
 from engine.layout cimport (
-    CONNECTION_READ_TO_END, KECHO_SLAB_CHUNKS, KECHO_SLAB_CHUNK_CONNECTIONS, KECHO_SLAB_END,
+    CONNECTION_READ_TO_END, KECHO_SLAB_CHUNK_CONNECTIONS, KECHO_SLAB_CHUNKS, KECHO_SLAB_END,
     OWNERSHIP_FREE, OWNERSHIP_NOBODY, OWNERSHIP_ONE, OWNERSHIP_ONE_RECALL,
     OWNERSHIP_ONE_RECALL_TO_END, Connection, Slab,
 )

@@ -61,6 +61,11 @@ def native_sources(*suffixes: str) -> list[Path]:
     return [path for path in sorted(NATIVE.rglob("*")) if path.suffix in suffixes]
 
 
+def part_of(path: Path) -> str:
+    """The folder of ext/ that a native source is in."""
+    return path.relative_to(NATIVE).parts[0]
+
+
 def without_comments(path: Path) -> str:
     """Cython source without comments and docstrings."""
     text = re.sub(r'"""(?:.|\n)*?"""', "", path.read_text())
@@ -186,7 +191,7 @@ def test_only_the_face_of_a_native_part_lets_go_of_the_gil(part: str) -> None:
     users = {
         path.name
         for path in native_sources(".pyx", ".pxd")
-        if path.parent.name == part and re.search(r"\bwith\s+nogil\b", without_comments(path))
+        if part_of(path) == part and re.search(r"\bwith\s+nogil\b", without_comments(path))
     }
     assert users == {f"{part}.pyx"}
 
@@ -194,11 +199,7 @@ def test_only_the_face_of_a_native_part_lets_go_of_the_gil(part: str) -> None:
 def test_a_native_part_shares_only_kernel_and_common_with_the_others() -> None:
     for path in native_sources(".pyx", ".pxd"):
         named = re.findall(r"^\s*(?:from|cimport)\s+(\w+)", without_comments(path), re.M)
-        own = {part.name for part in NATIVE.iterdir()} - {
-            "kernel",
-            "common",
-            path.parent.name,
-        }
+        own = {part.name for part in NATIVE.iterdir()} - {"kernel", "common", part_of(path)}
         assert not own & set(named), path
 
 

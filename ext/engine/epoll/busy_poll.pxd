@@ -12,7 +12,7 @@ from engine.layout cimport Control, Listener, Worker
 from kernel.clock cimport clock_now_ns
 from kernel.epoll cimport EPIOCSPARAMS, epoll_event, epoll_params, epoll_wait
 from kernel.ioctl cimport ioctl
-from kernel.socket cimport SOL_SOCKET, SO_BUSY_POLL, SO_PREFER_BUSY_POLL, setsockopt
+from kernel.socket cimport SO_BUSY_POLL, SO_PREFER_BUSY_POLL, SOL_SOCKET, setsockopt
 from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
 from libc.string cimport memset
 

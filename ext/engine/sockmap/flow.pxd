@@ -27,11 +27,9 @@ from kernel.pthread cimport pthread_mutex_destroy, pthread_mutex_init
 from kernel.socket cimport (
     SO_ATTACH_BPF, SO_COOKIE, SO_ERROR, SO_RCVLOWAT, SOL_SOCKET, getsockopt, setsockopt, socklen_t,
 )
-from kernel.tcp cimport (
-    IPPROTO_TCP, TCP_INFO, TCP_STATE_CLOSE, TCP_STATE_CLOSE_WAIT, tcp_info,
-)
+from kernel.tcp cimport IPPROTO_TCP, TCP_INFO, TCP_STATE_CLOSE, TCP_STATE_CLOSE_WAIT, tcp_info
 from libc.errno cimport ECONNRESET, errno
-from libc.stdint cimport UINT32_MAX, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport UINT32_MAX, uint32_t, uint64_t, uint8_t
 from libc.string cimport memset
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.unistd cimport _SC_PAGESIZE, close, sysconf

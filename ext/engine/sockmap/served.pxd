@@ -10,13 +10,13 @@ from engine.connection cimport (
 )
 from engine.counters cimport count
 from engine.finishing cimport connection_finish
-from engine.flow cimport (
-    Look, flow_end, flow_held_bytes, flow_leave, flow_look, flow_read, flow_run, flow_take_error,
-)
 from engine.layout cimport (
     CLOSE_DRAINED, CLOSE_EOF, CLOSE_EVICTED, CONNECTION_BUSY, CONNECTION_IN_KERNEL,
-    CONNECTION_PASSED, CONNECTION_SILENT, CONNECTION_WAITED, ERROR_EPOLL, ERROR_RECV,
-    LOOK_AT_FLOW, LOOK_AT_NEITHER, Connection, Worker,
+    CONNECTION_PASSED, CONNECTION_SILENT, CONNECTION_WAITED, ERROR_EPOLL, ERROR_RECV, LOOK_AT_FLOW,
+    LOOK_AT_NEITHER, Connection, Worker,
+)
+from engine.sockmap.flow cimport (
+    Look, flow_end, flow_held_bytes, flow_leave, flow_look, flow_read, flow_run, flow_take_error,
 )
 from libc.errno cimport ENOMEM
 from libc.stdint cimport uint32_t, uint64_t

@@ -3,15 +3,15 @@ queue's epoll set; whoever reads it has the connection reported to the queue tha
 from common.flows cimport (
     FLOW_BROKEN, FLOW_ECHOED, Flow, kecho_token_generation, kecho_token_index, kecho_token_queue,
 )
-from engine.flow cimport flow_read, flows_are_untold, flows_next
+from engine.accepting.listener cimport TOKEN_RING
 from engine.layout cimport CONNECTION_ARMED_WRITE, Connection, Control, Queue
-from engine.listener cimport TOKEN_RING
 from engine.slab cimport (
     CLAIM_WON, ownership_claim, ownership_generation, ownership_release, slab_get, slab_high_water,
 )
+from engine.sockmap.flow cimport flow_read, flows_are_untold, flows_next
 from kernel.epoll cimport (
-    EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLET, EPOLLEXCLUSIVE, EPOLLIN, EPOLLOUT, EPOLLPRI,
-    EPOLLRDHUP, epoll_ctl, epoll_event,
+    EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLET, EPOLLEXCLUSIVE, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP,
+    epoll_ctl, epoll_event,
 )
 from kernel.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
 from libc.errno cimport errno

@@ -18,27 +18,26 @@ nobody owns, as timers do, may close it.
                                        sent, or pending ──▶ epoll
 """
 from common.atomics cimport atomic_u32_load, atomic_u32_store, atomic_u32_store_relaxed
+from engine.backpressure cimport has_taken_nothing
 from engine.connection cimport (
     SERVED_ALL, SERVED_CLOSED, Served, connection_close, connection_fail, has_rested, wait_with,
 )
 from engine.counters cimport count, count_by
+from engine.echo cimport connection_await, connection_join, connection_settle
 from engine.finishing cimport connection_finish
-from engine.layout cimport (
-    CLOSE_EOF, CLOSE_IDLE, CLOSE_STALLED, CONNECTION_BLOCKED, CONNECTION_ENDED,
-    CONNECTION_IN_RING, CONNECTION_LEAVING, CONNECTION_OVERDUE, CONNECTION_SENDING,
-    CONNECTION_SILENT, ERROR_RECV, ERROR_SEND, KECHO_CHUNK_BYTES, KECHO_NO_CHUNK, Chunk,
-    Connection, Uring, Worker,
+from engine.io_uring.ring cimport (
+    INDEX_MASK, OPERATION_RECEIVED, OPERATION_SENT, OPERATION_SHIFT, OPERATION_WATCHED, Operation,
+    chunk_data, chunk_give_back, uring_enter, uring_has_overflowed, uring_let_go, uring_receive,
+    uring_send, uring_watch, uring_watch_no_more,
 )
-from engine.serving cimport connection_await, connection_join, connection_settle
+from engine.layout cimport (
+    CLOSE_EOF, CLOSE_IDLE, CLOSE_STALLED, CONNECTION_BLOCKED, CONNECTION_ENDED, CONNECTION_IN_RING,
+    CONNECTION_LEAVING, CONNECTION_OVERDUE, CONNECTION_SENDING, CONNECTION_SILENT, ERROR_RECV,
+    ERROR_SEND, KECHO_CHUNK_BYTES, KECHO_NO_CHUNK, Chunk, Connection, Uring, Worker,
+)
 from engine.slab cimport (
     CLAIM_WON, ownership_claim, ownership_generation, ownership_try, slab_get, slab_high_water,
 )
-from engine.uring cimport (
-    INDEX_MASK, OPERATION_RECEIVED, OPERATION_SENT, OPERATION_SHIFT, OPERATION_WATCHED, Operation,
-    chunk_data, chunk_give_back, uring_enter, uring_has_overflowed, uring_let_go,
-    uring_receive, uring_send, uring_watch, uring_watch_no_more,
-)
-from engine.waiting cimport has_taken_nothing
 from kernel.clock cimport clock_now_ms
 from kernel.io_uring cimport (
     ECANCELED, IORING_CQE_BUFFER_SHIFT, IORING_CQE_F_BUFFER, IORING_CQE_F_MORE, Cqe,
@@ -152,7 +151,8 @@ cdef inline void _end(Worker* worker, Connection* connection, int reason) noexce
 
 
 cdef inline void _end_overdue(Worker* worker, Connection* connection) noexcept nogil:
-    """The same. Its client may have taken something meanwhile: then it goes on with epoll."""
+    """End an overdue connection: the ring has let go of it, and nothing is to be sent. If its
+    client has taken bytes meanwhile, it goes on with epoll."""
     if worker.control.write_timeout_ms != 0 and has_taken_nothing(connection):
         connection_close(worker, connection, CLOSE_STALLED)
     elif has_rested(worker, connection, worker.control.idle_timeout_ms):

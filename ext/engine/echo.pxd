@@ -9,9 +9,8 @@ from engine.connection cimport (
     flush_pending, keep_pending, send_some, serve_again_by,
 )
 from engine.counters cimport count, count_by
+from engine.epoll.streams cimport stream_keep, stream_take
 from engine.finishing cimport connection_finish, finishing_serve
-from engine.flow cimport flow_has_ended, flow_is_broken, flow_is_whole
-from engine.in_kernel cimport in_kernel_serve
 from engine.layout cimport (
     CLOSE_DRAINED, CLOSE_EOF, CLOSE_EVICTED, CONNECTION_ARMED_WRITE, CONNECTION_BUSY,
     CONNECTION_FINISHING, CONNECTION_IN_KERNEL, CONNECTION_PASSED, CONNECTION_READ_TO_END,
@@ -19,7 +18,8 @@ from engine.layout cimport (
     ERROR_SEND, KECHO_BUFFER_BYTES, Connection, Worker,
 )
 from engine.slab cimport ownership_release
-from engine.streams cimport stream_keep, stream_take
+from engine.sockmap.flow cimport flow_has_ended, flow_is_broken, flow_is_whole
+from engine.sockmap.served cimport in_kernel_serve
 from kernel.socket cimport recv
 from libc.errno cimport EAGAIN, EINTR, ENOMEM, errno
 from libc.stdint cimport uint32_t, uint64_t

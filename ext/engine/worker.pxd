@@ -5,37 +5,37 @@ from common.atomics cimport (
     atomic_u64_load_relaxed, atomic_u64_swap_acquire,
 )
 from common.life cimport PHASE_DRAINING, PHASE_RUNNING, PHASE_STOPPING
-from engine.accept cimport accept_turn
-from engine.busy_poll cimport busy_poll_wait
-from engine.closing cimport close_listeners_at_last, empty_listeners
+from engine.accepting.accept cimport accept_turn
+from engine.accepting.closing cimport close_listeners_at_last, empty_listeners
+from engine.accepting.listener cimport (
+    RESUME_AFTER_MS, TOKEN_LISTENERS, TOKEN_RING, TOKEN_WAKE, listeners_resume,
+)
+from engine.backpressure cimport (
+    has_taken_nothing, is_marked_flow, is_marked_waiting, note_untaken, waiting_claim_due,
+)
 from engine.connection cimport (
     SERVED_CLOSED, SERVED_MORE, Served, busy_note, connection_close, connection_give_back,
     evict_slowest, has_rested, look_by, note_progress, untaken,
 )
-from engine.finishing cimport connection_finish, finishing_end, finishing_note
-from engine.in_kernel cimport in_kernel_note
-from engine.in_ring cimport in_ring_close_overdue, in_ring_end, in_ring_round
-from engine.layout cimport (
-    CLOSE_ABORTED, CLOSE_IDLE, CLOSE_STALLED, CONNECTION_BUSY, CONNECTION_FINISHING,
-    CONNECTION_ENDED, CONNECTION_IN_KERNEL, CONNECTION_IN_RING, KECHO_BUFFER_BYTES,
-    OWNERSHIP_FREE, Connection, Control, Queue, Worker,
-)
-from engine.listener cimport (
-    RESUME_AFTER_MS, TOKEN_LISTENERS, TOKEN_RING, TOKEN_WAKE, listeners_resume,
-)
-from engine.ring cimport ring_read
-from engine.serving cimport (
+from engine.echo cimport (
     GREETING_MS, READS_PER_TURN, connection_serve, connection_settle, streams_give_back,
+)
+from engine.epoll.busy_poll cimport busy_poll_wait
+from engine.epoll.streams cimport stream_count_turn, stream_has_had_its_turns, stream_take
+from engine.finishing cimport connection_finish, finishing_end, finishing_note
+from engine.io_uring.ring cimport uring_enable, uring_receives
+from engine.io_uring.served cimport in_ring_close_overdue, in_ring_end, in_ring_round
+from engine.layout cimport (
+    CLOSE_ABORTED, CLOSE_IDLE, CLOSE_STALLED, CONNECTION_BUSY, CONNECTION_ENDED,
+    CONNECTION_FINISHING, CONNECTION_IN_KERNEL, CONNECTION_IN_RING, KECHO_BUFFER_BYTES,
+    OWNERSHIP_FREE, Connection, Control, Queue, Worker,
 )
 from engine.slab cimport (
     CLAIM_WON, ownership_claim, ownership_release, ownership_try, slab_get, slab_high_water,
     slab_in_use,
 )
-from engine.streams cimport stream_count_turn, stream_has_had_its_turns, stream_take
-from engine.uring cimport uring_enable, uring_receives
-from engine.waiting cimport (
-    has_taken_nothing, is_marked_flow, is_marked_waiting, note_untaken, waiting_claim_due,
-)
+from engine.sockmap.reports cimport ring_read
+from engine.sockmap.served cimport in_kernel_note
 from kernel.clock cimport clock_now_ms
 from kernel.epoll cimport EPOLLERR, EPOLLHUP, EPOLLPRI, EPOLLRDHUP, epoll_event
 from kernel.eventfd cimport eventfd_write
@@ -194,8 +194,9 @@ cdef inline int _until_timer_ms(Worker* worker) noexcept nogil:
 cdef inline bint _is_to_be_looked_at(
     Worker* worker, Connection* connection, uint64_t since_ms,
 ) noexcept nogil:
-    """By somebody who does not own it, `since_ms` after the last sweep. Of one that waits for
-    nothing here the kernel may hold bytes: it is asked once in each write_timeout."""
+    """Check, without owning it, whether a sweep has to look at a connection. since_ms: the time
+    since the last sweep. The kernel may hold bytes of a connection that waits for nothing here.
+    Such a connection is looked at once in each write_timeout."""
     cdef Control* control = worker.control
     cdef uint32_t age_ms
     if is_marked_waiting(connection):

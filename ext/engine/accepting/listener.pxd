@@ -7,8 +7,7 @@ and by a timer, since descriptors may be freed by somebody else. One that was de
 outside is dead for good: the thread that watches ends the server for it.
 """
 from common.atomics cimport (
-    atomic_u32_decrement, atomic_u32_increment, atomic_u32_load, atomic_u32_store,
-    atomic_u32_swap,
+    atomic_u32_decrement, atomic_u32_increment, atomic_u32_load, atomic_u32_swap,
 )
 from common.life cimport PHASE_RUNNING
 from engine.counters cimport count, count_error
@@ -21,8 +20,7 @@ from kernel.epoll cimport (
 )
 from kernel.poll cimport POLLIN, POLLRDHUP, poll, pollfd
 from kernel.socket cimport (
-    SK_MEMINFO_DROPS, SK_MEMINFO_VARS, SO_ACCEPTCONN, SO_MEMINFO, SOL_SOCKET, getsockopt,
-    socklen_t,
+    SK_MEMINFO_DROPS, SK_MEMINFO_VARS, SO_ACCEPTCONN, SO_MEMINFO, SOL_SOCKET, getsockopt, socklen_t,
 )
 from kernel.tcp cimport IPPROTO_TCP, TCP_INFO, tcp_info
 from libc.errno cimport EEXIST, errno

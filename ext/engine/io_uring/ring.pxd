@@ -7,8 +7,7 @@ It can do four things, to receive, to send, to poll and to cancel, and nobody ca
 """
 from common.atomics cimport atomic_u32_load, atomic_u32_store
 from engine.layout cimport (
-    CONNECTION_IN_RING, KECHO_CHUNKS, KECHO_CHUNK_BYTES, KECHO_NO_CHUNK, Chunk, Connection, Uring,
-    Worker,
+    CONNECTION_IN_RING, KECHO_CHUNK_BYTES, KECHO_CHUNKS, Chunk, Connection, Uring, Worker,
 )
 from engine.slab cimport ownership_generation
 from kernel.io_uring cimport (
@@ -24,7 +23,7 @@ from kernel.io_uring cimport (
 from kernel.poll cimport poll
 from kernel.socket cimport MSG_DONTWAIT, MSG_NOSIGNAL
 from libc.errno cimport EAGAIN, EBUSY, EINTR, ENOMEM, ETIME, errno
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
 from libc.string cimport memset
 from posix.mman cimport (
     MADV_DONTFORK, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE,

@@ -5,9 +5,7 @@ which the kernel holds bytes, and connections that are FINISHING.
 Only a backpressured connection comes here, so that its lock is not on the usual path. It is held
 for a few instructions; whoever holds it may try to own a connection, but waits for nothing.
 """
-from common.atomics cimport (
-    atomic_u32_load_relaxed, atomic_u32_store_relaxed,
-)
+from common.atomics cimport atomic_u32_load_relaxed, atomic_u32_store_relaxed
 from engine.layout cimport (
     CONNECTION_BUSY, CONNECTION_FINISHING, CONNECTION_IN_KERNEL, KECHO_SLAB_END, LOOK_AT_BUSY,
     LOOK_AT_FINISHING, LOOK_AT_FLOW, LOOK_AT_NEITHER, LOOK_AT_WAITING, Connection, Control, Queue,
@@ -181,8 +179,8 @@ cdef inline uint32_t unread_bytes(Connection* connection) noexcept nogil:
 
 
 cdef inline bint has_taken_nothing(Connection* connection) noexcept nogil:
-    """Of one that waits for nothing here: the last that happened to it was note_untaken(), and its
-    client has taken nothing since."""
+    """Check, for a connection that waits for nothing here, whether its client has taken nothing
+    since note_untaken(), and nothing else has happened."""
     cdef uint32_t unread = unread_bytes(connection)
     return (
         unread != 0 and unread == connection.unread_bytes
@@ -190,8 +188,7 @@ cdef inline bint has_taken_nothing(Connection* connection) noexcept nogil:
 
 
 cdef inline void note_untaken(Connection* connection, uint32_t now_ms) noexcept nogil:
-    """The same, some while after its last bytes came: what its client has to take yet, if
-    anything, is known from now on."""
+    """Note, for such a connection, what its client has still to take, if anything."""
     cdef uint32_t unread = unread_bytes(connection)
     if unread == 0:
         return

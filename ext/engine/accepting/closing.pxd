@@ -7,11 +7,9 @@ descriptor or no memory for somebody, it is tried again as connections end, unti
 """
 from common.atomics cimport atomic_u32_load, atomic_u64_load_relaxed
 from common.life cimport PHASE_DRAINING
-from engine.accept cimport accept_last
+from engine.accepting.accept cimport accept_last
+from engine.accepting.listener cimport listener_close, listener_disarm, listener_queued
 from engine.layout cimport Control, Listener, Worker
-from engine.listener cimport (
-    listener_close, listener_disarm, listener_queued,
-)
 from kernel.clock cimport clock_now_ms
 from kernel.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
 from libc.stdint cimport uint32_t

@@ -2,8 +2,8 @@
 Unix socket it counts by user, so that one local user cannot take every descriptor there is."""
 from common.counted cimport counted_as
 from common.rules cimport Address, address_of, rules_allow
+from engine.accepting.peers cimport peer_comes, peers_are_counted
 from engine.layout cimport KECHO_NO_PEER, REFUSED_DENIED, Access
-from engine.peers cimport peer_comes, peers_are_counted
 from kernel.inet cimport AF_INET, AF_INET6
 from kernel.socket cimport (
     SOL_SOCKET, SO_PEERCRED, getsockopt, sockaddr, socklen_t, ucred,

@@ -6,29 +6,27 @@ SO_OOBINLINE), so a connection costs accept4 and one epoll_ctl.
 from common.atomics cimport (
     atomic_u32_decrement, atomic_u32_increment, atomic_u32_load, atomic_u32_store_relaxed,
 )
-from engine.access cimport ADMITTED, access_admit, access_is_restricted
-from engine.connection cimport SERVED_ALL, SERVED_CLOSED, Served, close_with_reset
-from engine.counters cimport count, count_error, count_opened
-from engine.flow cimport flow_begin, flows_are_open, flows_share
-from engine.in_kernel cimport in_kernel_begin
-from engine.in_ring cimport in_ring_begin
-from engine.layout cimport (
-    CONNECTION_READ_TO_END, CONNECTION_REGISTERED, CONNECTION_SILENT, CONNECTION_UNIX, ERROR_ACCEPT,
-    ERROR_DESCRIPTORS, ERROR_MEMORY, KECHO_NO_PEER, Connection, Control, Listener,
-    Worker,
-)
-from engine.listener cimport (
+from engine.accepting.access cimport ADMITTED, access_admit, access_is_restricted
+from engine.accepting.listener cimport (
     listener_arm, listener_has_died, listener_is_dead, listener_is_open, listener_pause,
     listeners_resume,
 )
-from engine.peers cimport peer_leaves
-from engine.serving cimport READS_PER_TURN, connection_join, connection_serve
+from engine.accepting.peers cimport peer_leaves
+from engine.connection cimport SERVED_ALL, SERVED_CLOSED, Served, close_with_reset
+from engine.counters cimport count, count_error, count_opened
+from engine.echo cimport READS_PER_TURN, connection_join, connection_serve
+from engine.io_uring.ring cimport uring_serves
+from engine.io_uring.served cimport in_ring_begin
+from engine.layout cimport (
+    CONNECTION_READ_TO_END, CONNECTION_REGISTERED, CONNECTION_SILENT, CONNECTION_UNIX, ERROR_ACCEPT,
+    ERROR_DESCRIPTORS, ERROR_MEMORY, KECHO_NO_PEER, Connection, Control, Listener, Worker,
+)
 from engine.slab cimport slab_take
-from engine.uring cimport uring_serves
+from engine.sockmap.flow cimport flow_begin, flows_are_open, flows_share
+from engine.sockmap.served cimport in_kernel_begin
 from kernel.inet cimport sockaddr_storage
 from kernel.socket cimport (
-    SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET, SO_OOBINLINE, accept4, setsockopt, sockaddr,
-    socklen_t,
+    SO_OOBINLINE, SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET, accept4, setsockopt, sockaddr, socklen_t,
 )
 from libc.errno cimport (
     EACCES, EAGAIN, EBADF, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOTSOCK, EPERM, errno,
@@ -87,7 +85,7 @@ cdef inline bint _is_for_the_kernel(
 cdef inline bint _is_for_the_ring(
     Worker* worker, Listener* listener, Connection* connection,
 ) noexcept nogil:
-    """One that has shown itself to be no stream: see in_ring.pxd."""
+    """One that has shown itself to be no stream: see io_uring/served.pxd."""
     return (
         uring_serves(worker) and not listener.is_unix
         and not connection.flags & CONNECTION_REGISTERED)
