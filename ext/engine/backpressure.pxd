@@ -6,16 +6,22 @@ Only a backpressured connection comes here, so that its lock is not on the usual
 for a few instructions; whoever holds it may try to own a connection, but waits for nothing.
 """
 from common.atomics cimport atomic_u32_load_relaxed, atomic_u32_store_relaxed
+from engine.counters cimport count
 from engine.layout cimport (
-    CONNECTION_BUSY, CONNECTION_FINISHING, CONNECTION_IN_KERNEL, KECHO_SLAB_END, LOOK_AT_BUSY,
-    LOOK_AT_FINISHING, LOOK_AT_FLOW, LOOK_AT_NEITHER, LOOK_AT_WAITING, Connection, Control, Queue,
+    CONNECTION_BUSY, CONNECTION_FINISHING, CONNECTION_IN_KERNEL, CONNECTION_WAITED, KECHO_SLAB_END,
+    LOOK_AT_BUSY, LOOK_AT_FINISHING, LOOK_AT_FLOW, LOOK_AT_NEITHER, LOOK_AT_WAITING, Connection,
+    Control, Queue, Worker,
 )
 from engine.slab cimport ownership_try, slab_get
+from engine.sockmap.flow cimport Look, flow_look
 from kernel.ioctl cimport SIOCOUTQ, ioctl
 from kernel.pthread cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
 )
+from libc.errno cimport ENOMEM
 from libc.stdint cimport uint32_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
 
 
 cdef inline int waiting_init(Queue* queue) noexcept nogil:
@@ -206,3 +212,55 @@ cdef inline bint is_marked_waiting(Connection* connection) noexcept nogil:
 cdef inline bint is_marked_flow(Connection* connection) noexcept nogil:
     """For those who do not own it: one whose bytes move without anybody here seeing it."""
     return atomic_u32_load_relaxed(&connection.to_look_at) == LOOK_AT_FLOW
+
+
+# ---- bytes that the kernel would not take ----------------------------------------------------
+
+cdef inline uint32_t untaken(Connection* connection) noexcept nogil:
+    """A figure that changes when the client takes something."""
+    cdef Look look
+    if connection.flags & (CONNECTION_BUSY | CONNECTION_FINISHING) != CONNECTION_BUSY:
+        return unread_bytes(connection)
+    if flow_look(connection, &look) < 0:
+        return connection.unread_bytes
+    return look.acknowledged
+
+
+cdef inline void note_progress(Worker* worker, Connection* connection) noexcept nogil:
+    """The client has taken some of what was pending."""
+    atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
+    waiting_progress(worker.queue, connection)
+    connection.unread_bytes = untaken(connection)
+
+
+cdef inline void wait_with(
+    Worker* worker, Connection* connection, unsigned char* pending, uint32_t size,
+) noexcept nogil:
+    """Backpressure: `pending`, from malloc, is sent when there is room. Until then nothing more is
+    read, so a client can pin no more than that. What all of them can pin is bounded by
+    evict_slowest()."""
+    connection.pending = pending
+    connection.pending_begin = 0
+    connection.pending_end = size
+    connection.flags |= CONNECTION_WAITED
+    connection.unread_bytes = unread_bytes(connection)
+    waiting_begin(worker.queue, connection)
+    count(&worker.counters.backpressure)
+
+
+cdef inline void free_pending(Worker* worker, Connection* connection) noexcept nogil:
+    waiting_end(worker.queue, connection, <uint32_t>worker.now_ms)
+    free(connection.pending)
+    connection.pending = NULL
+
+
+cdef inline int keep_pending(
+    Worker* worker, Connection* connection, uint32_t begin, uint32_t end,
+) noexcept nogil:
+    """Copies [begin, end) of the worker's buffer aside. Returns 0 or -ENOMEM."""
+    cdef unsigned char* pending = <unsigned char*>malloc(end - begin)
+    if pending == NULL:
+        return -ENOMEM
+    memcpy(pending, worker.buffer + begin, end - begin)
+    wait_with(worker, connection, pending, end - begin)
+    return 0

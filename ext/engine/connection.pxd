@@ -5,41 +5,25 @@ in the epoll set, so a worker that leaves bytes in it must see to it that it com
 the connection (SERVED_MORE) or changes the registration, upon which epoll reports again whatever
 is there.
 """
-from common.atomics cimport (
-    atomic_u32_load_relaxed, atomic_u32_store_relaxed, atomic_u64_load_relaxed,
-    atomic_u64_store_relaxed,
-)
+from common.atomics cimport atomic_u32_load_relaxed, atomic_u32_store_relaxed
 from engine.accepting.listener cimport listeners_resume
 from engine.accepting.peers cimport peer_leaves
-from engine.backpressure cimport (
-    unread_bytes, waiting_begin, waiting_claim_slowest, waiting_end, waiting_is_over,
-    waiting_look_at, waiting_progress,
-)
-from engine.counters cimport count, count_by, count_closed, count_error
+from engine.backpressure cimport free_pending
+from engine.counters cimport count_closed, count_error
+from engine.epoll.arm cimport connection_arm
+from engine.held cimport busy_end
 from engine.io_uring.ring cimport uring_let_go
 from engine.layout cimport (
-    CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_EVICTED, CLOSE_IDLE, CLOSE_RESET, CLOSE_TIMED_OUT,
-    CONNECTION_ARMED_WRITE, CONNECTION_BUSY, CONNECTION_FINISHING, CONNECTION_IN_KERNEL,
-    CONNECTION_IN_RING, CONNECTION_PASSED, CONNECTION_REGISTERED, CONNECTION_WAITED, ERROR_EPOLL,
+    CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_IDLE, CLOSE_RESET, CLOSE_TIMED_OUT,
+    CONNECTION_BUSY, CONNECTION_IN_KERNEL, CONNECTION_IN_RING, CONNECTION_PASSED, ERROR_EPOLL,
     ERROR_MEMORY, KECHO_NO_PEER, LOOK_AT_NEITHER, Connection, Worker,
 )
-from engine.slab cimport ownership_generation, ownership_release, slab_give_back
-from engine.sockmap.flow cimport (
-    Look, flow_end, flow_held_bytes, flow_is_whole, flow_leave, flow_look, flows_share,
-)
-from kernel.epoll cimport (
-    EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, epoll_ctl,
-    epoll_event,
-)
-from kernel.socket cimport (
-    AF_UNSPEC, MSG_NOSIGNAL, SO_LINGER, SOL_SOCKET, connect, linger, send, setsockopt, sockaddr,
-)
-from libc.errno cimport (
-    EAGAIN, ECONNABORTED, ECONNRESET, EINTR, ENOBUFS, ENOMEM, EPIPE, ETIMEDOUT, errno,
-)
+from engine.slab cimport ownership_release, slab_give_back
+from engine.sockmap.flow cimport flow_end, flow_is_whole, flow_leave, flows_share
+from kernel.socket cimport AF_UNSPEC, SO_LINGER, SOL_SOCKET, connect, linger, setsockopt, sockaddr
+from libc.errno cimport ECONNABORTED, ECONNRESET, ENOBUFS, ENOMEM, EPIPE, ETIMEDOUT
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 from posix.unistd cimport close
 
 
@@ -51,8 +35,6 @@ cdef enum Served:
 
 
 cdef enum:
-    SPARED_MOST = 64  # readers, in one search for one that is not
-    LOOK_AGAIN_MOST_MS = 100
     GIVEN_BACK_MS = 20  # in a drain, before it is looked for again
 
 
@@ -69,48 +51,6 @@ cdef inline void close_with_reset(int fd) noexcept nogil:
         nobody.sa_family = AF_UNSPEC
         connect(fd, &nobody, sizeof(nobody))
     close(fd)
-
-
-cdef inline void _free_pending(Worker* worker, Connection* connection) noexcept nogil:
-    waiting_end(worker.queue, connection, <uint32_t>worker.now_ms)
-    free(connection.pending)
-    connection.pending = NULL
-
-
-# ---- flows of which the kernel holds bytes ------------------------------------------------------
-
-cdef inline uint32_t _look_again_ms(Worker* worker, Connection* connection) noexcept nogil:
-    """When to ask the kernel again: soon after something has moved, then less and less often."""
-    cdef uint32_t age_ms = (
-        <uint32_t>worker.now_ms - atomic_u32_load_relaxed(&connection.last_active_ms))
-    return <uint32_t>worker.now_ms + min(age_ms // 8 + 1, <uint32_t>LOOK_AGAIN_MOST_MS)
-
-
-cdef inline void look_by(Worker* worker, uint32_t at_ms) noexcept nogil:
-    """Has the queue looked at by then. This worker, at least, sees it before it waits again."""
-    cdef uint64_t next_ms = worker.now_ms + (at_ms - <uint32_t>worker.now_ms)
-    if next_ms < atomic_u64_load_relaxed(&worker.queue.next_look_ms):
-        atomic_u64_store_relaxed(&worker.queue.next_look_ms, next_ms)
-
-
-cdef inline void busy_begin(
-    Worker* worker, Connection* connection, uint32_t held_bytes,
-) noexcept nogil:
-    """The kernel holds bytes that wait for the client to take others; nothing says when they have
-    gone, so they are looked at."""
-    if connection.flags & CONNECTION_BUSY:
-        return
-    connection.flags |= CONNECTION_BUSY
-    connection.held_bytes = held_bytes
-    connection.look_at_ms = _look_again_ms(worker, connection)
-    waiting_begin(worker.queue, connection)
-    look_by(worker, connection.look_at_ms)
-
-
-cdef inline void busy_end(Worker* worker, Connection* connection) noexcept nogil:
-    if connection.flags & CONNECTION_BUSY:
-        waiting_end(worker.queue, connection, <uint32_t>worker.now_ms)
-        connection.flags &= ~<unsigned int>CONNECTION_BUSY
 
 
 cdef inline bint _end_flow(
@@ -149,7 +89,7 @@ cdef inline void connection_close(
         connection.pending == NULL and not connection.flags & CONNECTION_BUSY
         and (reason == CLOSE_EOF or reason == CLOSE_IDLE or reason == CLOSE_DRAINED))
     if connection.pending != NULL:
-        _free_pending(worker, connection)
+        free_pending(worker, connection)
     if connection.flags & CONNECTION_BUSY:
         busy_end(worker, connection)
     if connection.flags & (CONNECTION_IN_KERNEL | CONNECTION_PASSED):
@@ -189,35 +129,6 @@ cdef inline Served connection_fail(
     return SERVED_CLOSED
 
 
-cdef inline int connection_arm(
-    Worker* worker, Connection* connection, bint for_write,
-) noexcept nogil:
-    """Has epoll report the next data, or the next room to send; at once if it is there already.
-
-    Returns 0 or -errno. EPOLLPRI: see connection_serve(). Under backpressure the socket is not
-    watched for data, so a client that never reads costs no wake-ups.
-    """
-    cdef epoll_event event
-    cdef int operation = EPOLL_CTL_MOD
-    event.events = EPOLLET
-    if for_write:
-        event.events |= EPOLLOUT
-        connection.flags |= CONNECTION_ARMED_WRITE
-    elif connection.flags & CONNECTION_IN_KERNEL:
-        # Data would be reported all the same, and wake a worker for each echo.
-        event.events |= EPOLLRDHUP
-    else:
-        event.events |= EPOLLIN | EPOLLRDHUP | EPOLLPRI
-        connection.flags &= ~CONNECTION_ARMED_WRITE
-    if not connection.flags & CONNECTION_REGISTERED:
-        connection.flags |= CONNECTION_REGISTERED
-        operation = EPOLL_CTL_ADD
-    event.data.u64 = <uint64_t>ownership_generation(connection) << 32 | connection.index
-    if epoll_ctl(worker.queue.epoll_fd, operation, connection.fd, &event) < 0:
-        return -errno
-    return 0
-
-
 cdef inline bint has_rested(
     Worker* worker, Connection* connection, uint32_t timeout_ms,
 ) noexcept nogil:
@@ -234,7 +145,7 @@ cdef inline void serve_again_by(Worker* worker, uint64_t at_ms) noexcept nogil:
         worker.serve_again_ms = at_ms
 
 
-cdef inline void _let_go(Worker* worker, Connection* connection) noexcept nogil:
+cdef inline void connection_let_go(Worker* worker, Connection* connection) noexcept nogil:
     """Misses no event of a connection that was owned meanwhile."""
     cdef int result
     while not ownership_release(connection):
@@ -255,125 +166,4 @@ cdef inline void connection_give_back(Worker* worker, Connection* connection) no
         return
     if worker.is_draining:
         serve_again_by(worker, worker.now_ms + GIVEN_BACK_MS)
-    _let_go(worker, connection)
-
-
-cdef inline ssize_t send_some(
-    Connection* connection, const void* data, size_t size,
-) noexcept nogil:
-    """Bytes that the kernel took, 0 when there is no room now, or -errno."""
-    cdef ssize_t sent
-    while True:
-        sent = send(connection.fd, data, size, MSG_NOSIGNAL)
-        if sent >= 0:
-            return sent
-        if errno == EAGAIN:
-            return 0
-        if errno != EINTR:
-            return -errno
-
-
-cdef inline void wait_with(
-    Worker* worker, Connection* connection, unsigned char* pending, uint32_t size,
-) noexcept nogil:
-    """Backpressure: `pending`, from malloc, is sent when there is room. Until then nothing more is
-    read, so a client can pin no more than that. What all of them can pin is bounded by
-    evict_slowest()."""
-    connection.pending = pending
-    connection.pending_begin = 0
-    connection.pending_end = size
-    connection.flags |= CONNECTION_WAITED
-    connection.unread_bytes = unread_bytes(connection)
-    waiting_begin(worker.queue, connection)
-    count(&worker.counters.backpressure)
-
-
-cdef inline int keep_pending(
-    Worker* worker, Connection* connection, uint32_t begin, uint32_t end,
-) noexcept nogil:
-    """Copies [begin, end) of the worker's buffer aside. Returns 0 or -ENOMEM."""
-    cdef unsigned char* pending = <unsigned char*>malloc(end - begin)
-    if pending == NULL:
-        return -ENOMEM
-    memcpy(pending, worker.buffer + begin, end - begin)
-    wait_with(worker, connection, pending, end - begin)
-    return 0
-
-
-cdef inline uint32_t untaken(Connection* connection) noexcept nogil:
-    """A figure that changes when the client takes something."""
-    cdef Look look
-    if connection.flags & (CONNECTION_BUSY | CONNECTION_FINISHING) != CONNECTION_BUSY:
-        return unread_bytes(connection)
-    if flow_look(connection, &look) < 0:
-        return connection.unread_bytes
-    return look.acknowledged
-
-
-cdef inline void note_progress(Worker* worker, Connection* connection) noexcept nogil:
-    """The client has taken some of what was pending."""
-    atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
-    waiting_progress(worker.queue, connection)
-    connection.unread_bytes = untaken(connection)
-
-
-cdef inline void busy_note(Worker* worker, Connection* connection) noexcept nogil:
-    """The kernel still holds bytes of it: whether the client has taken some, how many they are now,
-    and when to look again. They may have become more: what is passed to a socket whose queue does
-    not move, as when TCP lacks memory, is charged to nobody, up to its receive buffer. Of a client
-    that reads they are on their way, and no reason to reset the slowest."""
-    cdef Look look
-    cdef uint32_t age_ms, held_bytes = connection.held_bytes
-    if flow_look(connection, &look) == 0:
-        if look.acknowledged != connection.unread_bytes:
-            note_progress(worker, connection)
-        age_ms = (
-            <uint32_t>worker.now_ms - atomic_u32_load_relaxed(&connection.last_active_ms))
-        if age_ms >= LOOK_AGAIN_MOST_MS or flow_held_bytes(&look) < held_bytes:
-            held_bytes = flow_held_bytes(&look)
-    if held_bytes == 0 and connection.held_bytes == 0:
-        busy_end(worker, connection)  # since the look before, its end would have been read
-        return
-    waiting_look_at(worker.queue, connection, _look_again_ms(worker, connection), held_bytes)
-    look_by(worker, connection.look_at_ms)
-
-
-cdef inline bint evict_slowest(Worker* worker) noexcept nogil:
-    """Closes the connections longest without progress until the queue's buffers are within their
-    bounds. False when those that are left are being served, by this worker or another.
-
-    A client that reads, but too little for epoll to report it, is spared, a number of times.
-    """
-    cdef Connection* slowest
-    cdef int spared = 0
-    while waiting_is_over(worker.queue, worker.control):
-        slowest = waiting_claim_slowest(worker.queue)
-        if slowest == NULL:
-            return False
-        if spared < SPARED_MOST and untaken(slowest) != slowest.unread_bytes:
-            spared += 1
-            note_progress(worker, slowest)
-            _let_go(worker, slowest)
-        else:
-            connection_close(worker, slowest, CLOSE_EVICTED)
-    return True
-
-
-cdef inline int flush_pending(Worker* worker, Connection* connection) noexcept nogil:
-    """1 when nothing is pending any more, 0 when the kernel has no room yet, or -errno."""
-    cdef ssize_t sent = send_some(
-        connection, connection.pending + connection.pending_begin,
-        connection.pending_end - connection.pending_begin)
-    if sent < 0:
-        return <int>sent
-    if sent == 0:
-        return 0
-    count_by(&worker.counters.bytes_sent, sent)
-    connection.pending_begin += <uint32_t>sent
-    if connection.pending_begin < connection.pending_end:
-        note_progress(worker, connection)
-        return 0
-    atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
-    _free_pending(worker, connection)
-    count(&worker.counters.echoes)
-    return 1
+    connection_let_go(worker, connection)

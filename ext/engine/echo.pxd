@@ -3,14 +3,17 @@
 Every function here is called by the worker that owns the connection.
 """
 from common.atomics cimport atomic_u32_load_relaxed, atomic_u32_store_relaxed
+from engine.backpressure cimport free_pending, keep_pending, note_progress
 from engine.connection cimport (
-    SERVED_ALL, SERVED_CLOSED, SERVED_MORE, SERVED_NOT, Served, busy_begin, busy_end,
-    connection_arm, connection_close, connection_fail, connection_give_back, evict_slowest,
-    flush_pending, keep_pending, send_some, serve_again_by,
+    SERVED_ALL, SERVED_CLOSED, SERVED_MORE, SERVED_NOT, Served, connection_close, connection_fail,
+    connection_give_back, serve_again_by,
 )
 from engine.counters cimport count, count_by
+from engine.epoll.arm cimport connection_arm
 from engine.epoll.streams cimport stream_keep, stream_take
+from engine.eviction cimport evict_slowest
 from engine.finishing cimport connection_finish, finishing_serve
+from engine.held cimport busy_begin, busy_end
 from engine.layout cimport (
     CLOSE_DRAINED, CLOSE_EOF, CLOSE_EVICTED, CONNECTION_ARMED_WRITE, CONNECTION_BUSY,
     CONNECTION_FINISHING, CONNECTION_IN_KERNEL, CONNECTION_PASSED, CONNECTION_READ_TO_END,
@@ -20,7 +23,7 @@ from engine.layout cimport (
 from engine.slab cimport ownership_release
 from engine.sockmap.flow cimport flow_has_ended, flow_is_broken, flow_is_whole
 from engine.sockmap.served cimport in_kernel_serve
-from kernel.socket cimport recv
+from kernel.socket cimport MSG_NOSIGNAL, recv, send
 from libc.errno cimport EAGAIN, EINTR, ENOMEM, errno
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -30,6 +33,41 @@ cdef enum:
     GREETING_MS = 500   # from accept to the first bytes, when the server is about to stop
     REOPENED_MS = 200   # then, from a window that opens to what had been waiting for it
     REOPENED_MOST_MS = 1000  # and to the last of it, or a client that goes on would never be closed
+
+
+cdef inline ssize_t send_some(
+    Connection* connection, const void* data, size_t size,
+) noexcept nogil:
+    """Bytes that the kernel took, 0 when there is no room now, or -errno."""
+    cdef ssize_t sent
+    while True:
+        sent = send(connection.fd, data, size, MSG_NOSIGNAL)
+        if sent >= 0:
+            return sent
+        if errno == EAGAIN:
+            return 0
+        if errno != EINTR:
+            return -errno
+
+
+cdef inline int flush_pending(Worker* worker, Connection* connection) noexcept nogil:
+    """1 when nothing is pending any more, 0 when the kernel has no room yet, or -errno."""
+    cdef ssize_t sent = send_some(
+        connection, connection.pending + connection.pending_begin,
+        connection.pending_end - connection.pending_begin)
+    if sent < 0:
+        return <int>sent
+    if sent == 0:
+        return 0
+    count_by(&worker.counters.bytes_sent, sent)
+    connection.pending_begin += <uint32_t>sent
+    if connection.pending_begin < connection.pending_end:
+        note_progress(worker, connection)
+        return 0
+    atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
+    free_pending(worker, connection)
+    count(&worker.counters.echoes)
+    return 1
 
 
 cdef inline int _echo_chunk(Worker* worker, Connection* connection, size_t size) noexcept nogil:

@@ -11,11 +11,12 @@ reported, so these connections are looked at, as flows are of which the kernel h
 What they hold is the kernel's: they are never the slowest reader that is evicted.
 """
 from common.atomics cimport atomic_u32_load_relaxed, atomic_u32_store_relaxed
-from engine.backpressure cimport unread_bytes, waiting_look_at, waiting_progress
+from engine.backpressure cimport note_progress, unread_bytes, waiting_look_at, waiting_progress
 from engine.connection cimport (
-    SERVED_ALL, SERVED_CLOSED, Served, busy_begin, busy_end, connection_arm, connection_close,
-    connection_fail, flow_let_go, look_by, note_progress,
+    SERVED_ALL, SERVED_CLOSED, Served, connection_close, connection_fail, flow_let_go,
 )
+from engine.epoll.arm cimport connection_arm
+from engine.held cimport busy_begin, busy_end, look_by
 from engine.layout cimport (
     CLOSE_EOF, CLOSE_STALLED, CONNECTION_BUSY, CONNECTION_ENDED, CONNECTION_FINISHING,
     CONNECTION_REGISTERED, CONNECTION_UNIX, ERROR_EPOLL, ERROR_SEND, Connection, Worker,

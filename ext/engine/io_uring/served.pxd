@@ -18,9 +18,9 @@ nobody owns, as timers do, may close it.
                                        sent, or pending ──▶ epoll
 """
 from common.atomics cimport atomic_u32_load, atomic_u32_store, atomic_u32_store_relaxed
-from engine.backpressure cimport has_taken_nothing
+from engine.backpressure cimport has_taken_nothing, wait_with
 from engine.connection cimport (
-    SERVED_ALL, SERVED_CLOSED, Served, connection_close, connection_fail, has_rested, wait_with,
+    SERVED_ALL, SERVED_CLOSED, Served, connection_close, connection_fail, has_rested,
 )
 from engine.counters cimport count, count_by
 from engine.echo cimport connection_await, connection_join, connection_settle

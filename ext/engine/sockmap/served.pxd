@@ -4,12 +4,15 @@ from common.atomics cimport (
     atomic_u32_load_relaxed, atomic_u32_store_relaxed, atomic_u64_load_relaxed,
 )
 from common.flows cimport FLOW_BROKEN, FLOW_ECHOED, Flow
+from engine.backpressure cimport note_progress
 from engine.connection cimport (
-    SERVED_ALL, SERVED_CLOSED, SERVED_NOT, Served, busy_begin, busy_end, connection_arm,
-    connection_close, connection_fail, evict_slowest, note_progress,
+    SERVED_ALL, SERVED_CLOSED, SERVED_NOT, Served, connection_close, connection_fail,
 )
 from engine.counters cimport count
+from engine.epoll.arm cimport connection_arm
+from engine.eviction cimport evict_slowest
 from engine.finishing cimport connection_finish
+from engine.held cimport busy_begin, busy_end
 from engine.layout cimport (
     CLOSE_DRAINED, CLOSE_EOF, CLOSE_EVICTED, CONNECTION_BUSY, CONNECTION_IN_KERNEL,
     CONNECTION_PASSED, CONNECTION_SILENT, CONNECTION_WAITED, ERROR_EPOLL, ERROR_RECV, LOOK_AT_FLOW,

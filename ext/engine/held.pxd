@@ -1,0 +1,68 @@
+"""Connections of which the kernel holds bytes that their client has yet to take, while nothing
+reports when they are gone: they are in the list of backpressure.pxd, and looked at."""
+from common.atomics cimport (
+    atomic_u32_load_relaxed, atomic_u64_load_relaxed, atomic_u64_store_relaxed,
+)
+from engine.backpressure cimport note_progress, waiting_begin, waiting_end, waiting_look_at
+from engine.layout cimport CONNECTION_BUSY, Connection, Worker
+from engine.sockmap.flow cimport Look, flow_held_bytes, flow_look
+from libc.stdint cimport uint32_t, uint64_t
+
+
+cdef enum:
+    LOOK_AGAIN_MOST_MS = 100
+
+
+cdef inline uint32_t _look_again_ms(Worker* worker, Connection* connection) noexcept nogil:
+    """When to ask the kernel again: soon after something has moved, then less and less often."""
+    cdef uint32_t age_ms = (
+        <uint32_t>worker.now_ms - atomic_u32_load_relaxed(&connection.last_active_ms))
+    return <uint32_t>worker.now_ms + min(age_ms // 8 + 1, <uint32_t>LOOK_AGAIN_MOST_MS)
+
+
+cdef inline void look_by(Worker* worker, uint32_t at_ms) noexcept nogil:
+    """Has the queue looked at by then. This worker, at least, sees it before it waits again."""
+    cdef uint64_t next_ms = worker.now_ms + (at_ms - <uint32_t>worker.now_ms)
+    if next_ms < atomic_u64_load_relaxed(&worker.queue.next_look_ms):
+        atomic_u64_store_relaxed(&worker.queue.next_look_ms, next_ms)
+
+
+cdef inline void busy_begin(
+    Worker* worker, Connection* connection, uint32_t held_bytes,
+) noexcept nogil:
+    """The kernel holds bytes that wait for the client to take others; nothing says when they have
+    gone, so they are looked at."""
+    if connection.flags & CONNECTION_BUSY:
+        return
+    connection.flags |= CONNECTION_BUSY
+    connection.held_bytes = held_bytes
+    connection.look_at_ms = _look_again_ms(worker, connection)
+    waiting_begin(worker.queue, connection)
+    look_by(worker, connection.look_at_ms)
+
+
+cdef inline void busy_end(Worker* worker, Connection* connection) noexcept nogil:
+    if connection.flags & CONNECTION_BUSY:
+        waiting_end(worker.queue, connection, <uint32_t>worker.now_ms)
+        connection.flags &= ~<unsigned int>CONNECTION_BUSY
+
+
+cdef inline void busy_note(Worker* worker, Connection* connection) noexcept nogil:
+    """The kernel still holds bytes of it: whether the client has taken some, how many they are now,
+    and when to look again. They may have become more: what is passed to a socket whose queue does
+    not move, as when TCP lacks memory, is charged to nobody, up to its receive buffer. Of a client
+    that reads they are on their way, and no reason to reset the slowest."""
+    cdef Look look
+    cdef uint32_t age_ms, held_bytes = connection.held_bytes
+    if flow_look(connection, &look) == 0:
+        if look.acknowledged != connection.unread_bytes:
+            note_progress(worker, connection)
+        age_ms = (
+            <uint32_t>worker.now_ms - atomic_u32_load_relaxed(&connection.last_active_ms))
+        if age_ms >= LOOK_AGAIN_MOST_MS or flow_held_bytes(&look) < held_bytes:
+            held_bytes = flow_held_bytes(&look)
+    if held_bytes == 0 and connection.held_bytes == 0:
+        busy_end(worker, connection)  # since the look before, its end would have been read
+        return
+    waiting_look_at(worker.queue, connection, _look_again_ms(worker, connection), held_bytes)
+    look_by(worker, connection.look_at_ms)
