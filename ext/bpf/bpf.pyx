@@ -4,7 +4,7 @@ What stays in the kernel belongs to the descriptors that open_echo() returns: it
 last of them, however the process ends.
 """
 from common.errors cimport system_error
-from common.flows cimport KECHO_FLOW_RING_BYTES, Board, Flow
+from common.flows cimport KECHO_FLOW_REPORTS_BYTES, Board, Flow
 from kernel.bpf cimport (
     BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_HASH,
     BPF_MAP_TYPE_RINGBUF, BPF_MAP_TYPE_SOCKHASH, BPF_PROG_TYPE_SK_SKB, BPF_PROG_TYPE_SOCKET_FILTER,
@@ -28,7 +28,7 @@ cdef extern from "bpf/program.h":
         int32_t sockets_fd
         int32_t flows_fd
         int32_t board_fd
-        int32_t ring_fd
+        int32_t reports_fd
         int16_t bytes_acked
         int16_t write_seq
         int16_t snd_una
@@ -81,7 +81,7 @@ cdef int _map(list made, str what, uint32_t kind, uint32_t key_bytes, uint32_t v
 
 def open_echo(bytes btf not None, uint32_t capacity):
     """Loads the programs; returns the descriptors of their maps, and of the filter that is for each
-    socket: (sockets, flows, board, ring, filter), which are the caller's.
+    socket: (sockets, flows, board, reports, filter), which are the caller's.
 
     btf: /sys/kernel/btf/vmlinux. capacity: connections that it can have at once.
     Raises LookupError for what btf has not, OSError that names the command of bpf(2); its
@@ -108,7 +108,8 @@ def open_echo(bytes btf not None, uint32_t capacity):
             BPF_F_NO_PREALLOC)
         places.board_fd = _map(
             made, "ARRAY", BPF_MAP_TYPE_ARRAY, sizeof(uint32_t), sizeof(Board), 1, BPF_F_MMAPABLE)
-        places.ring_fd = _map(made, "RINGBUF", BPF_MAP_TYPE_RINGBUF, 0, 0, KECHO_FLOW_RING_BYTES, 0)
+        places.reports_fd = _map(
+            made, "RINGBUF", BPF_MAP_TYPE_RINGBUF, 0, 0, KECHO_FLOW_REPORTS_BYTES, 0)
         _attach(&places)
         made.append(_load_filter(&places))
     except BaseException:

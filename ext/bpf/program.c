@@ -256,7 +256,7 @@ static void write_echo(struct writer *w, const struct kecho_program_places *plac
 }
 
 static void write_output(struct writer *w, const struct kecho_program_places *places) {
-    MAP(R(1), places->ring_fd);
+    MAP(R(1), places->reports_fd);
     MOVE(R(2), FLOW);
     ADD_NUMBER(R(2), OF_FLOW(token));
     SET(R(3), sizeof(((struct kecho_flow *)0)->token));
@@ -265,9 +265,9 @@ static void write_output(struct writer *w, const struct kecho_program_places *pl
     CALL(ringbuf_output);
 }
 
-/* Tells user space of the flow; r0 = 0 if the ring had room. If not, there may be no later skb to
- * try it with: `untold` has user space look at every flow, when it has read what fills the ring.
- * Tried again after that, since all of it may have been read just before. */
+/* Tells user space of the flow; r0 = 0 if the reports had room. If not, there may be no later skb
+ * to try it with: `untold` has user space look at every flow, when it has read what fills the
+ * reports. Tried again after that, since all of it may have been read just before. */
 static void write_tell(struct writer *w, const struct kecho_program_places *places) {
     uint32_t told;
     write_output(w, places);

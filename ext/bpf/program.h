@@ -15,7 +15,7 @@ struct kecho_program_places {
     int32_t sockets_fd; /* SOCKHASH: cookie -> socket */
     int32_t flows_fd;   /* HASH: cookie -> struct kecho_flow */
     int32_t board_fd;   /* ARRAY of one struct kecho_flow_board */
-    int32_t ring_fd;    /* RINGBUF of tokens */
+    int32_t reports_fd; /* RINGBUF of tokens */
     /* In struct tcp_sock, and in struct sock, which it begins with. */
     int16_t bytes_acked, write_seq, snd_una, rcv_nxt, copied_seq;
     int16_t sk_sndbuf, sk_wmem_queued, sk_rcvbuf;

@@ -23,7 +23,7 @@ enum kecho_flow_mode {
 #define KECHO_PASSED_CHARGE_MOST (2u << 20) /* of small skbs not read */
 
 struct kecho_flow {
-    uint64_t token;      /* of user space: what the ring says when the mode changes */
+    uint64_t token;      /* of user space: what a report says when the mode changes */
     uint64_t redirected; /* bytes queued for sending, ever */
     uint64_t passed;     /* bytes left to user space, ever */
     /* The queue's charge is of two epochs: all of the one before is gone from the queue when the
@@ -48,14 +48,14 @@ struct kecho_flow_counters {
 
 struct kecho_flow_board {
     uint64_t charge_most; /* written by user space, read by the program */
-    uint64_t untold; /* flows for which the ring had no room; from here on the other way round */
+    uint64_t untold; /* flows for which the reports had no room; from here on the other way round */
     uint64_t unused[6];
     struct kecho_flow_counters cpus[KECHO_FLOW_CPUS];
 };
 
 _Static_assert(sizeof(struct kecho_flow_counters) == 64, "a cache line for each CPU");
 
-#define KECHO_FLOW_RING_BYTES (256u << 10)
+#define KECHO_FLOW_REPORTS_BYTES (256u << 10)
 
 /* token: which connection of which queue, of which generation. */
 #define KECHO_TOKEN_INDEX_BITS 22

@@ -9,7 +9,7 @@ cdef extern from "common/flows.h" nogil:
 
     const uint32_t KECHO_FLOW_CHARGE_MOST
     const uint32_t KECHO_FLOW_CHARGE_LEAST
-    const uint32_t KECHO_FLOW_RING_BYTES
+    const uint32_t KECHO_FLOW_REPORTS_BYTES
     const uint32_t KECHO_FLOW_CPUS
 
     ctypedef struct Flow "struct kecho_flow":

@@ -8,8 +8,8 @@ for a few instructions; whoever holds it may try to own a connection, but waits 
 from common.atomics cimport atomic_u32_load_relaxed, atomic_u32_store_relaxed
 from engine.counters cimport count
 from engine.layout cimport (
-    CONNECTION_BUSY, CONNECTION_FINISHING, CONNECTION_IN_KERNEL, CONNECTION_WAITED, KECHO_SLAB_END,
-    LOOK_AT_BUSY, LOOK_AT_FINISHING, LOOK_AT_FLOW, LOOK_AT_NEITHER, LOOK_AT_WAITING, Connection,
+    CONNECTION_FINISHING, CONNECTION_HELD, CONNECTION_IN_KERNEL, CONNECTION_WAITED, KECHO_SLAB_END,
+    LOOK_AT_FINISHING, LOOK_AT_FLOW, LOOK_AT_HELD, LOOK_AT_NEITHER, LOOK_AT_WAITING, Connection,
     Control, Queue, Worker,
 )
 from engine.slab cimport ownership_try, slab_get
@@ -27,7 +27,7 @@ from libc.string cimport memcpy
 cdef inline int waiting_init(Queue* queue) noexcept nogil:
     queue.waiting_head = queue.waiting_tail = KECHO_SLAB_END
     queue.waiting_bytes = 0
-    queue.waiting_count = queue.finishing = queue.busy = 0
+    queue.waiting_count = queue.finishing = queue.held = 0
     return -pthread_mutex_init(&queue.waiting_lock, NULL)
 
 
@@ -59,21 +59,21 @@ cdef inline void _unlink(Queue* queue, Connection* connection) noexcept nogil:
 # ---- by the worker that owns the connection -----------------------------------------------------
 
 cdef inline void waiting_begin(Queue* queue, Connection* connection) noexcept nogil:
-    """`pending` has been filled, or CONNECTION_BUSY set."""
-    cdef bint is_busy = connection.flags & CONNECTION_BUSY != 0
+    """`pending` has been filled, or CONNECTION_HELD set."""
+    cdef bint is_held = connection.flags & CONNECTION_HELD != 0
     cdef uint32_t mark = LOOK_AT_WAITING
     if connection.flags & CONNECTION_FINISHING:
         mark = LOOK_AT_FINISHING
-    elif is_busy:
-        mark = LOOK_AT_BUSY
+    elif is_held:
+        mark = LOOK_AT_HELD
     pthread_mutex_lock(&queue.waiting_lock)
     atomic_u32_store_relaxed(&connection.to_look_at, mark)
     _append(queue, connection)
     queue.waiting_bytes += connection.pending_end
     queue.waiting_count += 1
     queue.finishing += mark == LOOK_AT_FINISHING
-    if is_busy:
-        atomic_u32_store_relaxed(&queue.busy, queue.busy + 1)
+    if is_held:
+        atomic_u32_store_relaxed(&queue.held, queue.held + 1)
     pthread_mutex_unlock(&queue.waiting_lock)
 
 
@@ -88,7 +88,7 @@ cdef inline void waiting_progress(Queue* queue, Connection* connection) noexcept
 cdef inline void waiting_end(
     Queue* queue, Connection* connection, uint32_t now_ms,
 ) noexcept nogil:
-    """`pending` is about to be freed, or CONNECTION_BUSY to be taken away."""
+    """`pending` is about to be freed, or CONNECTION_HELD to be taken away."""
     atomic_u32_store_relaxed(
         &connection.to_look_at,
         LOOK_AT_FLOW if connection.flags & CONNECTION_IN_KERNEL else LOOK_AT_NEITHER)
@@ -97,8 +97,8 @@ cdef inline void waiting_end(
     queue.waiting_bytes -= connection.pending_end
     queue.waiting_count -= 1
     queue.finishing -= connection.flags & CONNECTION_FINISHING != 0
-    if connection.flags & CONNECTION_BUSY:
-        atomic_u32_store_relaxed(&queue.busy, queue.busy - 1)
+    if connection.flags & CONNECTION_HELD:
+        atomic_u32_store_relaxed(&queue.held, queue.held - 1)
     pthread_mutex_unlock(&queue.waiting_lock)
     connection.waited_until_ms = now_ms
 
@@ -109,7 +109,7 @@ cdef inline bint waiting_is_over(Queue* queue, Control* control) noexcept nogil:
     cdef bint is_over
     pthread_mutex_lock(&queue.waiting_lock)
     is_over = queue.waiting_bytes > control.queue_buffer_bytes and (
-        queue.waiting_count - queue.finishing > 1 or queue.busy > queue.finishing)
+        queue.waiting_count - queue.finishing > 1 or queue.held > queue.finishing)
     pthread_mutex_unlock(&queue.waiting_lock)
     return is_over
 
@@ -134,7 +134,7 @@ cdef inline Connection* waiting_claim_slowest(Queue* queue) noexcept nogil:
 cdef inline void waiting_look_at(
     Queue* queue, Connection* connection, uint32_t at_ms, uint32_t held_bytes,
 ) noexcept nogil:
-    """Of one that is CONNECTION_BUSY: when to look at it, and what the kernel holds of it now."""
+    """Of one that is CONNECTION_HELD: when to look at it, and what the kernel holds of it now."""
     pthread_mutex_lock(&queue.waiting_lock)
     connection.look_at_ms = at_ms
     queue.waiting_bytes += held_bytes
@@ -206,7 +206,7 @@ cdef inline void note_untaken(Connection* connection, uint32_t now_ms) noexcept 
 cdef inline bint is_marked_waiting(Connection* connection) noexcept nogil:
     """For those who do not own it; true of a connection that was waiting a moment ago."""
     cdef uint32_t what = atomic_u32_load_relaxed(&connection.to_look_at)
-    return what == LOOK_AT_WAITING or what == LOOK_AT_BUSY or what == LOOK_AT_FINISHING
+    return what == LOOK_AT_WAITING or what == LOOK_AT_HELD or what == LOOK_AT_FINISHING
 
 
 cdef inline bint is_marked_flow(Connection* connection) noexcept nogil:
@@ -219,7 +219,7 @@ cdef inline bint is_marked_flow(Connection* connection) noexcept nogil:
 cdef inline uint32_t untaken(Connection* connection) noexcept nogil:
     """A figure that changes when the client takes something."""
     cdef Look look
-    if connection.flags & (CONNECTION_BUSY | CONNECTION_FINISHING) != CONNECTION_BUSY:
+    if connection.flags & (CONNECTION_HELD | CONNECTION_FINISHING) != CONNECTION_HELD:
         return unread_bytes(connection)
     if flow_look(connection, &look) < 0:
         return connection.unread_bytes

@@ -11,11 +11,11 @@ from engine.accepting.peers cimport peer_leaves
 from engine.backpressure cimport free_pending
 from engine.counters cimport count_closed, count_error
 from engine.epoll.arm cimport connection_arm
-from engine.held cimport busy_end
+from engine.held cimport held_end
 from engine.io_uring.ring cimport uring_let_go
 from engine.layout cimport (
     CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_IDLE, CLOSE_RESET, CLOSE_TIMED_OUT,
-    CONNECTION_BUSY, CONNECTION_IN_KERNEL, CONNECTION_IN_RING, CONNECTION_PASSED, ERROR_EPOLL,
+    CONNECTION_HELD, CONNECTION_IN_KERNEL, CONNECTION_IN_RING, CONNECTION_PASSED, ERROR_EPOLL,
     ERROR_MEMORY, KECHO_NO_PEER, LOOK_AT_NEITHER, Connection, Worker,
 )
 from engine.slab cimport ownership_release, slab_give_back
@@ -86,12 +86,12 @@ cdef inline void connection_close(
     everything that a flow has received is known to have been handed back."""
     cdef int fd = connection.fd
     cdef bint is_whole = (
-        connection.pending == NULL and not connection.flags & CONNECTION_BUSY
+        connection.pending == NULL and not connection.flags & CONNECTION_HELD
         and (reason == CLOSE_EOF or reason == CLOSE_IDLE or reason == CLOSE_DRAINED))
     if connection.pending != NULL:
         free_pending(worker, connection)
-    if connection.flags & CONNECTION_BUSY:
-        busy_end(worker, connection)
+    if connection.flags & CONNECTION_HELD:
+        held_end(worker, connection)
     if connection.flags & (CONNECTION_IN_KERNEL | CONNECTION_PASSED):
         is_whole = _end_flow(worker, connection, is_whole, reason)
     if connection.flags & CONNECTION_IN_RING:

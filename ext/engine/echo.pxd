@@ -13,10 +13,10 @@ from engine.epoll.arm cimport connection_arm
 from engine.epoll.streams cimport stream_keep, stream_take
 from engine.eviction cimport evict_slowest
 from engine.finishing cimport connection_finish, finishing_serve
-from engine.held cimport busy_begin, busy_end
+from engine.held cimport held_begin, held_end
 from engine.layout cimport (
-    CLOSE_DRAINED, CLOSE_EOF, CLOSE_EVICTED, CONNECTION_ARMED_WRITE, CONNECTION_BUSY,
-    CONNECTION_FINISHING, CONNECTION_IN_KERNEL, CONNECTION_PASSED, CONNECTION_READ_TO_END,
+    CLOSE_DRAINED, CLOSE_EOF, CLOSE_EVICTED, CONNECTION_ARMED_WRITE, CONNECTION_FINISHING,
+    CONNECTION_HELD, CONNECTION_IN_KERNEL, CONNECTION_PASSED, CONNECTION_READ_TO_END,
     CONNECTION_REGISTERED, CONNECTION_SILENT, CONNECTION_WAITED, ERROR_EPOLL, ERROR_RECV,
     ERROR_SEND, KECHO_BUFFER_BYTES, Connection, Worker,
 )
@@ -133,11 +133,11 @@ cdef inline Served connection_serve(
                 if result < 0:
                     return connection_fail(worker, connection, -result, ERROR_RECV)
                 if result == 0:
-                    busy_begin(worker, connection, KECHO_BUFFER_BYTES)
+                    held_begin(worker, connection, KECHO_BUFFER_BYTES)
                     break
-            busy_end(worker, connection)
+            held_end(worker, connection)
             return connection_finish(worker, connection, CLOSE_EOF)
-        busy_end(worker, connection)
+        held_end(worker, connection)
         count_by(&worker.counters.bytes_received, size)
         connection.flags &= ~<unsigned int>CONNECTION_SILENT
         atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
@@ -206,10 +206,10 @@ cdef inline void connection_settle(
                 connection_give_back(worker, connection)
             return
         if (worker.is_draining and connection.pending == NULL
-                and not connection.flags & CONNECTION_BUSY
+                and not connection.flags & CONNECTION_HELD
                 and not _is_awaited(worker, connection)):
             if connection.flags & CONNECTION_PASSED and not flow_is_whole(connection):
-                busy_begin(worker, connection, KECHO_BUFFER_BYTES)
+                held_begin(worker, connection, KECHO_BUFFER_BYTES)
             elif connection_finish(worker, connection, CLOSE_DRAINED) == SERVED_CLOSED:
                 return
         if ownership_release(connection):

@@ -27,7 +27,7 @@ from engine.layout cimport (
 from engine.sockmap.flow cimport (
     flows_are_open, flows_close, flows_disown, flows_open, flows_reset, flows_share,
 )
-from engine.sockmap.reports cimport ring_arm
+from engine.sockmap.reports cimport reports_arm
 from engine.worker cimport wake_everybody, worker_run
 from kernel.pthread cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
@@ -183,7 +183,7 @@ cdef class Engine:
             raise system_error(-result, call.decode())
         flows_share(control)
         for i in range(control.queue_count):
-            result = ring_arm(control, &control.queues[i])
+            result = reports_arm(control, &control.queues[i])
             if result < 0:
                 flows_disown(&control.flows)
                 raise system_error(-result, "epoll_ctl")

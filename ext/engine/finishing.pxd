@@ -16,9 +16,9 @@ from engine.connection cimport (
     SERVED_ALL, SERVED_CLOSED, Served, connection_close, connection_fail, flow_let_go,
 )
 from engine.epoll.arm cimport connection_arm
-from engine.held cimport busy_begin, busy_end, look_by
+from engine.held cimport held_begin, held_end, look_by
 from engine.layout cimport (
-    CLOSE_EOF, CLOSE_STALLED, CONNECTION_BUSY, CONNECTION_ENDED, CONNECTION_FINISHING,
+    CLOSE_EOF, CLOSE_STALLED, CONNECTION_ENDED, CONNECTION_FINISHING, CONNECTION_HELD,
     CONNECTION_REGISTERED, CONNECTION_UNIX, ERROR_EPOLL, ERROR_SEND, Connection, Worker,
 )
 from kernel.poll cimport POLLERR, poll, pollfd
@@ -53,7 +53,7 @@ cdef inline Served connection_finish(
     it, or keeps it until all is acknowledged. One that was kept is closed."""
     cdef uint32_t unread = 0
     cdef int result
-    if connection.pending == NULL and not connection.flags & (CONNECTION_UNIX | CONNECTION_BUSY):
+    if connection.pending == NULL and not connection.flags & (CONNECTION_UNIX | CONNECTION_HELD):
         unread = unread_bytes(connection)
     if unread == 0 or not flow_let_go(worker, connection, reason):
         connection_close(worker, connection, reason)
@@ -72,7 +72,7 @@ cdef inline Served connection_finish(
         connection_close(worker, connection, reason)
         return SERVED_CLOSED
     atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
-    busy_begin(worker, connection, 0)
+    held_begin(worker, connection, 0)
     # Before the client's own FIN (FIN_WAIT2), that ours was acknowledged is told as EPOLLOUT.
     if reason != CLOSE_EOF or not connection.flags & CONNECTION_REGISTERED:
         result = connection_arm(worker, connection, True)
@@ -83,7 +83,7 @@ cdef inline Served connection_finish(
 
 cdef inline void finishing_end(Worker* worker, Connection* connection) noexcept nogil:
     """Closes it with what its FIN was sent for."""
-    busy_end(worker, connection)
+    held_end(worker, connection)
     connection_close(worker, connection, <int>connection.finish_reason)
 
 

@@ -4,7 +4,7 @@ from common.atomics cimport (
     atomic_u32_load_relaxed, atomic_u64_load_relaxed, atomic_u64_store_relaxed,
 )
 from engine.backpressure cimport note_progress, waiting_begin, waiting_end, waiting_look_at
-from engine.layout cimport CONNECTION_BUSY, Connection, Worker
+from engine.layout cimport CONNECTION_HELD, Connection, Worker
 from engine.sockmap.flow cimport Look, flow_held_bytes, flow_look
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -27,27 +27,27 @@ cdef inline void look_by(Worker* worker, uint32_t at_ms) noexcept nogil:
         atomic_u64_store_relaxed(&worker.queue.next_look_ms, next_ms)
 
 
-cdef inline void busy_begin(
+cdef inline void held_begin(
     Worker* worker, Connection* connection, uint32_t held_bytes,
 ) noexcept nogil:
     """The kernel holds bytes that wait for the client to take others; nothing says when they have
     gone, so they are looked at."""
-    if connection.flags & CONNECTION_BUSY:
+    if connection.flags & CONNECTION_HELD:
         return
-    connection.flags |= CONNECTION_BUSY
+    connection.flags |= CONNECTION_HELD
     connection.held_bytes = held_bytes
     connection.look_at_ms = _look_again_ms(worker, connection)
     waiting_begin(worker.queue, connection)
     look_by(worker, connection.look_at_ms)
 
 
-cdef inline void busy_end(Worker* worker, Connection* connection) noexcept nogil:
-    if connection.flags & CONNECTION_BUSY:
+cdef inline void held_end(Worker* worker, Connection* connection) noexcept nogil:
+    if connection.flags & CONNECTION_HELD:
         waiting_end(worker.queue, connection, <uint32_t>worker.now_ms)
-        connection.flags &= ~<unsigned int>CONNECTION_BUSY
+        connection.flags &= ~<unsigned int>CONNECTION_HELD
 
 
-cdef inline void busy_note(Worker* worker, Connection* connection) noexcept nogil:
+cdef inline void held_look(Worker* worker, Connection* connection) noexcept nogil:
     """The kernel still holds bytes of it: whether the client has taken some, how many they are now,
     and when to look again. They may have become more: what is passed to a socket whose queue does
     not move, as when TCP lacks memory, is charged to nobody, up to its receive buffer. Of a client
@@ -62,7 +62,7 @@ cdef inline void busy_note(Worker* worker, Connection* connection) noexcept nogi
         if age_ms >= LOOK_AGAIN_MOST_MS or flow_held_bytes(&look) < held_bytes:
             held_bytes = flow_held_bytes(&look)
     if held_bytes == 0 and connection.held_bytes == 0:
-        busy_end(worker, connection)  # since the look before, its end would have been read
+        held_end(worker, connection)  # since the look before, its end would have been read
         return
     waiting_look_at(worker.queue, connection, _look_again_ms(worker, connection), held_bytes)
     look_by(worker, connection.look_at_ms)

@@ -37,7 +37,7 @@ enum kecho_connection_flag {
     CONNECTION_SILENT = 8,      /* nothing has been received yet */
     CONNECTION_IN_KERNEL = 16,  /* a flow: the kernel echoes it, nothing is read here */
     CONNECTION_PASSED = 32,     /* a flow that was handed over: what is read was redirected to us */
-    CONNECTION_BUSY = 64,       /* to be looked at: a flow of which the kernel holds bytes that are
+    CONNECTION_HELD = 64,       /* to be looked at: a flow of which the kernel holds bytes that are
                                    to be sent, or one that is FINISHING */
     CONNECTION_IN_RING = 128,   /* its worker's ring receives for it; it is in no epoll set */
     CONNECTION_SENDING = 256,   /* the ring has been given a chunk of it to send */
@@ -55,13 +55,13 @@ struct kecho_connection {
     uint8_t *pending;   /* what the kernel would not take yet; NULL unless backpressured */
     union {
         uint32_t pending_begin; /* [begin, end) of `pending`, bytes */
-        uint32_t look_at_ms;    /* BUSY: when to ask the kernel again, low 32 bits of the clock */
+        uint32_t look_at_ms;    /* HELD: when to ask the kernel again, low 32 bits of the clock */
         uint32_t
             first_chunk; /* IN_RING: received and to be sent, in this order; or KECHO_NO_CHUNK */
     };
     union {
         uint32_t pending_end;
-        uint32_t held_bytes; /* BUSY: what the kernel holds, at most */
+        uint32_t held_bytes; /* HELD: what the kernel holds, at most */
         uint32_t last_chunk; /* IN_RING: of those */
     };
     int32_t fd;
@@ -89,7 +89,7 @@ struct kecho_connection {
 enum kecho_to_look_at {
     LOOK_AT_NEITHER = 0,
     LOOK_AT_WAITING,   /* `pending` is not NULL: in the queue's list */
-    LOOK_AT_BUSY,      /* CONNECTION_BUSY: in that list, too */
+    LOOK_AT_HELD,      /* CONNECTION_HELD: in that list, too */
     LOOK_AT_FINISHING, /* CONNECTION_FINISHING: likewise, but never evicted */
     LOOK_AT_FLOW       /* CONNECTION_IN_KERNEL, and not in it: nobody here sees its bytes move */
 };
@@ -152,7 +152,7 @@ struct kecho_queue {
     uint64_t waiting_bytes; /* of all their `pending` */
     uint32_t waiting_count;
     uint32_t finishing;    /* how many of them are CONNECTION_FINISHING */
-    uint32_t busy;         /* how many of them are CONNECTION_BUSY; atomic to read without it */
+    uint32_t held;         /* how many of them are CONNECTION_HELD; atomic to read without it */
     uint64_t next_look_ms; /* atomic: when the next look at those is due */
 };
 
@@ -192,14 +192,14 @@ struct kecho_flows {
     int32_t sockets_fd;
     int32_t flows_fd;
     int32_t board_fd;
-    int32_t ring_fd;
+    int32_t reports_fd;
     int32_t filter_fd;
     struct kecho_flow_board *board; /* mapped */
-    uint64_t *consumed;             /* mapped: bytes of the ring that were read, ever; atomic */
-    const uint64_t *produced;       /* mapped: bytes of the ring that were written, ever; atomic */
-    const uint8_t *records;         /* mapped, twice in a row */
-    pthread_mutex_t ring_lock;      /* guards the ring */
-    uint64_t untold_seen;           /* of the board's `untold`; guarded by ring_lock */
+    uint64_t *consumed;             /* mapped: bytes of the reports that were read, ever; atomic */
+    const uint64_t *produced;     /* mapped: bytes of the reports that were written, ever; atomic */
+    const uint8_t *records;       /* mapped, twice in a row */
+    pthread_mutex_t reports_lock; /* guards reading them */
+    uint64_t untold_seen;         /* of the board's `untold`; guarded by reports_lock */
 };
 
 /* ---- control: what all the threads of an engine look at ---------------------------------- */

@@ -21,7 +21,7 @@ cdef extern from "engine/layout.h" nogil:
         CONNECTION_SILENT
         CONNECTION_IN_KERNEL
         CONNECTION_PASSED
-        CONNECTION_BUSY
+        CONNECTION_HELD
         CONNECTION_IN_RING
         CONNECTION_SENDING
         CONNECTION_ENDED
@@ -35,7 +35,7 @@ cdef extern from "engine/layout.h" nogil:
     enum:
         LOOK_AT_NEITHER
         LOOK_AT_WAITING
-        LOOK_AT_BUSY
+        LOOK_AT_HELD
         LOOK_AT_FINISHING
         LOOK_AT_FLOW
 
@@ -136,7 +136,7 @@ cdef extern from "engine/layout.h" nogil:
         uint64_t waiting_bytes
         uint32_t waiting_count
         uint32_t finishing
-        uint32_t busy
+        uint32_t held
         uint64_t next_look_ms
 
     ctypedef struct Peer "struct kecho_peer":
@@ -167,13 +167,13 @@ cdef extern from "engine/layout.h" nogil:
         int32_t sockets_fd
         int32_t flows_fd
         int32_t board_fd
-        int32_t ring_fd
+        int32_t reports_fd
         int32_t filter_fd
         Board* board
         uint64_t* consumed
         const uint64_t* produced
         const uint8_t* records
-        pthread_mutex_t ring_lock
+        pthread_mutex_t reports_lock
         uint64_t untold_seen
 
     ctypedef struct Control "struct kecho_control":

@@ -12,10 +12,10 @@ from engine.connection cimport SERVED_CLOSED, Served, connection_close, has_rest
 from engine.echo cimport READS_PER_TURN, connection_serve, connection_settle
 from engine.eviction cimport evict_slowest
 from engine.finishing cimport connection_finish, finishing_note
-from engine.held cimport busy_note, look_by
+from engine.held cimport held_look, look_by
 from engine.io_uring.served cimport in_ring_close_overdue
 from engine.layout cimport (
-    CLOSE_IDLE, CLOSE_STALLED, CONNECTION_BUSY, CONNECTION_ENDED, CONNECTION_FINISHING,
+    CLOSE_IDLE, CLOSE_STALLED, CONNECTION_ENDED, CONNECTION_FINISHING, CONNECTION_HELD,
     CONNECTION_IN_KERNEL, CONNECTION_IN_RING, Connection, Control, Queue, Worker,
 )
 from engine.slab cimport ownership_release, ownership_try, slab_get, slab_high_water
@@ -52,7 +52,7 @@ cdef inline int until_timer_ms(Worker* worker) noexcept nogil:
         sweep_ms = atomic_u64_load_relaxed(&worker.queue.next_sweep_ms)
         if due_ms == 0 or sweep_ms < due_ms:
             due_ms = sweep_ms
-    if atomic_u32_load_relaxed(&worker.queue.busy) != 0:
+    if atomic_u32_load_relaxed(&worker.queue.held) != 0:
         look_ms = atomic_u64_load_relaxed(&worker.queue.next_look_ms)
         if due_ms == 0 or look_ms < due_ms:
             due_ms = look_ms
@@ -89,7 +89,7 @@ cdef inline int _why_overdue(Worker* worker, Connection* connection) noexcept no
         return -1  # it has a limit of its own, and is looked at
     if connection.flags & CONNECTION_IN_KERNEL:
         in_kernel_note(worker, connection)
-    if connection.pending != NULL or connection.flags & CONNECTION_BUSY:
+    if connection.pending != NULL or connection.flags & CONNECTION_HELD:
         if untaken(connection) != connection.unread_bytes:
             note_progress(worker, connection)
         elif has_rested(worker, connection, control.write_timeout_ms):
@@ -130,18 +130,18 @@ cdef inline void _look_at(Worker* worker, Connection* connection) noexcept nogil
     cdef Served served = connection_serve(worker, connection, READS_PER_TURN)
     if served != SERVED_CLOSED and connection.flags & CONNECTION_FINISHING:
         finishing_note(worker, connection)
-    elif served != SERVED_CLOSED and connection.flags & CONNECTION_BUSY:
-        busy_note(worker, connection)
+    elif served != SERVED_CLOSED and connection.flags & CONNECTION_HELD:
+        held_look(worker, connection)
     connection_settle(worker, connection, served)
 
 
-cdef inline void look_at_busy(Worker* worker) noexcept nogil:
+cdef inline void look_at_held(Worker* worker) noexcept nogil:
     cdef Connection* due[LOOKS_PER_ROUND]
     cdef Queue* queue = worker.queue
     cdef uint64_t due_ms = atomic_u64_load_relaxed(&queue.next_look_ms)
     cdef uint32_t next_ms = NEXT_LOOK_MOST_MS
     cdef int count, i
-    if (atomic_u32_load_relaxed(&queue.busy) == 0 or worker.now_ms < due_ms
+    if (atomic_u32_load_relaxed(&queue.held) == 0 or worker.now_ms < due_ms
             or not atomic_u64_swap_acquire(
                 &queue.next_look_ms, due_ms, worker.now_ms + NEXT_LOOK_MOST_MS)):
         return
@@ -155,7 +155,7 @@ cdef inline void look_at_busy(Worker* worker) noexcept nogil:
 
 cdef inline void run_timers(Worker* worker) noexcept nogil:
     cdef uint64_t due_ms, interval_ms = _sweep_interval_ms(worker.control)
-    look_at_busy(worker)
+    look_at_held(worker)
     if worker.resume_at_ms != 0 and worker.now_ms >= worker.resume_at_ms:
         worker.resume_at_ms = 0
         listeners_resume(worker)

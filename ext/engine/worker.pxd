@@ -7,7 +7,7 @@ from common.atomics cimport (
 from common.life cimport PHASE_DRAINING, PHASE_RUNNING, PHASE_STOPPING
 from engine.accepting.accept cimport accept_turn
 from engine.accepting.closing cimport close_listeners_at_last, empty_listeners
-from engine.accepting.listener cimport RESUME_AFTER_MS, TOKEN_LISTENERS, TOKEN_RING, TOKEN_WAKE
+from engine.accepting.listener cimport RESUME_AFTER_MS, TOKEN_LISTENERS, TOKEN_REPORTS, TOKEN_WAKE
 from engine.connection cimport SERVED_MORE, Served, connection_close, connection_give_back
 from engine.echo cimport (
     GREETING_MS, READS_PER_TURN, connection_serve, connection_settle, streams_give_back,
@@ -24,8 +24,8 @@ from engine.layout cimport (
 from engine.slab cimport (
     CLAIM_WON, ownership_claim, ownership_try, slab_get, slab_high_water, slab_in_use,
 )
-from engine.sockmap.reports cimport ring_read
-from engine.timers cimport look_at_busy, run_timers, until_timer_ms
+from engine.sockmap.reports cimport reports_read
+from engine.timers cimport look_at_held, run_timers, until_timer_ms
 from kernel.clock cimport clock_now_ms
 from kernel.epoll cimport EPOLLERR, EPOLLHUP, EPOLLPRI, EPOLLRDHUP, epoll_event
 from kernel.eventfd cimport eventfd_write
@@ -80,8 +80,8 @@ cdef inline void _serve_event(Worker* worker, epoll_event* event) noexcept nogil
             wake(worker.queue)
             sched_yield()
         return
-    if token == TOKEN_RING:
-        ring_read(worker.control)
+    if token == TOKEN_REPORTS:
+        reports_read(worker.control)
         return
     if token >= TOKEN_LISTENERS:
         if not worker.is_draining:
@@ -199,12 +199,12 @@ cdef inline void _drain(Worker* worker) noexcept nogil:
         if worker.now_ms >= deadline_ms:
             break
         wait_ms = min(deadline_ms - worker.now_ms, <uint64_t>DRAIN_LOOK_MS)
-        if atomic_u32_load_relaxed(&worker.queue.busy) != 0:
+        if atomic_u32_load_relaxed(&worker.queue.held) != 0:
             look_ms = atomic_u64_load_relaxed(&worker.queue.next_look_ms)
             wait_ms = min(wait_ms, look_ms - worker.now_ms if look_ms > worker.now_ms else 0)
         if _round(worker, <int>wait_ms) < 0:
             break
-        look_at_busy(worker)
+        look_at_held(worker)
 
 
 # ---- the seam ---------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from support.server_process import ServerProcess
 needs_flow_records = pytest.mark.skipif(
     not is_root() or SYS_BPF < 0, reason="takes root, and the number of bpf(2)"
 )
-RING_RECORDS = (256 << 10) // 16  # KECHO_FLOW_RING_BYTES by a header and a token
+RING_RECORDS = (256 << 10) // 16  # KECHO_FLOW_REPORTS_BYTES by a header and a token
 
 
 # ---- the kernel echoes ------------------------------------------------------------------------

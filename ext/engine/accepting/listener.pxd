@@ -35,7 +35,7 @@ cdef enum:
 # What an event's data holds in its low half: a connection's index, or one of these.
 cdef enum:
     TOKEN_WAKE = 0xFFFFFFFFu
-    TOKEN_RING = 0xFFFEFFFFu
+    TOKEN_REPORTS = 0xFFFEFFFFu
     TOKEN_LISTENERS = 0xFFFF0000u  # plus the listener's number
 
 

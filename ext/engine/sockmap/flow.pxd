@@ -13,7 +13,7 @@ from common.atomics cimport (
 )
 from common.flows cimport (
     FLOW_BROKEN, FLOW_ECHOED, KECHO_FLOW_CHARGE_LEAST, KECHO_FLOW_CHARGE_MOST,
-    KECHO_FLOW_RING_BYTES, Board, Flow, kecho_token,
+    KECHO_FLOW_REPORTS_BYTES, Board, Flow, kecho_token,
 )
 from engine.layout cimport Connection, Control, Flows
 from engine.slab cimport ownership_generation
@@ -53,7 +53,7 @@ cdef struct Look:
 
 cdef inline void flows_reset(Flows* flows) noexcept nogil:
     memset(flows, 0, sizeof(Flows))
-    flows.sockets_fd = flows.flows_fd = flows.board_fd = flows.ring_fd = flows.filter_fd = -1
+    flows.sockets_fd = flows.flows_fd = flows.board_fd = flows.reports_fd = flows.filter_fd = -1
 
 
 cdef inline int flows_open(Flows* flows, int* fds, const char** call) noexcept nogil:
@@ -72,15 +72,15 @@ cdef inline int flows_open(Flows* flows, int* fds, const char** call) noexcept n
         return -errno
     flows.consumed = <uint64_t*>memory
     memory = mmap(
-        NULL, page + 2 * KECHO_FLOW_RING_BYTES, PROT_READ, MAP_SHARED, fds[3], <long>page)
+        NULL, page + 2 * KECHO_FLOW_REPORTS_BYTES, PROT_READ, MAP_SHARED, fds[3], <long>page)
     if memory == MAP_FAILED:
         return -errno
     flows.produced = <const uint64_t*>memory
     flows.records = <const uint8_t*>memory + page
     call[0] = "pthread_mutex_init"
-    if pthread_mutex_init(&flows.ring_lock, NULL) != 0:
+    if pthread_mutex_init(&flows.reports_lock, NULL) != 0:
         return -errno
-    flows.sockets_fd, flows.flows_fd, flows.board_fd, flows.ring_fd = (
+    flows.sockets_fd, flows.flows_fd, flows.board_fd, flows.reports_fd = (
         fds[0], fds[1], fds[2], fds[3])
     flows.filter_fd = fds[4]
     return 0
@@ -97,14 +97,14 @@ cdef inline void flows_close(Flows* flows) noexcept nogil:
     if flows.consumed != NULL:
         munmap(flows.consumed, page)
     if flows.produced != NULL:
-        munmap(<void*>flows.produced, page + 2 * KECHO_FLOW_RING_BYTES)
+        munmap(<void*>flows.produced, page + 2 * KECHO_FLOW_REPORTS_BYTES)
     # All zero where a constructor refused its arguments before flows_reset(): that is nobody's 0.
     if flows.produced != NULL and flows.sockets_fd >= 0:
-        pthread_mutex_destroy(&flows.ring_lock)
+        pthread_mutex_destroy(&flows.reports_lock)
         close(flows.sockets_fd)
         close(flows.flows_fd)
         close(flows.board_fd)
-        close(flows.ring_fd)
+        close(flows.reports_fd)
         close(flows.filter_fd)
     flows_reset(flows)
 
@@ -112,7 +112,7 @@ cdef inline void flows_close(Flows* flows) noexcept nogil:
 cdef inline void flows_disown(Flows* flows) noexcept nogil:
     """Gives the descriptors back to whom they were taken from."""
     flows.sockets_fd = -1
-    pthread_mutex_destroy(&flows.ring_lock)
+    pthread_mutex_destroy(&flows.reports_lock)
 
 
 cdef inline uint64_t _share_bytes(Control* control, uint32_t active) noexcept nogil:
@@ -141,17 +141,17 @@ cdef inline void flows_share(Control* control) noexcept nogil:
 
 
 cdef inline uint64_t flows_next(Flows* flows, bint* is_one) noexcept nogil:
-    """The next token in the ring, if there is one. Called with its lock held."""
+    """The next token of the reports, if there is one. Called with its lock held."""
     cdef uint64_t at = atomic_u64_load_relaxed(flows.consumed)
     cdef const uint8_t* record
     cdef uint32_t header
     cdef uint64_t token
     is_one[0] = False
     while at != atomic_u64_load_acquire(flows.produced):
-        record = flows.records + at % KECHO_FLOW_RING_BYTES
+        record = flows.records + at % KECHO_FLOW_REPORTS_BYTES
         header = atomic_u32_load_relaxed(<const uint32_t*>record)
         if header & BPF_RINGBUF_BUSY_BIT:
-            break  # being written: the ring reports it again
+            break  # being written: epoll reports it again
         token = (<const uint64_t*>(record + BPF_RINGBUF_HDR_SZ))[0]
         at += BPF_RINGBUF_HDR_SZ + sizeof(token)
         atomic_u64_store_release(flows.consumed, at)
@@ -162,7 +162,7 @@ cdef inline uint64_t flows_next(Flows* flows, bint* is_one) noexcept nogil:
 
 
 cdef inline bint flows_are_untold(Flows* flows) noexcept nogil:
-    """The ring had no room for some, until what has just been read of it. Called with its lock
+    """The reports had no room for some, until what has just been read. Called with their lock
     held."""
     cdef uint64_t untold = atomic_u64_load_relaxed(&flows.board.untold)
     if untold == flows.untold_seen:

@@ -1,9 +1,9 @@
-"""The ring in which the kernel's program says that a flow has changed its mode. It is in every
+"""The reports of the kernel's program: which flow has changed its mode. They are in every
 queue's epoll set; whoever reads it has the connection reported to the queue that it belongs to."""
 from common.flows cimport (
     FLOW_BROKEN, FLOW_ECHOED, Flow, kecho_token_generation, kecho_token_index, kecho_token_queue,
 )
-from engine.accepting.listener cimport TOKEN_RING
+from engine.accepting.listener cimport TOKEN_REPORTS
 from engine.layout cimport CONNECTION_ARMED_WRITE, Connection, Control, Queue
 from engine.slab cimport (
     CLAIM_WON, ownership_claim, ownership_generation, ownership_release, slab_get, slab_high_water,
@@ -18,14 +18,14 @@ from libc.errno cimport errno
 from libc.stdint cimport uint32_t, uint64_t
 
 
-cdef inline int ring_arm(Control* control, Queue* queue) noexcept nogil:
+cdef inline int reports_arm(Control* control, Queue* queue) noexcept nogil:
     """Returns 0 or -errno."""
     cdef epoll_event event
     event.events = EPOLLIN | EPOLLET
     if control.queue_count > 1:
         event.events |= EPOLLEXCLUSIVE
-    event.data.u64 = TOKEN_RING
-    if epoll_ctl(queue.epoll_fd, EPOLL_CTL_ADD, control.flows.ring_fd, &event) < 0:
+    event.data.u64 = TOKEN_REPORTS
+    if epoll_ctl(queue.epoll_fd, EPOLL_CTL_ADD, control.flows.reports_fd, &event) < 0:
         return -errno
     return 0
 
@@ -81,16 +81,16 @@ cdef inline void _report_untold(Control* control) noexcept nogil:
             _report(control, queue, index, ownership_generation(connection))
 
 
-cdef inline void ring_read(Control* control) noexcept nogil:
+cdef inline void reports_read(Control* control) noexcept nogil:
     cdef uint64_t token
     cdef uint32_t queue
     cdef bint is_one = True, are_untold = False
     while is_one:
-        pthread_mutex_lock(&control.flows.ring_lock)
+        pthread_mutex_lock(&control.flows.reports_lock)
         token = flows_next(&control.flows, &is_one)
         if not is_one:
             are_untold = flows_are_untold(&control.flows)
-        pthread_mutex_unlock(&control.flows.ring_lock)
+        pthread_mutex_unlock(&control.flows.reports_lock)
         queue = kecho_token_queue(token)
         if is_one and queue < control.queue_count:
             _report(

@@ -12,9 +12,9 @@ from engine.counters cimport count
 from engine.epoll.arm cimport connection_arm
 from engine.eviction cimport evict_slowest
 from engine.finishing cimport connection_finish
-from engine.held cimport busy_begin, busy_end
+from engine.held cimport held_begin, held_end
 from engine.layout cimport (
-    CLOSE_DRAINED, CLOSE_EOF, CLOSE_EVICTED, CONNECTION_BUSY, CONNECTION_IN_KERNEL,
+    CLOSE_DRAINED, CLOSE_EOF, CLOSE_EVICTED, CONNECTION_HELD, CONNECTION_IN_KERNEL,
     CONNECTION_PASSED, CONNECTION_SILENT, CONNECTION_WAITED, ERROR_EPOLL, ERROR_RECV, LOOK_AT_FLOW,
     LOOK_AT_NEITHER, Connection, Worker,
 )
@@ -48,11 +48,11 @@ cdef inline Served _take_over(Worker* worker, Connection* connection) noexcept n
     Until the kernel has sent the rest, the connection stands among those whose client does not
     read."""
     cdef uint64_t most = atomic_u64_load_relaxed(&worker.control.flows.board.charge_most)
-    busy_end(worker, connection)
+    held_end(worker, connection)
     _in_kernel_end(connection)
     connection.flags |= CONNECTION_PASSED | CONNECTION_WAITED
     count(&worker.counters.backpressure)
-    busy_begin(worker, connection, <uint32_t>most)
+    held_begin(worker, connection, <uint32_t>most)
     if not evict_slowest(worker):
         connection_close(worker, connection, CLOSE_EVICTED)
         return SERVED_CLOSED
@@ -63,7 +63,7 @@ cdef inline Served _take_back(Worker* worker, Connection* connection) noexcept n
     """In a drain, everything having been handed back: what still comes is answered here. Who has
     sent something this very moment is reset, as one is whose bytes are not read any more."""
     cdef bint is_whole = flow_leave(worker.control, connection)
-    busy_end(worker, connection)
+    held_end(worker, connection)
     if not is_whole:
         connection_close(worker, connection, CLOSE_DRAINED)
         return SERVED_CLOSED
@@ -80,7 +80,7 @@ cdef inline void _note_movement(
     cdef uint32_t age_ms = now_ms - atomic_u32_load_relaxed(&connection.last_active_ms)
     if look.received > 0:
         connection.flags &= ~<unsigned int>CONNECTION_SILENT
-    if connection.flags & CONNECTION_BUSY:
+    if connection.flags & CONNECTION_HELD:
         if look.acknowledged != connection.unread_bytes:
             note_progress(worker, connection)
         return
@@ -96,11 +96,11 @@ cdef inline bint _note_held(
     """Whether the kernel holds bytes of it."""
     cdef uint32_t held_bytes = flow_held_bytes(look)
     if held_bytes == 0:
-        busy_end(worker, connection)
+        held_end(worker, connection)
         return False
-    if not connection.flags & CONNECTION_BUSY:
+    if not connection.flags & CONNECTION_HELD:
         connection.unread_bytes = look.acknowledged
-    busy_begin(worker, connection, held_bytes)
+    held_begin(worker, connection, held_bytes)
     return True
 
 
