@@ -37,10 +37,10 @@ PEER_CFLAGS ?= -O2 -g -std=gnu11 -Wall -Wextra -pthread
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 RELEASE := build/release/.built
-NATIVE := setup.py $(wildcard $(foreach d,ext ext/* ext/*/*,$(d)/*.pyx $(d)/*.pxd $(d)/*.c $(d)/*.h))
+NATIVE := setup.py $(wildcard $(foreach d,ext ext/* ext/*/*,$(d)/*.pyx $(d)/*.pxd $(d)/*.pxi $(d)/*.c $(d)/*.h))
 PEERS := $(patsubst benchmarks/%.c,build/%,$(wildcard benchmarks/peers/*.c))
 C_STYLE := $(filter %.c %.h,$(NATIVE)) $(wildcard benchmarks/*.[ch] benchmarks/*/*.[ch] benchmarks/*/*/*.[ch] tests/*/*/*.[ch])
-CYTHON_STYLE := $(filter %.pyx %.pxd,$(NATIVE)) $(wildcard tests/sanitizers/*.pyx)
+CYTHON_STYLE := $(filter %.pyx %.pxd %.pxi,$(NATIVE)) $(wildcard tests/sanitizers/*.pyx)
 PYTHON_STYLE := setup.py $(wildcard kecho tests benchmarks)
 
 # $(call requirements,KEY...) reads lists of requirements from pyproject.toml, so

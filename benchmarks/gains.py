@@ -87,15 +87,19 @@ VARIANTS = {
                 "        EPOLLET\n        EPOLLONESHOT\n",
             ),
             (
-                "ext/engine/connection.pxd",
-                "EPOLL_CTL_MOD, EPOLLET,",
-                "EPOLL_CTL_MOD, EPOLLONESHOT, EPOLLET,",
+                "ext/engine/epoll/events.pxd",
+                "EPOLLET, EPOLLIN,",
+                "EPOLLET, EPOLLONESHOT, EPOLLIN,",
             ),
-            ("ext/engine/connection.pxd", "event.events = EPOLLET", "event.events = EPOLLONESHOT"),
+            (
+                "ext/engine/epoll/events.pxd",
+                "event.events = event_mask(awaited)",
+                "event.events = event_mask(awaited) & ~<uint32_t>EPOLLET | EPOLLONESHOT",
+            ),
             (
                 "ext/engine/echo.pxd",
                 "        if ownership_release(connection):\n            return\n        served",
-                "        connection_arm(worker, connection, connection.pending != NULL)\n"
+                "        connection_arm(worker, connection)\n"
                 "        if ownership_release(connection):\n            return\n        served",
             ),
         ),

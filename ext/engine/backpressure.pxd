@@ -8,12 +8,11 @@ for a few instructions; whoever holds it may try to own a connection, but waits 
 from common.atomics cimport atomic_u32_load_relaxed, atomic_u32_store_relaxed
 from engine.counters cimport count
 from engine.layout cimport (
-    CONNECTION_FINISHING, CONNECTION_HELD, CONNECTION_IN_KERNEL, CONNECTION_WAITED, KECHO_SLAB_END,
-    LOOK_AT_FINISHING, LOOK_AT_FLOW, LOOK_AT_HELD, LOOK_AT_NEITHER, LOOK_AT_WAITING, Connection,
-    Control, Queue, Worker,
+    CONNECTION_HELD, CONNECTION_WAITED, KECHO_SLAB_END, LOOK_AT_FINISHING, LOOK_AT_HELD,
+    LOOK_AT_NEITHER, LOOK_AT_UNSEEN, LOOK_AT_WAITING, STATE_FINISHING, STATE_IN_KERNEL, Connection,
+    Control, Look, Queue, Worker,
 )
 from engine.slab cimport ownership_try, slab_get
-from engine.sockmap.flow cimport Look, flow_look
 from kernel.ioctl cimport SIOCOUTQ, ioctl
 from kernel.pthread cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
@@ -62,7 +61,7 @@ cdef inline void waiting_begin(Queue* queue, Connection* connection) noexcept no
     """`pending` has been filled, or CONNECTION_HELD set."""
     cdef bint is_held = connection.flags & CONNECTION_HELD != 0
     cdef uint32_t mark = LOOK_AT_WAITING
-    if connection.flags & CONNECTION_FINISHING:
+    if connection.state == STATE_FINISHING:
         mark = LOOK_AT_FINISHING
     elif is_held:
         mark = LOOK_AT_HELD
@@ -91,12 +90,12 @@ cdef inline void waiting_end(
     """`pending` is about to be freed, or CONNECTION_HELD to be taken away."""
     atomic_u32_store_relaxed(
         &connection.to_look_at,
-        LOOK_AT_FLOW if connection.flags & CONNECTION_IN_KERNEL else LOOK_AT_NEITHER)
+        LOOK_AT_UNSEEN if connection.state == STATE_IN_KERNEL else LOOK_AT_NEITHER)
     pthread_mutex_lock(&queue.waiting_lock)
     _unlink(queue, connection)
     queue.waiting_bytes -= connection.pending_end
     queue.waiting_count -= 1
-    queue.finishing -= connection.flags & CONNECTION_FINISHING != 0
+    queue.finishing -= connection.state == STATE_FINISHING
     if connection.flags & CONNECTION_HELD:
         atomic_u32_store_relaxed(&queue.held, queue.held - 1)
     pthread_mutex_unlock(&queue.waiting_lock)
@@ -209,19 +208,19 @@ cdef inline bint is_marked_waiting(Connection* connection) noexcept nogil:
     return what == LOOK_AT_WAITING or what == LOOK_AT_HELD or what == LOOK_AT_FINISHING
 
 
-cdef inline bint is_marked_flow(Connection* connection) noexcept nogil:
+cdef inline bint is_marked_unseen(Connection* connection) noexcept nogil:
     """For those who do not own it: one whose bytes move without anybody here seeing it."""
-    return atomic_u32_load_relaxed(&connection.to_look_at) == LOOK_AT_FLOW
+    return atomic_u32_load_relaxed(&connection.to_look_at) == LOOK_AT_UNSEEN
 
 
 # ---- bytes that the kernel would not take ----------------------------------------------------
 
-cdef inline uint32_t untaken(Connection* connection) noexcept nogil:
+cdef inline uint32_t untaken(Worker* worker, Connection* connection) noexcept nogil:
     """A figure that changes when the client takes something."""
     cdef Look look
-    if connection.flags & (CONNECTION_HELD | CONNECTION_FINISHING) != CONNECTION_HELD:
+    if not connection.flags & CONNECTION_HELD or connection.state == STATE_FINISHING:
         return unread_bytes(connection)
-    if flow_look(connection, &look) < 0:
+    if worker.control.engine.look(connection, &look) < 0:
         return connection.unread_bytes
     return look.acknowledged
 
@@ -230,7 +229,7 @@ cdef inline void note_progress(Worker* worker, Connection* connection) noexcept 
     """The client has taken some of what was pending."""
     atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
     waiting_progress(worker.queue, connection)
-    connection.unread_bytes = untaken(connection)
+    connection.unread_bytes = untaken(worker, connection)
 
 
 cdef inline void wait_with(

@@ -5,33 +5,25 @@ in the epoll set, so a worker that leaves bytes in it must see to it that it com
 the connection (SERVED_MORE) or changes the registration, upon which epoll reports again whatever
 is there.
 """
-from common.atomics cimport atomic_u32_load_relaxed, atomic_u32_store_relaxed
+from common.atomics cimport atomic_u32_load_relaxed
 from engine.accepting.listener cimport listeners_resume
 from engine.accepting.peers cimport peer_leaves
 from engine.backpressure cimport free_pending
 from engine.counters cimport count_closed, count_error
-from engine.epoll.arm cimport connection_arm
+from engine.epoll.events cimport awaited_by, epoll_arm
 from engine.held cimport held_end
 from engine.io_uring.ring cimport uring_let_go
 from engine.layout cimport (
     CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_IDLE, CLOSE_RESET, CLOSE_TIMED_OUT,
-    CONNECTION_HELD, CONNECTION_IN_KERNEL, CONNECTION_IN_RING, CONNECTION_PASSED, ERROR_EPOLL,
-    ERROR_MEMORY, KECHO_NO_PEER, LOOK_AT_NEITHER, Connection, Worker,
+    CONNECTION_HELD, CONNECTION_IN_RING, ERROR_EPOLL, ERROR_MEMORY, KECHO_NO_PEER, SERVED_CLOSED,
+    STATE_ECHOED, STATE_FINISHING, Connection, Served, Worker, connection_enter,
 )
 from engine.slab cimport ownership_release, slab_give_back
-from engine.sockmap.flow cimport flow_end, flow_is_whole, flow_leave, flows_share
 from kernel.socket cimport AF_UNSPEC, SO_LINGER, SOL_SOCKET, connect, linger, setsockopt, sockaddr
 from libc.errno cimport ECONNABORTED, ECONNRESET, ENOBUFS, ENOMEM, EPIPE, ETIMEDOUT
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 from posix.unistd cimport close
-
-
-cdef enum Served:
-    SERVED_ALL     # nothing left to read, or waiting for room to send
-    SERVED_MORE    # the turn is over, there is more to read
-    SERVED_CLOSED  # the connection is gone, and its record with it
-    SERVED_NOT     # by the kernel any more: to be served here
 
 
 cdef enum:
@@ -53,29 +45,30 @@ cdef inline void close_with_reset(int fd) noexcept nogil:
     close(fd)
 
 
-cdef inline bint _end_flow(
-    Worker* worker, Connection* connection, bint is_whole, int reason,
-) noexcept nogil:
-    """Before it is closed; whether it still may be with FIN: the end of file was looked at already,
-    and after it nothing comes."""
-    if is_whole and reason != CLOSE_EOF:
-        if connection.flags & CONNECTION_IN_KERNEL:
-            is_whole = flow_leave(worker.control, connection)
-        else:
-            is_whole = flow_is_whole(connection)
-    atomic_u32_store_relaxed(&connection.to_look_at, LOOK_AT_NEITHER)
-    flow_end(worker.control, connection)
-    return is_whole
+# ---- what an engine has of it -------------------------------------------------------------------
+
+cdef inline bint _is_with_an_engine(Connection* connection) noexcept nogil:
+    return connection.state != STATE_ECHOED and connection.state != STATE_FINISHING
 
 
-cdef inline bint flow_let_go(Worker* worker, Connection* connection, int reason) noexcept nogil:
-    """Makes a flow a connection as any other, before its FIN. False: it has lost bytes."""
-    if connection.flags & (CONNECTION_IN_KERNEL | CONNECTION_PASSED):
-        if not _end_flow(worker, connection, True, reason):
+cdef inline bint connection_leave(Worker* worker, Connection* connection, int reason) noexcept nogil:
+    """Makes it its worker's, who goes on with it, or ends it for `reason`. False: bytes of it are
+    lost, and it can only be closed."""
+    if _is_with_an_engine(connection):
+        if not worker.control.engine.leave(worker, connection, True, reason):
             return False
-        connection.flags &= ~<unsigned int>(CONNECTION_IN_KERNEL | CONNECTION_PASSED)
+        connection_enter(connection, STATE_ECHOED)
     return True
 
+
+cdef inline int connection_arm(Worker* worker, Connection* connection) noexcept nogil:
+    """Has what comes next be reported; at once if it is there. Returns 0 or -errno."""
+    if _is_with_an_engine(connection):
+        return worker.control.engine.arm(worker, connection)
+    return epoll_arm(worker, connection, awaited_by(connection))
+
+
+# ---- its end ------------------------------------------------------------------------------------
 
 cdef inline void connection_close(
     Worker* worker, Connection* connection, int reason,
@@ -83,7 +76,7 @@ cdef inline void connection_close(
     """Closes with FIN when every byte read has been handed to the kernel, otherwise with RST:
     a client must not take a cut-off stream for a finished one. After an error that is usually
     the end of the socket, too, RST costs nothing; where it is not, bytes are lost. In CLOSE_EOF
-    everything that a flow has received is known to have been handed back."""
+    everything that the kernel was to echo is known to have been handed back."""
     cdef int fd = connection.fd
     cdef bint is_whole = (
         connection.pending == NULL and not connection.flags & CONNECTION_HELD
@@ -92,8 +85,8 @@ cdef inline void connection_close(
         free_pending(worker, connection)
     if connection.flags & CONNECTION_HELD:
         held_end(worker, connection)
-    if connection.flags & (CONNECTION_IN_KERNEL | CONNECTION_PASSED):
-        is_whole = _end_flow(worker, connection, is_whole, reason)
+    if _is_with_an_engine(connection):
+        is_whole = worker.control.engine.leave(worker, connection, is_whole, reason)
     if connection.flags & CONNECTION_IN_RING:
         # The socket is the ring's, too, until it has let go of it: before the next wait.
         uring_let_go(&worker.uring, connection)
@@ -106,7 +99,7 @@ cdef inline void connection_close(
     else:
         close(fd)
     count_closed(worker, connection.accepted_by, reason)
-    flows_share(worker.control)
+    worker.control.engine.share(worker.control)
     slab_give_back(&worker.queue.slab, connection)
     listeners_resume(worker)
 
@@ -139,6 +132,8 @@ cdef inline bint has_rested(
     return timeout_ms != 0 and age_ms >= timeout_ms and age_ms < 0x80000000u
 
 
+# ---- letting go of it ---------------------------------------------------------------------------
+
 cdef inline void serve_again_by(Worker* worker, uint64_t at_ms) noexcept nogil:
     """In a drain: has everybody looked at by then."""
     if worker.serve_again_ms == 0 or at_ms < worker.serve_again_ms:
@@ -150,7 +145,7 @@ cdef inline void connection_let_go(Worker* worker, Connection* connection) noexc
     cdef int result
     while not ownership_release(connection):
         # Reports anew what came meanwhile.
-        result = connection_arm(worker, connection, connection.pending != NULL)
+        result = connection_arm(worker, connection)
         if result < 0:
             connection_fail(worker, connection, -result, ERROR_EPOLL)
             return
@@ -160,7 +155,7 @@ cdef inline void connection_give_back(Worker* worker, Connection* connection) no
     """Lets go of a connection that has more to read: it goes to the end of the kernel's ready list,
     from where any worker of the queue may take it. In a drain its socket may be empty, which epoll
     does not report."""
-    cdef int result = connection_arm(worker, connection, False)
+    cdef int result = connection_arm(worker, connection)
     if result < 0:
         connection_fail(worker, connection, -result, ERROR_EPOLL)
         return

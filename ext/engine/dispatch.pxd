@@ -7,8 +7,9 @@ percpu   a queue for each worker; every TCP listener is a SO_REUSEPORT group wit
 A ring is one thread's, and so are the connections that it receives for: with io_uring `shared` has
 a queue for each worker, too, and whoever is awake first accepts.
 """
-from engine.accepting.listener cimport TOKEN_WAKE, listener_arm_everywhere
+from engine.accepting.listener cimport listener_arm_everywhere
 from engine.backpressure cimport waiting_destroy, waiting_init
+from engine.epoll.events cimport TOKEN_WAKE
 from engine.layout cimport KECHO_EVERY_QUEUE, OWNERSHIP_FREE, Connection, Control, Queue
 from engine.slab cimport slab_destroy, slab_get, slab_high_water, slab_init
 from kernel.epoll cimport (

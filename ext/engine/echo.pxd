@@ -5,26 +5,22 @@ Every function here is called by the worker that owns the connection.
 from common.atomics cimport atomic_u32_load_relaxed, atomic_u32_store_relaxed
 from engine.backpressure cimport free_pending, keep_pending, note_progress
 from engine.connection cimport (
-    SERVED_ALL, SERVED_CLOSED, SERVED_MORE, SERVED_NOT, Served, connection_close, connection_fail,
-    connection_give_back, serve_again_by,
+    connection_arm, connection_close, connection_fail, connection_give_back, serve_again_by,
 )
 from engine.counters cimport count, count_by
-from engine.epoll.arm cimport connection_arm
 from engine.epoll.streams cimport stream_keep, stream_take
 from engine.eviction cimport evict_slowest
 from engine.finishing cimport connection_finish, finishing_serve
-from engine.held cimport held_begin, held_end
+from engine.held cimport bytes_held, held_begin, held_end
 from engine.layout cimport (
-    CLOSE_DRAINED, CLOSE_EOF, CLOSE_EVICTED, CONNECTION_ARMED_WRITE, CONNECTION_FINISHING,
-    CONNECTION_HELD, CONNECTION_IN_KERNEL, CONNECTION_PASSED, CONNECTION_READ_TO_END,
-    CONNECTION_REGISTERED, CONNECTION_SILENT, CONNECTION_WAITED, ERROR_EPOLL, ERROR_RECV,
-    ERROR_SEND, KECHO_BUFFER_BYTES, Connection, Worker,
+    CLOSE_DRAINED, CLOSE_EOF, CLOSE_EVICTED, CLOSE_IDLE, CONNECTION_ARMED_WRITE, CONNECTION_HELD,
+    CONNECTION_READ_TO_END, CONNECTION_REGISTERED, CONNECTION_SILENT, CONNECTION_WAITED,
+    ERROR_EPOLL, ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES, SERVED_ALL, SERVED_CLOSED, SERVED_MORE,
+    STATE_ECHOED, STATE_FINISHING, STATE_PASSED, Connection, Look, Served, Worker,
 )
 from engine.slab cimport ownership_release
-from engine.sockmap.flow cimport flow_has_ended, flow_is_broken, flow_is_whole
-from engine.sockmap.served cimport in_kernel_serve
 from kernel.socket cimport MSG_NOSIGNAL, recv, send
-from libc.errno cimport EAGAIN, EINTR, ENOMEM, errno
+from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint32_t, uint64_t
 
 
@@ -83,9 +79,13 @@ cdef inline int _echo_chunk(Worker* worker, Connection* connection, size_t size)
     return keep_pending(worker, connection, <uint32_t>sent, <uint32_t>size)
 
 
-cdef inline Served connection_serve(
-    Worker* worker, Connection* connection, int reads,
-) noexcept nogil:
+cdef inline Served _at_eof(Worker* worker, Connection* connection) noexcept nogil:
+    if connection.state == STATE_ECHOED:
+        return connection_finish(worker, connection, CLOSE_EOF)
+    return worker.control.engine.at_eof(worker, connection)
+
+
+cdef inline Served echo(Worker* worker, Connection* connection, int reads) noexcept nogil:
     """Echoes what is there, in at most `reads` chunks.
 
     A recv that returns less than was asked for has emptied a TCP socket, and what comes later
@@ -93,23 +93,10 @@ cdef inline Served connection_serve(
     behind a short read all the same: an end of file, an error, and the rest of the stream behind
     an urgent mark, where recv stops. The event names them (EPOLLRDHUP, EPOLLERR, EPOLLPRI), which
     sets CONNECTION_READ_TO_END for good.
-
-    Of a flow that was handed over, recv gives nothing until the kernel has sent what it holds:
-    what is passed stands behind that in one queue. An end of file is then only one when that
-    queue is empty.
     """
     cdef bint to_end = connection.flags & CONNECTION_READ_TO_END != 0 or worker.is_draining
     cdef ssize_t size
     cdef int result
-    cdef Served served
-    if connection.flags & CONNECTION_FINISHING:
-        return finishing_serve(worker, connection)
-    if connection.flags & CONNECTION_IN_KERNEL:
-        served = in_kernel_serve(worker, connection)
-        if served != SERVED_NOT:
-            return served
-    elif connection.flags & CONNECTION_PASSED and flow_is_broken(worker.control, connection):
-        return connection_fail(worker, connection, ENOMEM, ERROR_RECV)
     if connection.pending != NULL:
         result = flush_pending(worker, connection)
         if result < 0:
@@ -128,15 +115,7 @@ cdef inline Served connection_serve(
                 continue
             return connection_fail(worker, connection, errno, ERROR_RECV)
         if size == 0:
-            if connection.flags & CONNECTION_PASSED:
-                result = flow_has_ended(connection)
-                if result < 0:
-                    return connection_fail(worker, connection, -result, ERROR_RECV)
-                if result == 0:
-                    held_begin(worker, connection, KECHO_BUFFER_BYTES)
-                    break
-            held_end(worker, connection)
-            return connection_finish(worker, connection, CLOSE_EOF)
+            return _at_eof(worker, connection)
         held_end(worker, connection)
         count_by(&worker.counters.bytes_received, size)
         connection.flags &= ~<unsigned int>CONNECTION_SILENT
@@ -151,16 +130,39 @@ cdef inline Served connection_serve(
     return connection_await(worker, connection)
 
 
+cdef inline Served _serve_otherwise(
+    Worker* worker, Connection* connection, int reads,
+) noexcept nogil:
+    if connection.state == STATE_FINISHING:
+        return finishing_serve(worker, connection)
+    return worker.control.engine.serve(worker, connection, reads)
+
+
+cdef inline Served connection_serve(
+    Worker* worker, Connection* connection, int reads,
+) noexcept nogil:
+    """A turn with a connection of which something was reported, or may be to be done."""
+    if connection.state == STATE_ECHOED:
+        return echo(worker, connection, reads)
+    return _serve_otherwise(worker, connection, reads)
+
+
 cdef inline Served connection_await(Worker* worker, Connection* connection) noexcept nogil:
     """Has epoll report what the connection waits for, if it does not do so already: room for what
     is pending, or data. A new one is registered by whoever accepts it."""
+    if connection.pending == NULL and not connection.flags & CONNECTION_ARMED_WRITE:
+        return SERVED_ALL
+    return _await_otherwise(worker, connection)
+
+
+cdef inline Served _await_otherwise(Worker* worker, Connection* connection) noexcept nogil:
     cdef bint for_write = connection.pending != NULL
     cdef int result
     if for_write and not evict_slowest(worker):
         connection_close(worker, connection, CLOSE_EVICTED)
         return SERVED_CLOSED
     if for_write != (connection.flags & CONNECTION_ARMED_WRITE != 0):
-        result = connection_arm(worker, connection, for_write)
+        result = connection_arm(worker, connection)
         if result < 0:
             return connection_fail(worker, connection, -result, ERROR_EPOLL)
     return SERVED_ALL
@@ -194,6 +196,12 @@ cdef inline void streams_give_back(Worker* worker) noexcept nogil:
         connection_give_back(worker, stream_take(worker))
 
 
+cdef inline bint _is_handed_back(Worker* worker, Connection* connection) noexcept nogil:
+    """The kernel holds nothing more of what it was to echo."""
+    cdef Look look
+    return worker.control.engine.look(connection, &look) == 0 and bytes_held(&look) == 0
+
+
 cdef inline void connection_settle(
     Worker* worker, Connection* connection, Served served,
 ) noexcept nogil:
@@ -208,7 +216,7 @@ cdef inline void connection_settle(
         if (worker.is_draining and connection.pending == NULL
                 and not connection.flags & CONNECTION_HELD
                 and not _is_awaited(worker, connection)):
-            if connection.flags & CONNECTION_PASSED and not flow_is_whole(connection):
+            if connection.state == STATE_PASSED and not _is_handed_back(worker, connection):
                 held_begin(worker, connection, KECHO_BUFFER_BYTES)
             elif connection_finish(worker, connection, CLOSE_DRAINED) == SERVED_CLOSED:
                 return
@@ -224,8 +232,16 @@ cdef inline void connection_join(
     registering it reports whatever has come meanwhile."""
     cdef int result
     if not connection.flags & CONNECTION_REGISTERED:
-        result = connection_arm(worker, connection, False)
+        result = connection_arm(worker, connection)
         if result < 0:
             connection_fail(worker, connection, -result, ERROR_EPOLL)
             return
     connection_settle(worker, connection, served)
+
+
+cdef inline void connection_end(Worker* worker, Connection* connection, int reason) noexcept nogil:
+    """Ends one that is overdue: with FIN if it is idle, otherwise with RST."""
+    if reason == CLOSE_IDLE:
+        connection_settle(worker, connection, connection_finish(worker, connection, reason))
+    else:
+        connection_close(worker, connection, reason)

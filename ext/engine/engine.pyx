@@ -5,7 +5,6 @@ the GIL once, and comes back when the engine stops.
 """
 from common.atomics cimport atomic_u32_load_relaxed, atomic_u32_store, atomic_u64_load_relaxed
 from common.errors cimport system_error
-from common.flows cimport KECHO_FLOW_CPUS, FlowCounters
 from common.life cimport PHASE_STOPPING, life_drain
 from common.memory cimport cache_lines
 from common.rules cimport rules_take
@@ -17,17 +16,15 @@ from engine.dispatch cimport (
     queue_close, queue_forget, queue_open, steer_by_cpu,
 )
 from engine.epoll.busy_poll cimport busy_poll_init
+from engine.epoll.engine cimport epoll_engine
 from engine.io_uring.ring cimport uring_close, uring_forget, uring_open, uring_reset
 from engine.layout cimport (
     CLOSE_ABORTED, CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_EVICTED, CLOSE_IDLE, CLOSE_RESET,
     CLOSE_STALLED, CLOSE_TIMED_OUT, ERROR_ACCEPT, ERROR_DESCRIPTORS, ERROR_EPOLL, ERROR_LISTENER,
     ERROR_MEMORY, ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES, KECHO_LISTENERS_MOST, REFUSED_DENIED,
-    REFUSED_PER_ADDRESS, REFUSED_RATE, Access, Control, Counters, Listener, Queue, Uring, Worker,
+    REFUSED_PER_ADDRESS, REFUSED_RATE, Access, Control, Counters, EngineCalls, Listener, Queue,
+    Uring, Worker,
 )
-from engine.sockmap.flow cimport (
-    flows_are_open, flows_close, flows_disown, flows_open, flows_reset, flows_share,
-)
-from engine.sockmap.reports cimport reports_arm
 from engine.worker cimport wake_everybody, worker_run
 from kernel.pthread cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
@@ -35,6 +32,29 @@ from kernel.pthread cimport (
 from libc.stdint cimport UINT32_MAX, uint32_t, uint64_t
 from libc.stdlib cimport free
 
+
+# ---- engines ------------------------------------------------------------------------------------
+
+cdef enum:
+    GIVEN_MOST = 8
+    ENGINES_MOST = 8
+
+ctypedef void (*Fill)(EngineCalls* engine) noexcept nogil
+
+ENGINES = []  # their names; a folder's face.pxi says what it is called
+cdef Fill _fill[ENGINES_MOST]
+
+
+cdef _register(str name, Fill fill):
+    _fill[len(ENGINES)] = fill
+    ENGINES.append(name)
+
+
+_register("epoll", epoll_engine)
+include "engine/sockmap/face.pxi"
+
+
+# ---- names of what is counted -------------------------------------------------------------------
 
 CLOSE_REASONS = {
     "eof": CLOSE_EOF,
@@ -79,8 +99,8 @@ cdef class Engine:
     about. per_address, rate_per_s: connections of one client address at once, and a second.
     busy_poll_ns: how long a worker polls after its last event before it sleeps; 2**64 - 1: for
     ever. busy_poll_by_gaps: only while events are on average that close together.
-    flows: what _bpf.open_echo() returned, for the kernel to echo TCP connections, which is
-    taken over like the listeners; () for every connection to be served by the workers.
+    engine: one of ENGINES, and what it is `given`: for sockmap what _bpf.open_echo() returned,
+    which is taken over like the listeners.
     ring_entries: each worker has a ring of so many requests and completions, a power of two, that
     receives and sends for its TCP connections; 0: none.
     """
@@ -105,17 +125,23 @@ cdef class Engine:
         uint32_t rate_per_s,
         uint64_t busy_poll_ns,
         bint busy_poll_by_gaps,
-        tuple flows not None = (),
+        str engine not None = "epoll",
+        tuple given not None = (),
         uint32_t ring_entries = 0,
     ):
         cdef Control* control = &self._control
         cdef const char* call = NULL
         cdef uint32_t queue_count = worker_count if percpu or ring_entries else 1
         cdef uint32_t i
+        cdef int ints[GIVEN_MOST]
         cdef int result
-        flows_reset(&control.flows)
         if len(listeners) > KECHO_LISTENERS_MOST:
             raise ValueError(f"listeners: {KECHO_LISTENERS_MOST} at most, not {len(listeners)}")
+        if engine not in ENGINES or len(given) > GIVEN_MOST:
+            raise ValueError(f"engine: one of {', '.join(ENGINES)}, not {engine!r}")
+        for i, value in enumerate(given):
+            ints[i] = value
+        _fill[ENGINES.index(engine)](&control.engine)
         control.max_connections = max_connections or UINT32_MAX
         control.idle_timeout_ms = idle_timeout_ms
         control.write_timeout_ms = write_timeout_ms
@@ -166,28 +192,11 @@ cdef class Engine:
             result = dispatch_shared(control)
         if result < 0:
             raise system_error(-result, "epoll_ctl")
-        if flows:
-            self._open_flows(flows)
-        self._owns_listeners = True
-
-    cdef int _open_flows(self, tuple flows) except -1:
-        """The last thing that can fail: before it, the descriptors are the caller's."""
-        cdef Control* control = &self._control
-        cdef const char* call = NULL
-        cdef int fds[5]
-        cdef uint32_t i
-        cdef int result
-        fds[0], fds[1], fds[2], fds[3], fds[4] = flows
-        result = flows_open(&control.flows, fds, &call)
+        # The last thing that can fail: before it, the descriptors are the caller's.
+        result = control.engine.open(control, ints, <uint32_t>len(given), &call)
         if result < 0:
             raise system_error(-result, call.decode())
-        flows_share(control)
-        for i in range(control.queue_count):
-            result = reports_arm(control, &control.queues[i])
-            if result < 0:
-                flows_disown(&control.flows)
-                raise system_error(-result, "epoll_ctl")
-        return 0
+        self._owns_listeners = True
 
     cdef int _set_access(
         self, list rules, bint is_allowed_otherwise, uint32_t per_address, uint32_t rate_per_s,
@@ -208,7 +217,8 @@ cdef class Engine:
         for i in range(control.worker_count):
             uring_close(&control.workers[i].uring)
             free(control.workers[i].buffer)
-        flows_close(&control.flows)
+        if control.engine.close != NULL:  # or its arguments were refused
+            control.engine.close(control)
         free(control.queues)
         free(control.workers)
         free(control.listeners)
@@ -254,7 +264,7 @@ cdef class Engine:
             queue_forget(&self._control.queues[i])
         for i in range(self._control.worker_count):
             uring_forget(&self._control.workers[i].uring)
-        flows_close(&self._control.flows)
+        self._control.engine.forget(&self._control)
 
     def listener_figures(self):
         """Of each listener: SYNs that it dropped, connections that wait in its accept queue, how
@@ -282,36 +292,20 @@ cdef class Engine:
     def counters(self):
         """What each worker has counted so far: a list of dict, at any time, from any thread."""
         cdef Control* control = &self._control
-        found = [_counters_dict(&control.workers[i]) for i in range(control.worker_count)]
-        if flows_are_open(&control.flows):
-            _add_flows(control, found)
-        return found
+        return [_counters_dict(control, i) for i in range(control.worker_count)]
 
 
-cdef _add_flows(Control* control, list found):
-    """What the kernel has echoed goes to the worker of the CPU that it was received on; under
-    percpu that is the one, and otherwise as good as any."""
-    cdef FlowCounters* counters
-    cdef uint32_t cpu
-    cdef uint64_t size
-    for cpu in range(<uint32_t>KECHO_FLOW_CPUS):
-        counters = &control.flows.board.cpus[cpu]
-        size = atomic_u64_load_relaxed(&counters.bytes)
-        if size != 0:
-            counted = found[cpu % control.worker_count]
-            counted["bytes_received"] += size
-            counted["bytes_sent"] += size
-            counted["echoes"] += atomic_u64_load_relaxed(&counters.chunks)
-
-
-cdef dict _counters_dict(Worker* worker):
+cdef dict _counters_dict(Control* control, uint32_t index):
+    cdef Worker* worker = &control.workers[index]
     cdef Counters* counters = &worker.counters
+    cdef uint64_t bytes_echoed = 0, chunks_echoed = 0
+    control.engine.add_echoed(control, index, &bytes_echoed, &chunks_echoed)
     return {
         "accepted": atomic_u64_load_relaxed(&counters.accepted),
         "active": atomic_u32_load_relaxed(&worker.active),
-        "bytes_received": atomic_u64_load_relaxed(&counters.bytes_received),
-        "bytes_sent": atomic_u64_load_relaxed(&counters.bytes_sent),
-        "echoes": atomic_u64_load_relaxed(&counters.echoes),
+        "bytes_received": atomic_u64_load_relaxed(&counters.bytes_received) + bytes_echoed,
+        "bytes_sent": atomic_u64_load_relaxed(&counters.bytes_sent) + bytes_echoed,
+        "echoes": atomic_u64_load_relaxed(&counters.echoes) + chunks_echoed,
         "backpressure": atomic_u64_load_relaxed(&counters.backpressure),
         "accept_pauses": atomic_u64_load_relaxed(&counters.accept_pauses),
         "closed": {

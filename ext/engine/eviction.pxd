@@ -20,7 +20,7 @@ cdef inline bint evict_slowest(Worker* worker) noexcept nogil:
         slowest = waiting_claim_slowest(worker.queue)
         if slowest == NULL:
             return False
-        if spared < SPARED_MOST and untaken(slowest) != slowest.unread_bytes:
+        if spared < SPARED_MOST and untaken(worker, slowest) != slowest.unread_bytes:
             spared += 1
             note_progress(worker, slowest)
             connection_let_go(worker, slowest)

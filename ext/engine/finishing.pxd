@@ -12,19 +12,18 @@ What they hold is the kernel's: they are never the slowest reader that is evicte
 """
 from common.atomics cimport atomic_u32_load_relaxed, atomic_u32_store_relaxed
 from engine.backpressure cimport note_progress, unread_bytes, waiting_look_at, waiting_progress
-from engine.connection cimport (
-    SERVED_ALL, SERVED_CLOSED, Served, connection_close, connection_fail, flow_let_go,
-)
-from engine.epoll.arm cimport connection_arm
+from engine.connection cimport connection_close, connection_fail, connection_leave
+from engine.epoll.events cimport AWAIT_ROOM, epoll_arm
 from engine.held cimport held_begin, held_end, look_by
 from engine.layout cimport (
-    CLOSE_EOF, CLOSE_STALLED, CONNECTION_ENDED, CONNECTION_FINISHING, CONNECTION_HELD,
-    CONNECTION_REGISTERED, CONNECTION_UNIX, ERROR_EPOLL, ERROR_SEND, Connection, Worker,
+    CLOSE_EOF, CLOSE_STALLED, CONNECTION_ENDED, CONNECTION_HELD, CONNECTION_REGISTERED,
+    CONNECTION_UNIX, ERROR_EPOLL, ERROR_SEND, SERVED_ALL, SERVED_CLOSED, STATE_FINISHING,
+    Connection, Served, Worker, connection_enter,
 )
 from kernel.poll cimport POLLERR, poll, pollfd
 from kernel.socket cimport SHUT_WR, SO_ERROR, SOL_SOCKET, getsockopt, shutdown, socklen_t
 from libc.errno cimport errno
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint8_t
 
 
 cdef enum:
@@ -55,7 +54,7 @@ cdef inline Served connection_finish(
     cdef int result
     if connection.pending == NULL and not connection.flags & (CONNECTION_UNIX | CONNECTION_HELD):
         unread = unread_bytes(connection)
-    if unread == 0 or not flow_let_go(worker, connection, reason):
+    if unread == 0 or not connection_leave(worker, connection, reason):
         connection_close(worker, connection, reason)
         return SERVED_CLOSED
     if shutdown(connection.fd, SHUT_WR) < 0:
@@ -64,9 +63,9 @@ cdef inline Served connection_finish(
             return connection_fail(worker, connection, result, ERROR_SEND)
         connection_close(worker, connection, reason)
         return SERVED_CLOSED
-    connection.flags |= CONNECTION_FINISHING
     connection.flags &= ~<unsigned int>CONNECTION_ENDED
-    connection.finish_reason = reason
+    connection_enter(connection, STATE_FINISHING)
+    connection.finish_reason = <uint8_t>reason
     connection.unread_bytes = unread_bytes(connection)  # the FIN is one
     if connection.unread_bytes == 0:
         connection_close(worker, connection, reason)
@@ -75,7 +74,7 @@ cdef inline Served connection_finish(
     held_begin(worker, connection, 0)
     # Before the client's own FIN (FIN_WAIT2), that ours was acknowledged is told as EPOLLOUT.
     if reason != CLOSE_EOF or not connection.flags & CONNECTION_REGISTERED:
-        result = connection_arm(worker, connection, True)
+        result = epoll_arm(worker, connection, AWAIT_ROOM)
         if result < 0:
             return connection_fail(worker, connection, -result, ERROR_EPOLL)
     return SERVED_ALL

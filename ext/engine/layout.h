@@ -8,11 +8,11 @@
 #ifndef KECHO_ENGINE_LAYOUT_H
 #define KECHO_ENGINE_LAYOUT_H
 
+#include <assert.h>
 #include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#include "common/flows.h"
 #include "common/life.h"
 #include "common/memory.h"
 #include "common/rules.h"
@@ -30,13 +30,30 @@ enum kecho_ownership {
     OWNERSHIP_ONE_RECALL_TO_END /* the same, and the event wants CONNECTION_READ_TO_END */
 };
 
+/* Who receives from a connection, and sends. An engine takes one over from its worker (begin), and
+ * gives it back (leave); it is closed in any state.
+ *
+ *   accepted ──▶ ECHOED ──────────────────────────▶ FINISHING
+ *                  │ ▲
+ *      sockmap:    │ ├── IN_KERNEL ──▶ PASSED ──┐
+ *                  ├─┼──────▲                   │
+ *                  │ └──────────────────────────┘
+ *
+ * connection_enter() changes it, and checks that it may where assert() does. */
+enum kecho_connection_state {
+    STATE_ECHOED = 0, /* its worker does, by recv and send, when epoll reports something */
+    STATE_FINISHING,  /* nobody: our FIN was sent, not all of it has been acknowledged */
+    STATE_IN_KERNEL,  /* the kernel does, nothing is read here */
+    STATE_PASSED,     /* its worker does: what it reads was redirected to it by the kernel */
+    STATES
+};
+
+/* Facts about it that are independent of its state, and of one another. */
 enum kecho_connection_flag {
     CONNECTION_REGISTERED = 1,  /* is in the queue's epoll set */
     CONNECTION_ARMED_WRITE = 2, /* epoll watches for room to send, not for data */
     CONNECTION_READ_TO_END = 4, /* a short read does not prove the socket empty (AF_UNIX) */
     CONNECTION_SILENT = 8,      /* nothing has been received yet */
-    CONNECTION_IN_KERNEL = 16,  /* a flow: the kernel echoes it, nothing is read here */
-    CONNECTION_PASSED = 32,     /* a flow that was handed over: what is read was redirected to us */
     CONNECTION_HELD = 64,       /* to be looked at: a flow of which the kernel holds bytes that are
                                    to be sent, or one that is FINISHING */
     CONNECTION_IN_RING = 128,   /* its worker's ring receives for it; it is in no epoll set */
@@ -46,7 +63,6 @@ enum kecho_connection_flag {
     CONNECTION_LEAVING = 2048,  /* on its way to epoll: the ring has been told to let go of it */
     CONNECTION_WAITED = 4096,   /* its client once did not read, and the window was shut */
     CONNECTION_OVERDUE = 8192,  /* by a timeout: closed when the ring has let go of it */
-    CONNECTION_FINISHING = 16384, /* our FIN was sent, not all of it has been acknowledged */
     CONNECTION_UNIX = 32768
 };
 
@@ -67,8 +83,11 @@ struct kecho_connection {
     int32_t fd;
     uint32_t index; /* of this record in its slab */
     union {
-        uint32_t next_free;     /* index of the next free record, while this one is free */
-        uint32_t finish_reason; /* FINISHING: enum kecho_close_reason, for the end */
+        uint32_t next_free;        /* index of the next free record, while this one is free */
+        struct {                   /* while it is not */
+            uint8_t state;         /* enum kecho_connection_state */
+            uint8_t finish_reason; /* FINISHING: enum kecho_close_reason, for the end */
+        };
     };
     uint32_t last_active_ms; /* atomic: low 32 bits of the clock when bytes last moved */
     uint16_t flags;          /* enum kecho_connection_flag */
@@ -90,14 +109,26 @@ enum kecho_to_look_at {
     LOOK_AT_NEITHER = 0,
     LOOK_AT_WAITING,   /* `pending` is not NULL: in the queue's list */
     LOOK_AT_HELD,      /* CONNECTION_HELD: in that list, too */
-    LOOK_AT_FINISHING, /* CONNECTION_FINISHING: likewise, but never evicted */
-    LOOK_AT_FLOW       /* CONNECTION_IN_KERNEL, and not in it: nobody here sees its bytes move */
+    LOOK_AT_FINISHING, /* STATE_FINISHING: likewise, but never evicted */
+    LOOK_AT_UNSEEN     /* STATE_IN_KERNEL, and not in it: nobody here sees its bytes move */
 };
 
 #define KECHO_NO_PEER UINT32_MAX
 
 _Static_assert(sizeof(struct kecho_connection) == KECHO_CACHE_LINE,
                "an idle connection costs one cache line, and two never share one");
+
+static inline void connection_enter(struct kecho_connection *connection,
+                                    enum kecho_connection_state state) {
+    static const uint32_t may_follow[STATES] = {
+        [STATE_ECHOED] = 1u << STATE_IN_KERNEL | 1u << STATE_FINISHING,
+        [STATE_IN_KERNEL] = 1u << STATE_PASSED | 1u << STATE_ECHOED,
+        [STATE_PASSED] = 1u << STATE_ECHOED,
+    };
+    (void)may_follow;
+    assert(may_follow[connection->state] >> state & 1);
+    connection->state = (uint8_t)state;
+}
 
 /* ---- slab: where a queue's connections live ---------------------------------------------- */
 
@@ -151,7 +182,7 @@ struct kecho_queue {
     uint32_t waiting_tail;
     uint64_t waiting_bytes; /* of all their `pending` */
     uint32_t waiting_count;
-    uint32_t finishing;    /* how many of them are CONNECTION_FINISHING */
+    uint32_t finishing;    /* how many of them are STATE_FINISHING */
     uint32_t held;         /* how many of them are CONNECTION_HELD; atomic to read without it */
     uint64_t next_look_ms; /* atomic: when the next look at those is due */
 };
@@ -185,21 +216,55 @@ struct kecho_access {
     uint32_t idle_head, idle_tail, idle_count;
 };
 
-/* ---- flows: connections that the kernel echoes ------------------------------------------- */
+/* ---- engine: what moves connections' bytes ------------------------------------------------ */
 
-/* The maps of _bpf, which see; without them (engine epoll) every descriptor is -1. */
-struct kecho_flows {
-    int32_t sockets_fd;
-    int32_t flows_fd;
-    int32_t board_fd;
-    int32_t reports_fd;
-    int32_t filter_fd;
-    struct kecho_flow_board *board; /* mapped */
-    uint64_t *consumed;             /* mapped: bytes of the reports that were read, ever; atomic */
-    const uint64_t *produced;     /* mapped: bytes of the reports that were written, ever; atomic */
-    const uint8_t *records;       /* mapped, twice in a row */
-    pthread_mutex_t reports_lock; /* guards reading them */
-    uint64_t untold_seen;         /* of the board's `untold`; guarded by reports_lock */
+struct kecho_control;
+struct kecho_worker;
+struct epoll_event;
+
+/* What a turn with a connection came to. */
+enum kecho_served {
+    SERVED_ALL = 0, /* nothing left to read, or waiting for room to send */
+    SERVED_MORE,    /* the turn is over, there is more to read */
+    SERVED_CLOSED   /* the connection is gone, and its record with it */
+};
+
+/* What became of the bytes of a connection that its worker does not see. */
+struct kecho_look {
+    uint64_t received;     /* bytes, the FIN not counted */
+    uint64_t handed;       /* bytes that the socket has been given for sending, or a little less */
+    uint32_t acknowledged; /* low 32 bits of the bytes that the client's side has taken */
+    uint32_t sent_ms_ago;  /* the last segment with data */
+    uint32_t received_ms_ago;
+    uint32_t has_ended; /* the client's FIN has come: nothing follows */
+    uint32_t is_closed; /* broken */
+};
+
+/* The calls by which an engine beside epoll takes part; epoll/engine.pxd has those of a run in
+ * which there is none. int: 0 or more, or -errno, of the system call that worker.fatal_syscall, or
+ * `call`, then names; or 1 for yes. */
+struct kecho_engine {
+    uint32_t begins_unread; /* begin() comes before the first recv, not after it */
+
+    /* a run */
+    int (*open)(struct kecho_control *, const int *given, uint32_t count, const char **call);
+    void (*close)(struct kecho_control *);  /* whatever of it is open */
+    void (*forget)(struct kecho_control *); /* in the child after fork(2) */
+    int (*wait)(struct kecho_worker *, struct epoll_event *, int most, int timeout_ms);
+    void (*read_reports)(struct kecho_control *); /* TOKEN_REPORTS has an event */
+    void (*share)(struct kecho_control *);        /* `active` has changed */
+    /* adds what was echoed and no worker has counted, of the share of one of them */
+    void (*add_echoed)(struct kecho_control *, uint32_t worker, uint64_t *bytes, uint64_t *chunks);
+
+    /* a connection, by the worker that owns it; begin() apart, of one that is in a state of its */
+    int (*begin)(struct kecho_worker *, struct kecho_connection *); /* 0: the worker keeps it */
+    enum kecho_served (*serve)(struct kecho_worker *, struct kecho_connection *, int reads);
+    enum kecho_served (*at_eof)(struct kecho_worker *, struct kecho_connection *);
+    int (*arm)(struct kecho_worker *, struct kecho_connection *);
+    int (*look)(struct kecho_connection *, struct kecho_look *);
+    /* before it is closed, or the worker goes on with it; 0: bytes of it are lost */
+    int (*leave)(struct kecho_worker *, struct kecho_connection *, int is_whole, int reason);
+    void (*end)(struct kecho_worker *, struct kecho_connection *, int reason);
 };
 
 /* ---- control: what all the threads of an engine look at ---------------------------------- */
@@ -228,7 +293,8 @@ struct kecho_control {
     struct kecho_listener *listeners;
     pthread_mutex_t listeners_lock; /* held while listeners are closed or asked */
     struct kecho_access access;
-    struct kecho_flows flows;
+    struct kecho_engine engine;
+    void *of_engine; /* its own */
 };
 
 /* ---- ring: a worker's io_uring ----------------------------------------------------------- */

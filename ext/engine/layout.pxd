@@ -1,7 +1,7 @@
 """The engine's records, declared to Cython; layout.h says what each field means."""
-from common.flows cimport Board
 from common.rules cimport Address, Rules
 from common.siphash cimport HashKey
+from kernel.epoll cimport epoll_event
 from kernel.io_uring cimport Cqe, Sqe, UringBuffer
 from kernel.pthread cimport pthread_mutex_t
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -14,13 +14,17 @@ cdef extern from "engine/layout.h" nogil:
         OWNERSHIP_ONE_RECALL
         OWNERSHIP_ONE_RECALL_TO_END
 
+    ctypedef enum State "enum kecho_connection_state":
+        STATE_ECHOED
+        STATE_FINISHING
+        STATE_IN_KERNEL
+        STATE_PASSED
+
     enum:
         CONNECTION_REGISTERED
         CONNECTION_ARMED_WRITE
         CONNECTION_READ_TO_END
         CONNECTION_SILENT
-        CONNECTION_IN_KERNEL
-        CONNECTION_PASSED
         CONNECTION_HELD
         CONNECTION_IN_RING
         CONNECTION_SENDING
@@ -29,7 +33,6 @@ cdef extern from "engine/layout.h" nogil:
         CONNECTION_LEAVING
         CONNECTION_WAITED
         CONNECTION_OVERDUE
-        CONNECTION_FINISHING
         CONNECTION_UNIX
 
     enum:
@@ -37,7 +40,7 @@ cdef extern from "engine/layout.h" nogil:
         LOOK_AT_WAITING
         LOOK_AT_HELD
         LOOK_AT_FINISHING
-        LOOK_AT_FLOW
+        LOOK_AT_UNSEEN
 
     enum:
         KECHO_SLAB_CHUNK_CONNECTIONS
@@ -93,7 +96,8 @@ cdef extern from "engine/layout.h" nogil:
         int32_t fd
         uint32_t index
         uint32_t next_free
-        uint32_t finish_reason
+        uint8_t state
+        uint8_t finish_reason
         uint32_t last_active_ms
         uint16_t flags
         uint16_t accepted_by
@@ -107,6 +111,8 @@ cdef extern from "engine/layout.h" nogil:
         uint32_t held_bytes
         uint32_t first_chunk
         uint32_t last_chunk
+
+    void connection_enter(Connection* connection, State state)
 
     ctypedef struct Slab "struct kecho_slab":
         pthread_mutex_t lock
@@ -163,18 +169,44 @@ cdef extern from "engine/layout.h" nogil:
         uint32_t idle_tail
         uint32_t idle_count
 
-    ctypedef struct Flows "struct kecho_flows":
-        int32_t sockets_fd
-        int32_t flows_fd
-        int32_t board_fd
-        int32_t reports_fd
-        int32_t filter_fd
-        Board* board
-        uint64_t* consumed
-        const uint64_t* produced
-        const uint8_t* records
-        pthread_mutex_t reports_lock
-        uint64_t untold_seen
+    ctypedef enum Served "enum kecho_served":
+        SERVED_ALL
+        SERVED_MORE
+        SERVED_CLOSED
+
+    ctypedef struct Look "struct kecho_look":
+        uint64_t received
+        uint64_t handed
+        uint32_t acknowledged
+        uint32_t sent_ms_ago
+        uint32_t received_ms_ago
+        uint32_t has_ended
+        uint32_t is_closed
+
+    ctypedef struct EngineCalls "struct kecho_engine":
+        uint32_t begins_unread
+        int (*open)(
+            Control* control, const int* given, uint32_t count, const char** call,
+        ) noexcept nogil
+        void (*close)(Control* control) noexcept nogil
+        void (*forget)(Control* control) noexcept nogil
+        int (*wait)(
+            Worker* worker, epoll_event* events, int most, int timeout_ms,
+        ) noexcept nogil
+        void (*read_reports)(Control* control) noexcept nogil
+        void (*share)(Control* control) noexcept nogil
+        void (*add_echoed)(
+            Control* control, uint32_t worker, uint64_t* bytes, uint64_t* chunks,
+        ) noexcept nogil
+        bint (*begin)(Worker* worker, Connection* connection) noexcept nogil
+        Served (*serve)(Worker* worker, Connection* connection, int reads) noexcept nogil
+        Served (*at_eof)(Worker* worker, Connection* connection) noexcept nogil
+        int (*arm)(Worker* worker, Connection* connection) noexcept nogil
+        int (*look)(Connection* connection, Look* look) noexcept nogil
+        bint (*leave)(
+            Worker* worker, Connection* connection, bint is_whole, int reason,
+        ) noexcept nogil
+        void (*end)(Worker* worker, Connection* connection, int reason) noexcept nogil
 
     ctypedef struct Control "struct kecho_control":
         uint32_t phase
@@ -200,7 +232,8 @@ cdef extern from "engine/layout.h" nogil:
         Listener* listeners
         pthread_mutex_t listeners_lock
         Access access
-        Flows flows
+        EngineCalls engine
+        void* of_engine
 
     ctypedef struct Counters "struct kecho_counters":
         uint64_t accepted

@@ -5,21 +5,20 @@ from common.atomics cimport (
 )
 from engine.accepting.listener cimport listeners_resume
 from engine.backpressure cimport (
-    has_taken_nothing, is_marked_flow, is_marked_waiting, note_progress, note_untaken, untaken,
+    has_taken_nothing, is_marked_unseen, is_marked_waiting, note_progress, note_untaken, untaken,
     waiting_claim_due,
 )
-from engine.connection cimport SERVED_CLOSED, Served, connection_close, has_rested
-from engine.echo cimport READS_PER_TURN, connection_serve, connection_settle
+from engine.connection cimport has_rested
+from engine.echo cimport READS_PER_TURN, connection_end, connection_serve, connection_settle
 from engine.eviction cimport evict_slowest
-from engine.finishing cimport connection_finish, finishing_note
-from engine.held cimport held_look, look_by
+from engine.finishing cimport finishing_note
+from engine.held cimport held_look, look_by, note_unseen
 from engine.io_uring.served cimport in_ring_close_overdue
 from engine.layout cimport (
-    CLOSE_IDLE, CLOSE_STALLED, CONNECTION_ENDED, CONNECTION_FINISHING, CONNECTION_HELD,
-    CONNECTION_IN_KERNEL, CONNECTION_IN_RING, Connection, Control, Queue, Worker,
+    CLOSE_IDLE, CLOSE_STALLED, CONNECTION_ENDED, CONNECTION_HELD, CONNECTION_IN_RING, SERVED_CLOSED,
+    STATE_ECHOED, STATE_FINISHING, STATE_IN_KERNEL, Connection, Control, Queue, Served, Worker,
 )
 from engine.slab cimport ownership_release, ownership_try, slab_get, slab_high_water
-from engine.sockmap.served cimport in_kernel_note
 from libc.stdint cimport uint32_t, uint64_t
 
 
@@ -71,7 +70,7 @@ cdef inline bint _is_to_be_looked_at(
     cdef uint32_t age_ms
     if is_marked_waiting(connection):
         return True
-    if is_marked_flow(connection):
+    if is_marked_unseen(connection):
         return has_rested(worker, connection, _shortest_timeout_ms(control))
     if has_rested(worker, connection, control.idle_timeout_ms):
         return True
@@ -85,12 +84,12 @@ cdef inline bint _is_to_be_looked_at(
 cdef inline int _why_overdue(Worker* worker, Connection* connection) noexcept nogil:
     """A kecho_close_reason, or -1: it may stay."""
     cdef Control* control = worker.control
-    if connection.flags & CONNECTION_FINISHING:
+    if connection.state == STATE_FINISHING:
         return -1  # it has a limit of its own, and is looked at
-    if connection.flags & CONNECTION_IN_KERNEL:
-        in_kernel_note(worker, connection)
+    if connection.state == STATE_IN_KERNEL:
+        note_unseen(worker, connection)
     if connection.pending != NULL or connection.flags & CONNECTION_HELD:
-        if untaken(connection) != connection.unread_bytes:
+        if untaken(worker, connection) != connection.unread_bytes:
             note_progress(worker, connection)
         elif has_rested(worker, connection, control.write_timeout_ms):
             return CLOSE_STALLED
@@ -116,10 +115,10 @@ cdef inline void _close_overdue(Worker* worker, uint64_t since_ms) noexcept nogi
         reason = _why_overdue(worker, connection)
         if reason >= 0 and connection.flags & CONNECTION_IN_RING:
             in_ring_close_overdue(worker, connection)
-        elif reason == CLOSE_IDLE:
-            connection_settle(worker, connection, connection_finish(worker, connection, reason))
+        elif reason >= 0 and connection.state != STATE_ECHOED:
+            worker.control.engine.end(worker, connection, reason)
         elif reason >= 0:
-            connection_close(worker, connection, reason)
+            connection_end(worker, connection, reason)
         elif not ownership_release(connection):
             connection_settle(
                 worker, connection, connection_serve(worker, connection, READS_PER_TURN))
@@ -128,21 +127,20 @@ cdef inline void _close_overdue(Worker* worker, uint64_t since_ms) noexcept nogi
 cdef inline void _look_at(Worker* worker, Connection* connection) noexcept nogil:
     """At a flow of which the kernel held bytes, or one that is FINISHING."""
     cdef Served served = connection_serve(worker, connection, READS_PER_TURN)
-    if served != SERVED_CLOSED and connection.flags & CONNECTION_FINISHING:
+    if served != SERVED_CLOSED and connection.state == STATE_FINISHING:
         finishing_note(worker, connection)
     elif served != SERVED_CLOSED and connection.flags & CONNECTION_HELD:
         held_look(worker, connection)
     connection_settle(worker, connection, served)
 
 
-cdef inline void look_at_held(Worker* worker) noexcept nogil:
+cdef inline void _look_at_held(Worker* worker) noexcept nogil:
     cdef Connection* due[LOOKS_PER_ROUND]
     cdef Queue* queue = worker.queue
     cdef uint64_t due_ms = atomic_u64_load_relaxed(&queue.next_look_ms)
     cdef uint32_t next_ms = NEXT_LOOK_MOST_MS
     cdef int count, i
-    if (atomic_u32_load_relaxed(&queue.held) == 0 or worker.now_ms < due_ms
-            or not atomic_u64_swap_acquire(
+    if (worker.now_ms < due_ms or not atomic_u64_swap_acquire(
                 &queue.next_look_ms, due_ms, worker.now_ms + NEXT_LOOK_MOST_MS)):
         return
     count = waiting_claim_due(queue, <uint32_t>worker.now_ms, due, LOOKS_PER_ROUND, &next_ms)
@@ -151,6 +149,11 @@ cdef inline void look_at_held(Worker* worker) noexcept nogil:
         _look_at(worker, due[i])
     if count > 0:
         evict_slowest(worker)  # whoever is being served now is looked at again
+
+
+cdef inline void look_at_held(Worker* worker) noexcept nogil:
+    if atomic_u32_load_relaxed(&worker.queue.held) != 0:
+        _look_at_held(worker)
 
 
 cdef inline void run_timers(Worker* worker) noexcept nogil:

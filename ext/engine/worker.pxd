@@ -7,24 +7,24 @@ from common.atomics cimport (
 from common.life cimport PHASE_DRAINING, PHASE_RUNNING, PHASE_STOPPING
 from engine.accepting.accept cimport accept_turn
 from engine.accepting.closing cimport close_listeners_at_last, empty_listeners
-from engine.accepting.listener cimport RESUME_AFTER_MS, TOKEN_LISTENERS, TOKEN_REPORTS, TOKEN_WAKE
-from engine.connection cimport SERVED_MORE, Served, connection_close, connection_give_back
+from engine.accepting.listener cimport RESUME_AFTER_MS
+from engine.connection cimport connection_close, connection_give_back
 from engine.echo cimport (
     GREETING_MS, READS_PER_TURN, connection_serve, connection_settle, streams_give_back,
 )
 from engine.epoll.busy_poll cimport busy_poll_wait
+from engine.epoll.events cimport TOKEN_LISTENERS, TOKEN_REPORTS, TOKEN_WAKE
 from engine.epoll.streams cimport stream_count_turn, stream_has_had_its_turns, stream_take
 from engine.finishing cimport finishing_end
 from engine.io_uring.ring cimport uring_enable, uring_receives
 from engine.io_uring.served cimport in_ring_end, in_ring_round
 from engine.layout cimport (
-    CLOSE_ABORTED, CONNECTION_FINISHING, KECHO_BUFFER_BYTES, OWNERSHIP_FREE, Connection, Control,
-    Queue, Worker,
+    CLOSE_ABORTED, KECHO_BUFFER_BYTES, OWNERSHIP_FREE, SERVED_MORE, STATE_FINISHING, Connection,
+    Control, Queue, Served, Worker,
 )
 from engine.slab cimport (
     CLAIM_WON, ownership_claim, ownership_try, slab_get, slab_high_water, slab_in_use,
 )
-from engine.sockmap.reports cimport reports_read
 from engine.timers cimport look_at_held, run_timers, until_timer_ms
 from kernel.clock cimport clock_now_ms
 from kernel.epoll cimport EPOLLERR, EPOLLHUP, EPOLLPRI, EPOLLRDHUP, epoll_event
@@ -81,7 +81,7 @@ cdef inline void _serve_event(Worker* worker, epoll_event* event) noexcept nogil
             sched_yield()
         return
     if token == TOKEN_REPORTS:
-        reports_read(worker.control)
+        worker.control.engine.read_reports(worker.control)
         return
     if token >= TOKEN_LISTENERS:
         if not worker.is_draining:
@@ -169,7 +169,7 @@ cdef inline void _abort_everybody(Worker* worker) noexcept nogil:
         connection = slab_get(&queue.slab, index)
         if <uint32_t>connection.ownership == OWNERSHIP_FREE:
             continue
-        if connection.flags & CONNECTION_FINISHING and (
+        if connection.state == STATE_FINISHING and (
                 atomic_u32_load(&worker.control.phase) == PHASE_DRAINING):
             finishing_end(worker, connection)
         else:

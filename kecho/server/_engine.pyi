@@ -2,6 +2,7 @@
 
 from typing import Any
 
+ENGINES: list[str]
 CLOSE_REASONS: dict[str, int]
 ERROR_KINDS: dict[str, int]
 REFUSALS: dict[str, int]
@@ -20,8 +21,8 @@ class Engine:
     about. per_address, rate_per_s: connections of one client address at once, and a second.
     busy_poll_ns: how long a worker polls after its last event before it sleeps; 2**64 - 1: for
     ever. busy_poll_by_gaps: only while events are on average that close together.
-    flows: what _bpf.open_echo() returned, for the kernel to echo TCP connections, which is
-    taken over like the listeners; () for every connection to be served by the workers.
+    engine: one of ENGINES, and what it is `given`: for sockmap what _bpf.open_echo() returned,
+    which is taken over like the listeners.
     ring_entries: each worker has a ring of so many requests and completions, a power of two, that
     receives and sends for its TCP connections; 0: none.
     """
@@ -43,7 +44,8 @@ class Engine:
         rate_per_s: int,
         busy_poll_ns: int,
         busy_poll_by_gaps: bool,
-        flows: tuple[int, ...] = (),
+        engine: str = "epoll",
+        given: tuple[int, ...] = (),
         ring_entries: int = 0,
     ) -> None: ...
     def run_worker(self, index: int) -> None:

@@ -12,18 +12,17 @@ from engine.accepting.listener cimport (
     listeners_resume,
 )
 from engine.accepting.peers cimport peer_leaves
-from engine.connection cimport SERVED_ALL, SERVED_CLOSED, Served, close_with_reset
+from engine.connection cimport close_with_reset
 from engine.counters cimport count, count_error, count_opened
 from engine.echo cimport READS_PER_TURN, connection_join, connection_serve
 from engine.io_uring.ring cimport uring_serves
 from engine.io_uring.served cimport in_ring_begin
 from engine.layout cimport (
     CONNECTION_READ_TO_END, CONNECTION_REGISTERED, CONNECTION_SILENT, CONNECTION_UNIX, ERROR_ACCEPT,
-    ERROR_DESCRIPTORS, ERROR_MEMORY, KECHO_NO_PEER, Connection, Control, Listener, Worker,
+    ERROR_DESCRIPTORS, ERROR_MEMORY, KECHO_NO_PEER, SERVED_ALL, SERVED_CLOSED, STATE_ECHOED,
+    Connection, Control, EngineCalls, Listener, Served, Worker,
 )
 from engine.slab cimport slab_take
-from engine.sockmap.flow cimport flow_begin, flows_are_open, flows_share
-from engine.sockmap.served cimport in_kernel_begin
 from kernel.inet cimport sockaddr_storage
 from kernel.socket cimport (
     SO_OOBINLINE, SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET, accept4, setsockopt, sockaddr, socklen_t,
@@ -41,7 +40,7 @@ cdef enum:
 cdef inline uint32_t _count_out(Control* control) noexcept nogil:
     """Returns how many are left."""
     cdef uint32_t left = atomic_u32_decrement(&control.active)
-    flows_share(control)
+    control.engine.share(control)
     return left
 
 
@@ -50,7 +49,7 @@ cdef inline bint _admit(Worker* worker, Listener* listener) noexcept nogil:
     never is: those who wait in the queues are no more than the backlogs, and leave at once."""
     cdef Control* control = worker.control
     cdef uint32_t active = atomic_u32_increment(&control.active)
-    flows_share(control)
+    control.engine.share(control)
     if active <= control.max_connections or worker.is_draining:
         return True
     _count_out(control)
@@ -67,19 +66,6 @@ cdef inline void _unadmit(Worker* worker) noexcept nogil:
     that resume each other would spin."""
     if _count_out(worker.control) + 1 >= worker.control.max_connections:
         listeners_resume(worker)
-
-
-cdef inline bint _is_for_the_kernel(
-    Worker* worker, Listener* listener, Connection* connection,
-) noexcept nogil:
-    """Hands a new connection to the kernel, before anything of it is read."""
-    cdef Control* control = worker.control
-    if not flows_are_open(&control.flows) or listener.is_unix or worker.is_draining:
-        return False
-    if flow_begin(control, <uint32_t>(worker.queue - control.queues), connection) < 0:
-        return False
-    in_kernel_begin(connection)
-    return True
 
 
 cdef inline bint _is_for_the_ring(
@@ -118,6 +104,7 @@ cdef inline Connection* _new_connection(
     connection.fd = fd
     connection.pending = NULL
     connection.peer = peer
+    connection.state = STATE_ECHOED
     connection.flags = CONNECTION_SILENT
     if listener.is_unix:
         connection.flags |= CONNECTION_READ_TO_END | CONNECTION_UNIX
@@ -132,10 +119,10 @@ cdef inline void _begin(
 ) noexcept nogil:
     """Its first bytes are often there already, so they are looked for before epoll is asked, if
     there is time for that; registering afterwards reports whatever has come since."""
-    cdef Served served
-    if _is_for_the_kernel(worker, listener, connection) or not at_once:
-        served = SERVED_ALL
-    else:
+    cdef EngineCalls* engine = &worker.control.engine
+    cdef Served served = SERVED_ALL
+    cdef bint has_begun = engine.begins_unread and engine.begin(worker, connection)
+    if at_once and not has_begun:
         # In a drain to the end, so that it does not keep a descriptor from whoever waits behind it.
         served = connection_serve(
             worker, connection, READS_PER_TURN if worker.is_draining else 1)

@@ -11,6 +11,7 @@ from common.atomics cimport (
 )
 from common.life cimport PHASE_RUNNING
 from engine.counters cimport count, count_error
+from engine.epoll.events cimport TOKEN_LISTENERS
 from engine.layout cimport (
     ERROR_LISTENER, KECHO_EVERY_QUEUE, LISTENER_DEAD, LISTENER_OPEN, LISTENER_PAUSED, Control,
     Listener, Queue, Worker,
@@ -30,13 +31,6 @@ from posix.unistd cimport close
 
 cdef enum:
     RESUME_AFTER_MS = 100
-
-
-# What an event's data holds in its low half: a connection's index, or one of these.
-cdef enum:
-    TOKEN_WAKE = 0xFFFFFFFFu
-    TOKEN_REPORTS = 0xFFFEFFFFu
-    TOKEN_LISTENERS = 0xFFFF0000u  # plus the listener's number
 
 
 cdef inline int listener_arm(Control* control, Queue* queue, uint32_t number) noexcept nogil:

@@ -93,16 +93,13 @@ cdef inline void _note_gap(Worker* worker, uint64_t gap_ns) noexcept nogil:
     worker.mean_gap_ns += min(gap_ns, most_ns) // GAPS_AVERAGED
 
 
-cdef inline int busy_poll_wait(
+cdef inline int _poll(
     Worker* worker, epoll_event* events, int most, int timeout_ms,
 ) noexcept nogil:
-    """epoll_wait, after polling for as long as is set. Returns what that does."""
     cdef Control* control = worker.control
     cdef int epoll_fd = worker.queue.epoll_fd
     cdef int ready = 0
     cdef uint64_t now_ns, looked_ns, until_ns, timer_ns = UINT64_MAX
-    if control.busy_poll_ns == 0 or timeout_ms == 0 or worker.is_draining:
-        return epoll_wait(epoll_fd, events, most, timeout_ms)
     now_ns = clock_now_ns()
     if worker.has_served:
         worker.has_served = False
@@ -133,3 +130,12 @@ cdef inline int busy_poll_wait(
         if control.busy_poll_by_gaps:
             _note_gap(worker, clock_now_ns() - worker.idle_since_ns)
     return ready
+
+
+cdef inline int busy_poll_wait(
+    Worker* worker, epoll_event* events, int most, int timeout_ms,
+) noexcept nogil:
+    """epoll_wait, after polling for as long as is set. Returns what that does."""
+    if worker.control.busy_poll_ns == 0 or timeout_ms == 0 or worker.is_draining:
+        return epoll_wait(worker.queue.epoll_fd, events, most, timeout_ms)
+    return _poll(worker, events, most, timeout_ms)

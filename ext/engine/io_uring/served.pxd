@@ -19,9 +19,7 @@ nobody owns, as timers do, may close it.
 """
 from common.atomics cimport atomic_u32_load, atomic_u32_store, atomic_u32_store_relaxed
 from engine.backpressure cimport has_taken_nothing, wait_with
-from engine.connection cimport (
-    SERVED_ALL, SERVED_CLOSED, Served, connection_close, connection_fail, has_rested,
-)
+from engine.connection cimport connection_close, connection_fail, has_rested
 from engine.counters cimport count, count_by
 from engine.echo cimport connection_await, connection_join, connection_settle
 from engine.finishing cimport connection_finish
@@ -33,7 +31,8 @@ from engine.io_uring.ring cimport (
 from engine.layout cimport (
     CLOSE_EOF, CLOSE_IDLE, CLOSE_STALLED, CONNECTION_BLOCKED, CONNECTION_ENDED, CONNECTION_IN_RING,
     CONNECTION_LEAVING, CONNECTION_OVERDUE, CONNECTION_SENDING, CONNECTION_SILENT, ERROR_RECV,
-    ERROR_SEND, KECHO_CHUNK_BYTES, KECHO_NO_CHUNK, Chunk, Connection, Uring, Worker,
+    ERROR_SEND, KECHO_CHUNK_BYTES, KECHO_NO_CHUNK, SERVED_ALL, SERVED_CLOSED, Chunk, Connection,
+    Served, Uring, Worker,
 )
 from engine.slab cimport (
     CLAIM_WON, ownership_claim, ownership_generation, ownership_try, slab_get, slab_high_water,

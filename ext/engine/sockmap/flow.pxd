@@ -7,171 +7,26 @@ when it is told to look. A socket in that map has its receive queue emptied at o
 figures tell what became of it: a byte was received, is queued by the program, which nobody counts,
 and is handed to the socket for sending. Closing throws the queue away.
 """
-from common.atomics cimport (
-    atomic_u32_load, atomic_u32_load_relaxed, atomic_u64_load, atomic_u64_load_acquire,
-    atomic_u64_load_relaxed, atomic_u64_store, atomic_u64_store_release,
-)
-from common.flows cimport (
-    FLOW_BROKEN, FLOW_ECHOED, KECHO_FLOW_CHARGE_LEAST, KECHO_FLOW_CHARGE_MOST,
-    KECHO_FLOW_REPORTS_BYTES, Board, Flow, kecho_token,
-)
-from engine.layout cimport Connection, Control, Flows
+from common.flows cimport FLOW_BROKEN, FLOW_ECHOED, Flow, kecho_token
+from engine.layout cimport Connection, Control, Look
 from engine.slab cimport ownership_generation
-from kernel.bpf cimport (
-    BPF_RINGBUF_BUSY_BIT, BPF_RINGBUF_DISCARD_BIT, BPF_RINGBUF_HDR_SZ, bpf_map_delete,
-    bpf_map_lookup, bpf_map_update,
-)
+from engine.sockmap.layout cimport Flows
+from engine.sockmap.maps cimport flows_of
+from kernel.bpf cimport bpf_map_delete, bpf_map_lookup, bpf_map_update
 from kernel.ioctl cimport SIOCOUTQ, ioctl
 from kernel.poll cimport POLLERR, poll, pollfd
-from kernel.pthread cimport pthread_mutex_destroy, pthread_mutex_init
 from kernel.socket cimport (
     SO_ATTACH_BPF, SO_COOKIE, SO_ERROR, SO_RCVLOWAT, SOL_SOCKET, getsockopt, setsockopt, socklen_t,
 )
 from kernel.tcp cimport IPPROTO_TCP, TCP_INFO, TCP_STATE_CLOSE, TCP_STATE_CLOSE_WAIT, tcp_info
 from libc.errno cimport ECONNRESET, errno
-from libc.stdint cimport UINT32_MAX, uint32_t, uint64_t, uint8_t
+from libc.stdint cimport UINT32_MAX, uint32_t, uint64_t
 from libc.string cimport memset
-from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
-from posix.unistd cimport _SC_PAGESIZE, close, sysconf
 
 
 cdef enum:
     LOOKS = 4  # at figures that an acknowledgement may make too small for a moment
 
-
-cdef struct Look:
-    uint64_t received         # bytes, the FIN not counted
-    uint64_t handed           # bytes that the socket has been given for sending, or a little less
-    uint32_t acknowledged     # low 32 bits of the bytes that the client's side has taken
-    uint32_t sent_ms_ago      # the last segment with data
-    uint32_t received_ms_ago
-    bint has_ended            # the client's FIN has come: nothing follows
-    bint is_closed            # broken: flow_take_error() tells by what
-
-
-# ---- the maps ---------------------------------------------------------------------------------
-
-cdef inline void flows_reset(Flows* flows) noexcept nogil:
-    memset(flows, 0, sizeof(Flows))
-    flows.sockets_fd = flows.flows_fd = flows.board_fd = flows.reports_fd = flows.filter_fd = -1
-
-
-cdef inline int flows_open(Flows* flows, int* fds, const char** call) noexcept nogil:
-    """Takes over the descriptors of _bpf.open_echo(). Returns 0, or -errno of what `call`
-    then names; flows_close() is due in either case, and closes only what was taken over."""
-    cdef size_t page = <size_t>sysconf(_SC_PAGESIZE)
-    cdef void* memory
-    call[0] = "mmap"
-    memory = mmap(NULL, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED, fds[2], 0)
-    if memory == MAP_FAILED:
-        return -errno
-    flows.board = <Board*>memory
-    # BPF_MAP_TYPE_RINGBUF: a page to write, then one to read, then the records, twice.
-    memory = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED, fds[3], 0)
-    if memory == MAP_FAILED:
-        return -errno
-    flows.consumed = <uint64_t*>memory
-    memory = mmap(
-        NULL, page + 2 * KECHO_FLOW_REPORTS_BYTES, PROT_READ, MAP_SHARED, fds[3], <long>page)
-    if memory == MAP_FAILED:
-        return -errno
-    flows.produced = <const uint64_t*>memory
-    flows.records = <const uint8_t*>memory + page
-    call[0] = "pthread_mutex_init"
-    if pthread_mutex_init(&flows.reports_lock, NULL) != 0:
-        return -errno
-    flows.sockets_fd, flows.flows_fd, flows.board_fd, flows.reports_fd = (
-        fds[0], fds[1], fds[2], fds[3])
-    flows.filter_fd = fds[4]
-    return 0
-
-
-cdef inline bint flows_are_open(Flows* flows) noexcept nogil:
-    return flows.sockets_fd >= 0
-
-
-cdef inline void flows_close(Flows* flows) noexcept nogil:
-    cdef size_t page = <size_t>sysconf(_SC_PAGESIZE)
-    if flows.board != NULL:
-        munmap(flows.board, sizeof(Board))
-    if flows.consumed != NULL:
-        munmap(flows.consumed, page)
-    if flows.produced != NULL:
-        munmap(<void*>flows.produced, page + 2 * KECHO_FLOW_REPORTS_BYTES)
-    # All zero where a constructor refused its arguments before flows_reset(): that is nobody's 0.
-    if flows.produced != NULL and flows.sockets_fd >= 0:
-        pthread_mutex_destroy(&flows.reports_lock)
-        close(flows.sockets_fd)
-        close(flows.flows_fd)
-        close(flows.board_fd)
-        close(flows.reports_fd)
-        close(flows.filter_fd)
-    flows_reset(flows)
-
-
-cdef inline void flows_disown(Flows* flows) noexcept nogil:
-    """Gives the descriptors back to whom they were taken from."""
-    flows.sockets_fd = -1
-    pthread_mutex_destroy(&flows.reports_lock)
-
-
-cdef inline uint64_t _share_bytes(Control* control, uint32_t active) noexcept nogil:
-    cdef uint64_t most = control.queue_buffer_bytes * control.queue_count
-    most //= max(active, <uint32_t>1)
-    most = min(max(most, <uint64_t>KECHO_FLOW_CHARGE_LEAST), <uint64_t>KECHO_FLOW_CHARGE_MOST)
-    return min(most, control.queue_buffer_bytes)  # who waits alone is nobody's slowest reader
-
-
-cdef inline void flows_share(Control* control) noexcept nogil:
-    """Bounds what the kernel may hold for one connection, so that all of them stay within
-    max_buffer_memory; where they are so many that each would get too little, it is the slowest
-    readers' being reset that keeps to it. Called whenever `active` has changed.
-
-    Workers may do so at once, and who has seen an earlier number write last: so each looks again
-    after it has written, until it finds what it would write.
-    """
-    cdef uint64_t most
-    if not flows_are_open(&control.flows):
-        return
-    while True:
-        most = _share_bytes(control, atomic_u32_load(&control.active))
-        if atomic_u64_load(&control.flows.board.charge_most) == most:
-            return
-        atomic_u64_store(&control.flows.board.charge_most, most)
-
-
-cdef inline uint64_t flows_next(Flows* flows, bint* is_one) noexcept nogil:
-    """The next token of the reports, if there is one. Called with its lock held."""
-    cdef uint64_t at = atomic_u64_load_relaxed(flows.consumed)
-    cdef const uint8_t* record
-    cdef uint32_t header
-    cdef uint64_t token
-    is_one[0] = False
-    while at != atomic_u64_load_acquire(flows.produced):
-        record = flows.records + at % KECHO_FLOW_REPORTS_BYTES
-        header = atomic_u32_load_relaxed(<const uint32_t*>record)
-        if header & BPF_RINGBUF_BUSY_BIT:
-            break  # being written: epoll reports it again
-        token = (<const uint64_t*>(record + BPF_RINGBUF_HDR_SZ))[0]
-        at += BPF_RINGBUF_HDR_SZ + sizeof(token)
-        atomic_u64_store_release(flows.consumed, at)
-        if not header & BPF_RINGBUF_DISCARD_BIT:
-            is_one[0] = True
-            return token
-    return 0
-
-
-cdef inline bint flows_are_untold(Flows* flows) noexcept nogil:
-    """The reports had no room for some, until what has just been read. Called with their lock
-    held."""
-    cdef uint64_t untold = atomic_u64_load_relaxed(&flows.board.untold)
-    if untold == flows.untold_seen:
-        return False
-    flows.untold_seen = untold
-    return True
-
-
-# ---- one flow, by the worker that owns the connection ------------------------------------------
 
 cdef inline int _cookie(int fd, uint64_t* cookie) noexcept nogil:
     cdef socklen_t size = sizeof(uint64_t)
@@ -192,7 +47,7 @@ cdef inline int flow_begin(
 ) noexcept nogil:
     """Has the kernel echo a connection from which nothing has been read. Returns 0, or -errno: it
     is to be served here. (EOPNOTSUPP: the client has sent its FIN already; E2BIG: too many.)"""
-    cdef Flows* flows = &control.flows
+    cdef Flows* flows = flows_of(control)
     cdef uint64_t cookie = 0
     cdef uint32_t fd = <uint32_t>connection.fd
     cdef Flow flow
@@ -222,7 +77,7 @@ cdef inline int flow_read(Control* control, Connection* connection, Flow* flow) 
     cdef uint64_t cookie = 0
     cdef int result = _cookie(connection.fd, &cookie)
     if result == 0:
-        result = bpf_map_lookup(control.flows.flows_fd, &cookie, flow)
+        result = bpf_map_lookup(flows_of(control).flows_fd, &cookie, flow)
     return result
 
 
@@ -312,12 +167,12 @@ cdef inline bint flow_leave(Control* control, Connection* connection) noexcept n
     cdef int _i
     if _cookie(connection.fd, &cookie) < 0:
         return False
-    if bpf_map_delete(control.flows.sockets_fd, &cookie) < 0:
+    if bpf_map_delete(flows_of(control).sockets_fd, &cookie) < 0:
         return False
     for _i in range(LOOKS):
         # After TCP_INFO, which takes the socket's lock: the program may still have been running.
         if (flow_look(connection, &look) < 0
-                or bpf_map_lookup(control.flows.flows_fd, &cookie, &flow) < 0
+                or bpf_map_lookup(flows_of(control).flows_fd, &cookie, &flow) < 0
                 or flow.mode != FLOW_ECHOED):
             return False
         if look.handed == flow.redirected:
@@ -329,4 +184,4 @@ cdef inline void flow_end(Control* control, Connection* connection) noexcept nog
     """Forgets it; the socket leaves its map when it is closed, if it has not before."""
     cdef uint64_t cookie = 0
     if _cookie(connection.fd, &cookie) == 0:
-        bpf_map_delete(control.flows.flows_fd, &cookie)
+        bpf_map_delete(flows_of(control).flows_fd, &cookie)

@@ -3,15 +3,18 @@ queue's epoll set; whoever reads it has the connection reported to the queue tha
 from common.flows cimport (
     FLOW_BROKEN, FLOW_ECHOED, Flow, kecho_token_generation, kecho_token_index, kecho_token_queue,
 )
-from engine.accepting.listener cimport TOKEN_REPORTS
+from engine.epoll.events cimport (
+    AWAIT_DATA, AWAIT_DATA_OR_ROOM, AWAIT_END, TOKEN_REPORTS, Awaited, awaited_by, epoll_report,
+)
 from engine.layout cimport CONNECTION_ARMED_WRITE, Connection, Control, Queue
 from engine.slab cimport (
     CLAIM_WON, ownership_claim, ownership_generation, ownership_release, slab_get, slab_high_water,
 )
-from engine.sockmap.flow cimport flow_read, flows_are_untold, flows_next
+from engine.sockmap.flow cimport flow_read
+from engine.sockmap.layout cimport Flows
+from engine.sockmap.maps cimport flows_are_untold, flows_next, flows_of
 from kernel.epoll cimport (
-    EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLET, EPOLLEXCLUSIVE, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP,
-    epoll_ctl, epoll_event,
+    EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLET, EPOLLEXCLUSIVE, EPOLLIN, epoll_ctl, epoll_event,
 )
 from kernel.pthread cimport pthread_mutex_lock, pthread_mutex_unlock
 from libc.errno cimport errno
@@ -25,27 +28,23 @@ cdef inline int reports_arm(Control* control, Queue* queue) noexcept nogil:
     if control.queue_count > 1:
         event.events |= EPOLLEXCLUSIVE
     event.data.u64 = TOKEN_REPORTS
-    if epoll_ctl(queue.epoll_fd, EPOLL_CTL_ADD, control.flows.reports_fd, &event) < 0:
+    if epoll_ctl(queue.epoll_fd, EPOLL_CTL_ADD, flows_of(control).reports_fd, &event) < 0:
         return -errno
     return 0
 
 
-cdef inline uint32_t _events(Control* control, Connection* connection) noexcept nogil:
-    """By which epoll reports a flow to its queue: bytes that are passed and not read are there; of
+cdef inline Awaited _awaited(Control* control, Connection* connection) noexcept nogil:
+    """What is to be reported of a flow: of one that is passed, bytes that are there and not read; of
     one that is broken, there may be nothing but room to send. Flows that are as they were are not
     to wake a worker for data."""
     cdef Flow flow
-    cdef uint32_t events = EPOLLIN | EPOLLRDHUP | EPOLLPRI | EPOLLET
-    cdef bint is_flow = flow_read(control, connection, &flow) == 0
-    if connection.flags & CONNECTION_ARMED_WRITE:
-        events = events | EPOLLOUT if is_flow else EPOLLOUT | EPOLLET
-    if not is_flow:
-        return events
-    if flow.mode == FLOW_BROKEN:
-        events |= EPOLLOUT
-    elif flow.mode == FLOW_ECHOED:
-        events = EPOLLRDHUP | EPOLLET
-    return events
+    if flow_read(control, connection, &flow) < 0:
+        return awaited_by(connection)
+    if flow.mode == FLOW_ECHOED:
+        return AWAIT_END
+    if flow.mode == FLOW_BROKEN or connection.flags & CONNECTION_ARMED_WRITE:
+        return AWAIT_DATA_OR_ROOM
+    return AWAIT_DATA
 
 
 cdef inline void _report(
@@ -53,7 +52,6 @@ cdef inline void _report(
 ) noexcept nogil:
     """Has epoll report a connection to its queue. If a worker serves it at this moment, that one
     looks again, and sees the mode."""
-    cdef epoll_event event
     cdef Connection* connection
     if index >= slab_high_water(&queue.slab):
         return
@@ -61,10 +59,8 @@ cdef inline void _report(
     if ownership_claim(connection, generation, False) != CLAIM_WON:
         return
     while True:
-        event.events = _events(control, connection)
-        event.data.u64 = <uint64_t>generation << 32 | index
         # One that is not registered yet is being accepted; it cannot be claimed then.
-        epoll_ctl(queue.epoll_fd, EPOLL_CTL_MOD, connection.fd, &event)
+        epoll_report(queue, connection, EPOLL_CTL_MOD, _awaited(control, connection))
         if ownership_release(connection):
             return
 
@@ -82,15 +78,16 @@ cdef inline void _report_untold(Control* control) noexcept nogil:
 
 
 cdef inline void reports_read(Control* control) noexcept nogil:
+    cdef Flows* flows = flows_of(control)
     cdef uint64_t token
     cdef uint32_t queue
     cdef bint is_one = True, are_untold = False
     while is_one:
-        pthread_mutex_lock(&control.flows.reports_lock)
-        token = flows_next(&control.flows, &is_one)
+        pthread_mutex_lock(&flows.reports_lock)
+        token = flows_next(flows, &is_one)
         if not is_one:
-            are_untold = flows_are_untold(&control.flows)
-        pthread_mutex_unlock(&control.flows.reports_lock)
+            are_untold = flows_are_untold(flows)
+        pthread_mutex_unlock(&flows.reports_lock)
         queue = kecho_token_queue(token)
         if is_one and queue < control.queue_count:
             _report(

@@ -1,140 +1,141 @@
 """Connections that the kernel echoes: what is left to do for one when something is reported of it,
 or its time has come to be looked at."""
-from common.atomics cimport (
-    atomic_u32_load_relaxed, atomic_u32_store_relaxed, atomic_u64_load_relaxed,
-)
+from common.atomics cimport atomic_u32_store_relaxed, atomic_u64_load_relaxed
 from common.flows cimport FLOW_BROKEN, FLOW_ECHOED, Flow
-from engine.backpressure cimport note_progress
-from engine.connection cimport (
-    SERVED_ALL, SERVED_CLOSED, SERVED_NOT, Served, connection_close, connection_fail,
-)
+from engine.connection cimport connection_arm, connection_close, connection_fail, connection_leave
 from engine.counters cimport count
-from engine.epoll.arm cimport connection_arm
+from engine.echo cimport connection_await, connection_serve, echo
+from engine.epoll.events cimport AWAIT_END, awaited_by, epoll_arm
 from engine.eviction cimport evict_slowest
 from engine.finishing cimport connection_finish
-from engine.held cimport held_begin, held_end
+from engine.held cimport held_begin, held_end, note_held, note_movement
 from engine.layout cimport (
-    CLOSE_DRAINED, CLOSE_EOF, CLOSE_EVICTED, CONNECTION_HELD, CONNECTION_IN_KERNEL,
-    CONNECTION_PASSED, CONNECTION_SILENT, CONNECTION_WAITED, ERROR_EPOLL, ERROR_RECV, LOOK_AT_FLOW,
-    LOOK_AT_NEITHER, Connection, Worker,
+    CLOSE_DRAINED, CLOSE_EOF, CLOSE_EVICTED, CONNECTION_UNIX, CONNECTION_WAITED, ERROR_EPOLL,
+    ERROR_RECV, KECHO_BUFFER_BYTES, LOOK_AT_NEITHER, LOOK_AT_UNSEEN, SERVED_ALL, SERVED_CLOSED,
+    STATE_IN_KERNEL, STATE_PASSED, Connection, Look, Served, Worker, connection_enter,
 )
 from engine.sockmap.flow cimport (
-    Look, flow_end, flow_held_bytes, flow_leave, flow_look, flow_read, flow_run, flow_take_error,
+    flow_begin, flow_end, flow_has_ended, flow_is_broken, flow_is_whole, flow_leave, flow_look,
+    flow_read, flow_run, flow_take_error,
 )
+from engine.sockmap.maps cimport flows_of
 from libc.errno cimport ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
 
 
-cdef inline void in_kernel_begin(Connection* connection) noexcept nogil:
-    connection.flags |= CONNECTION_IN_KERNEL
+cdef inline bint sockmap_begin(Worker* worker, Connection* connection) noexcept nogil:
+    """Hands a connection of which nothing has been read to the kernel."""
+    cdef uint32_t queue = <uint32_t>(worker.queue - worker.control.queues)
+    if connection.flags & CONNECTION_UNIX or worker.is_draining:
+        return False
+    if flow_begin(worker.control, queue, connection) < 0:
+        return False
+    connection_enter(connection, STATE_IN_KERNEL)
     connection.unread_bytes = 0
-    atomic_u32_store_relaxed(&connection.to_look_at, LOOK_AT_FLOW)
+    atomic_u32_store_relaxed(&connection.to_look_at, LOOK_AT_UNSEEN)
+    return True
 
 
-cdef inline void _in_kernel_end(Connection* connection) noexcept nogil:
-    connection.flags &= ~<unsigned int>CONNECTION_IN_KERNEL
+cdef inline int sockmap_arm(Worker* worker, Connection* connection) noexcept nogil:
+    """Of one that the kernel echoes, data would be reported all the same, and wake a worker for
+    each echo."""
+    return epoll_arm(
+        worker, connection,
+        AWAIT_END if connection.state == STATE_IN_KERNEL else awaited_by(connection))
+
+
+cdef inline bint sockmap_leave(
+    Worker* worker, Connection* connection, bint is_whole, int reason,
+) noexcept nogil:
+    """Forgets it. Whether it is whole: at an end of file that was looked at already, after which
+    nothing comes."""
+    if is_whole and reason != CLOSE_EOF:
+        if connection.state == STATE_IN_KERNEL:
+            is_whole = flow_leave(worker.control, connection)
+        else:
+            is_whole = flow_is_whole(connection)
     atomic_u32_store_relaxed(&connection.to_look_at, LOOK_AT_NEITHER)
+    flow_end(worker.control, connection)
+    return is_whole
 
 
-cdef inline Served _serve_here(Worker* worker, Connection* connection) noexcept nogil:
-    cdef int result = connection_arm(worker, connection, False)
+# ---- passed: by its worker ----------------------------------------------------------------------
+
+cdef inline Served sockmap_at_eof(Worker* worker, Connection* connection) noexcept nogil:
+    """recv gives nothing until the kernel has sent what it holds: what is passed stands behind that
+    in one queue. An end of file is only one when that queue is empty."""
+    cdef int result = flow_has_ended(connection)
     if result < 0:
-        return connection_fail(worker, connection, -result, ERROR_EPOLL)
-    return SERVED_NOT
+        return connection_fail(worker, connection, -result, ERROR_RECV)
+    if result == 0:
+        held_begin(worker, connection, KECHO_BUFFER_BYTES)
+        return connection_await(worker, connection)
+    held_end(worker, connection)
+    return connection_finish(worker, connection, CLOSE_EOF)
 
 
-cdef inline Served _take_over(Worker* worker, Connection* connection) noexcept nogil:
+cdef inline Served _pass(Worker* worker, Connection* connection, int reads) noexcept nogil:
     """Too much waits to be sent: what comes now is passed, and bounded by the socket's window.
     Until the kernel has sent the rest, the connection stands among those whose client does not
     read."""
-    cdef uint64_t most = atomic_u64_load_relaxed(&worker.control.flows.board.charge_most)
+    cdef uint64_t most = atomic_u64_load_relaxed(&flows_of(worker.control).board.charge_most)
+    cdef int result
     held_end(worker, connection)
-    _in_kernel_end(connection)
-    connection.flags |= CONNECTION_PASSED | CONNECTION_WAITED
+    connection_enter(connection, STATE_PASSED)
+    connection.flags |= CONNECTION_WAITED
     count(&worker.counters.backpressure)
     held_begin(worker, connection, <uint32_t>most)
     if not evict_slowest(worker):
         connection_close(worker, connection, CLOSE_EVICTED)
         return SERVED_CLOSED
-    return _serve_here(worker, connection)
+    result = sockmap_arm(worker, connection)
+    if result < 0:
+        return connection_fail(worker, connection, -result, ERROR_EPOLL)
+    return echo(worker, connection, reads)
 
 
-cdef inline Served _take_back(Worker* worker, Connection* connection) noexcept nogil:
+# ---- in the kernel ------------------------------------------------------------------------------
+
+cdef inline Served _take_back(Worker* worker, Connection* connection, int reads) noexcept nogil:
     """In a drain, everything having been handed back: what still comes is answered here. Who has
     sent something this very moment is reset, as one is whose bytes are not read any more."""
-    cdef bint is_whole = flow_leave(worker.control, connection)
-    held_end(worker, connection)
-    if not is_whole:
+    cdef int result
+    if not connection_leave(worker, connection, CLOSE_DRAINED):
         connection_close(worker, connection, CLOSE_DRAINED)
         return SERVED_CLOSED
-    flow_end(worker.control, connection)
-    _in_kernel_end(connection)
-    return _serve_here(worker, connection)
+    result = connection_arm(worker, connection)
+    if result < 0:
+        return connection_fail(worker, connection, -result, ERROR_EPOLL)
+    return connection_serve(worker, connection, reads)
 
 
-cdef inline void _note_movement(
-    Worker* worker, Connection* connection, Look* look,
-) noexcept nogil:
-    """When bytes last moved. One for which bytes wait is judged by what its client takes."""
-    cdef uint32_t now_ms = <uint32_t>worker.now_ms
-    cdef uint32_t age_ms = now_ms - atomic_u32_load_relaxed(&connection.last_active_ms)
-    if look.received > 0:
-        connection.flags &= ~<unsigned int>CONNECTION_SILENT
-    if connection.flags & CONNECTION_HELD:
-        if look.acknowledged != connection.unread_bytes:
-            note_progress(worker, connection)
-        return
-    age_ms = min(age_ms, look.sent_ms_ago)
-    if look.received <= look.handed:
-        age_ms = min(age_ms, look.received_ms_ago)
-    atomic_u32_store_relaxed(&connection.last_active_ms, now_ms - age_ms)
-
-
-cdef inline bint _note_held(
-    Worker* worker, Connection* connection, Look* look,
-) noexcept nogil:
-    """Whether the kernel holds bytes of it."""
-    cdef uint32_t held_bytes = flow_held_bytes(look)
-    if held_bytes == 0:
-        held_end(worker, connection)
-        return False
-    if not connection.flags & CONNECTION_HELD:
-        connection.unread_bytes = look.acknowledged
-    held_begin(worker, connection, held_bytes)
-    return True
-
-
-cdef inline void in_kernel_note(Worker* worker, Connection* connection) noexcept nogil:
-    """For the timers: when its bytes moved, and whether some are held up."""
-    cdef Look look
-    if flow_look(connection, &look) < 0 or look.is_closed:
-        return  # epoll reports it, and the error is for who serves it then
-    _note_movement(worker, connection, &look)
-    _note_held(worker, connection, &look)
-
-
-cdef inline Served in_kernel_serve(Worker* worker, Connection* connection) noexcept nogil:
-    """SERVED_NOT: it is not the kernel's any more, and to be served here."""
+cdef inline Served sockmap_serve(Worker* worker, Connection* connection, int reads) noexcept nogil:
+    """Something is reported of it, or its time has come to be looked at."""
     cdef Look look
     cdef Flow flow
-    cdef int result = flow_look(connection, &look)
+    cdef int result
+    if connection.state == STATE_PASSED:
+        if flow_is_broken(worker.control, connection):
+            return connection_fail(worker, connection, ENOMEM, ERROR_RECV)
+        return echo(worker, connection, reads)
+    result = flow_look(connection, &look)
     if result == 0:
         result = flow_read(worker.control, connection, &flow)
     if result == 0:
         result = flow_take_error(connection, &look)
     if result < 0:
         return connection_fail(worker, connection, -result, ERROR_RECV)
-    _note_movement(worker, connection, &look)
+    note_movement(worker, connection, &look)
     if flow.mode == FLOW_BROKEN:
         return connection_fail(worker, connection, ENOMEM, ERROR_RECV)
     if flow.mode != FLOW_ECHOED:
-        return _take_over(worker, connection)
-    if _note_held(worker, connection, &look):
+        return _pass(worker, connection, reads)
+    if note_held(worker, connection, &look):
         return SERVED_ALL
     if look.has_ended:
         # The FIN may stand behind bytes that had come before. Unread they would make it a RST.
         flow_run(connection)
         return connection_finish(worker, connection, CLOSE_EOF)
     if worker.is_draining:
-        return _take_back(worker, connection)
+        return _take_back(worker, connection, reads)
     return SERVED_ALL

@@ -1,0 +1,39 @@
+"""epoll alone: workers receive and send, and epoll tells them when. Other engines begin with these
+calls and replace what they do otherwise. A connection that begin() leaves to its worker is in none
+of their states, so it is asked of no engine."""
+from engine.echo cimport connection_end
+from engine.epoll.busy_poll cimport busy_poll_wait
+from engine.layout cimport Connection, Control, EngineCalls, Worker
+from libc.stdint cimport uint32_t, uint64_t
+
+
+cdef inline int _open(
+    Control* control, const int* given, uint32_t count, const char** call,
+) noexcept nogil:
+    return 0
+
+
+cdef inline void _nothing(Control* control) noexcept nogil:
+    pass
+
+
+cdef inline void _add_echoed(
+    Control* control, uint32_t worker, uint64_t* bytes, uint64_t* chunks,
+) noexcept nogil:
+    pass
+
+
+cdef inline bint _begin(Worker* worker, Connection* connection) noexcept nogil:
+    return False
+
+
+cdef inline void epoll_engine(EngineCalls* engine) noexcept nogil:
+    engine.open = _open
+    engine.close = _nothing
+    engine.forget = _nothing
+    engine.wait = busy_poll_wait
+    engine.read_reports = _nothing
+    engine.share = _nothing
+    engine.add_echoed = _add_echoed
+    engine.begin = _begin
+    engine.end = connection_end

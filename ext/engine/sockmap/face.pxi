@@ -1,0 +1,4 @@
+from engine.sockmap.engine cimport sockmap_engine
+
+
+_register("sockmap", sockmap_engine)
