@@ -12,11 +12,10 @@ from engine.backpressure cimport free_pending
 from engine.counters cimport count_closed, count_error
 from engine.epoll.events cimport awaited_by, epoll_arm
 from engine.held cimport held_end
-from engine.io_uring.ring cimport uring_let_go
 from engine.layout cimport (
     CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_IDLE, CLOSE_RESET, CLOSE_TIMED_OUT,
-    CONNECTION_HELD, CONNECTION_IN_RING, ERROR_EPOLL, ERROR_MEMORY, KECHO_NO_PEER, SERVED_CLOSED,
-    STATE_ECHOED, STATE_FINISHING, Connection, Served, Worker, connection_enter,
+    CONNECTION_HELD, ERROR_EPOLL, ERROR_MEMORY, KECHO_NO_PEER, SERVED_CLOSED, STATE_ECHOED,
+    STATE_FINISHING, Connection, Served, Worker, connection_enter,
 )
 from engine.slab cimport ownership_release, slab_give_back
 from kernel.socket cimport AF_UNSPEC, SO_LINGER, SOL_SOCKET, connect, linger, setsockopt, sockaddr
@@ -87,9 +86,6 @@ cdef inline void connection_close(
         held_end(worker, connection)
     if _is_with_an_engine(connection):
         is_whole = worker.control.engine.leave(worker, connection, is_whole, reason)
-    if connection.flags & CONNECTION_IN_RING:
-        # The socket is the ring's, too, until it has let go of it: before the next wait.
-        uring_let_go(&worker.uring, connection)
     connection.fd = -1  # before it is closed: see queue_forget()
     # Before it is closed: the client may connect again at once.
     if connection.peer != KECHO_NO_PEER:

@@ -17,13 +17,12 @@ from engine.dispatch cimport (
 )
 from engine.epoll.busy_poll cimport busy_poll_init
 from engine.epoll.engine cimport epoll_engine
-from engine.io_uring.ring cimport uring_close, uring_forget, uring_open, uring_reset
 from engine.layout cimport (
     CLOSE_ABORTED, CLOSE_DRAINED, CLOSE_EOF, CLOSE_ERROR, CLOSE_EVICTED, CLOSE_IDLE, CLOSE_RESET,
     CLOSE_STALLED, CLOSE_TIMED_OUT, ERROR_ACCEPT, ERROR_DESCRIPTORS, ERROR_EPOLL, ERROR_LISTENER,
     ERROR_MEMORY, ERROR_RECV, ERROR_SEND, KECHO_BUFFER_BYTES, KECHO_LISTENERS_MOST, REFUSED_DENIED,
     REFUSED_PER_ADDRESS, REFUSED_RATE, Access, Control, Counters, EngineCalls, Listener, Queue,
-    Uring, Worker,
+    Worker,
 )
 from engine.worker cimport wake_everybody, worker_run
 from kernel.pthread cimport (
@@ -51,6 +50,7 @@ cdef _register(str name, Fill fill):
 
 
 _register("epoll", epoll_engine)
+include "engine/io_uring/face.pxi"
 include "engine/sockmap/face.pxi"
 
 
@@ -99,10 +99,9 @@ cdef class Engine:
     about. per_address, rate_per_s: connections of one client address at once, and a second.
     busy_poll_ns: how long a worker polls after its last event before it sleeps; 2**64 - 1: for
     ever. busy_poll_by_gaps: only while events are on average that close together.
-    engine: one of ENGINES, and what it is `given`: for sockmap what _bpf.open_echo() returned,
-    which is taken over like the listeners.
-    ring_entries: each worker has a ring of so many requests and completions, a power of two, that
-    receives and sends for its TCP connections; 0: none.
+    engine: one of ENGINES. given: what it needs. For sockmap, what _bpf.open_echo() returned, which
+    is taken over like the listeners; for io_uring, how many requests and completions each worker's
+    ring has, a power of two.
     """
 
     cdef Control _control
@@ -127,12 +126,10 @@ cdef class Engine:
         bint busy_poll_by_gaps,
         str engine not None = "epoll",
         tuple given not None = (),
-        uint32_t ring_entries = 0,
     ):
         cdef Control* control = &self._control
         cdef const char* call = NULL
-        cdef uint32_t queue_count = worker_count if percpu or ring_entries else 1
-        cdef uint32_t i
+        cdef uint32_t queue_count = 1, i
         cdef int ints[GIVEN_MOST]
         cdef int result
         if len(listeners) > KECHO_LISTENERS_MOST:
@@ -142,6 +139,8 @@ cdef class Engine:
         for i, value in enumerate(given):
             ints[i] = value
         _fill[ENGINES.index(engine)](&control.engine)
+        if percpu or control.engine.queue_for_each_worker:
+            queue_count = worker_count
         control.max_connections = max_connections or UINT32_MAX
         control.idle_timeout_ms = idle_timeout_ms
         control.write_timeout_ms = write_timeout_ms
@@ -170,13 +169,8 @@ cdef class Engine:
         for i in range(worker_count):
             control.workers[i].control = control
             control.workers[i].index = i
-            uring_reset(&control.workers[i].uring)
             control.worker_count += 1
             control.workers[i].buffer = <unsigned char*>cache_lines(KECHO_BUFFER_BYTES)
-            if ring_entries != 0:
-                result = uring_open(&control.workers[i].uring, ring_entries, &call)
-                if result < 0:
-                    raise system_error(-result, call.decode())
         control.queues = <Queue*>cache_lines(queue_count * sizeof(Queue))
         for i in range(queue_count):
             control.queue_count += 1
@@ -186,7 +180,7 @@ cdef class Engine:
         busy_poll_init(control, busy_poll_ns, busy_poll_by_gaps)
         if percpu:
             result = dispatch_percpu(control)
-        elif ring_entries != 0:
+        elif control.engine.queue_for_each_worker:
             result = dispatch_apart(control)
         else:
             result = dispatch_shared(control)
@@ -215,7 +209,6 @@ cdef class Engine:
         for i in range(control.queue_count):
             queue_close(&control.queues[i])
         for i in range(control.worker_count):
-            uring_close(&control.workers[i].uring)
             free(control.workers[i].buffer)
         if control.engine.close != NULL:  # or its arguments were refused
             control.engine.close(control)
@@ -262,8 +255,6 @@ cdef class Engine:
             close_listeners(&self._control)
         for i in range(self._control.queue_count):
             queue_forget(&self._control.queues[i])
-        for i in range(self._control.worker_count):
-            uring_forget(&self._control.workers[i].uring)
         self._control.engine.forget(&self._control)
 
     def listener_figures(self):
@@ -321,17 +312,6 @@ cdef dict _counters_dict(Control* control, uint32_t index):
             for name, reason in REFUSALS.items()
         },
     }
-
-
-def try_io_uring(uint32_t entries):
-    """Opens a ring as the workers have it, and closes it again. Raises OSError, which names the
-    call: the kernel is older than Linux 6.1, or nobody may (kernel.io_uring_disabled)."""
-    cdef Uring ring
-    cdef const char* call = NULL
-    cdef int result = uring_open(&ring, entries, &call)
-    uring_close(&ring)
-    if result < 0:
-        raise system_error(-result, call.decode())
 
 
 def attach_cpu_steering(int fd, list cpus not None):

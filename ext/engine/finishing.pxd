@@ -16,9 +16,9 @@ from engine.connection cimport connection_close, connection_fail, connection_lea
 from engine.epoll.events cimport AWAIT_ROOM, epoll_arm
 from engine.held cimport held_begin, held_end, look_by
 from engine.layout cimport (
-    CLOSE_EOF, CLOSE_STALLED, CONNECTION_ENDED, CONNECTION_HELD, CONNECTION_REGISTERED,
-    CONNECTION_UNIX, ERROR_EPOLL, ERROR_SEND, SERVED_ALL, SERVED_CLOSED, STATE_FINISHING,
-    Connection, Served, Worker, connection_enter,
+    CLOSE_EOF, CLOSE_STALLED, CONNECTION_HELD, CONNECTION_REGISTERED, CONNECTION_UNIX, ERROR_EPOLL,
+    ERROR_SEND, SERVED_ALL, SERVED_CLOSED, STATE_FINISHING, Connection, Served, Worker,
+    connection_enter,
 )
 from kernel.poll cimport POLLERR, poll, pollfd
 from kernel.socket cimport SHUT_WR, SO_ERROR, SOL_SOCKET, getsockopt, shutdown, socklen_t
@@ -63,7 +63,6 @@ cdef inline Served connection_finish(
             return connection_fail(worker, connection, result, ERROR_SEND)
         connection_close(worker, connection, reason)
         return SERVED_CLOSED
-    connection.flags &= ~<unsigned int>CONNECTION_ENDED
     connection_enter(connection, STATE_FINISHING)
     connection.finish_reason = <uint8_t>reason
     connection.unread_bytes = unread_bytes(connection)  # the FIN is one

@@ -35,16 +35,28 @@ enum kecho_ownership {
  *
  *   accepted ──▶ ECHOED ──────────────────────────▶ FINISHING
  *                  │ ▲
- *      sockmap:    │ ├── IN_KERNEL ──▶ PASSED ──┐
- *                  ├─┼──────▲                   │
- *                  │ └──────────────────────────┘
+ *                  │ ├───────────┬────────┐
+ *      sockmap:    ├─┼───▶ IN_KERNEL ─▶ PASSED
+ *                  │ │
+ *                  │ ├────────┬───────────┬──────────────┬──────────┐
+ *      io_uring:   └─┼────▶ RING ─▶ RING_LEAVING ─▶ RING_BLOCKED    │
+ *                    │        │        ▲        │      ▲            │
+ *                    ├── RING_OVERDUE ─┘        ▼      │            │
+ *                    │        └──────────▶ RING_ENDED ─┴────────────┘
+ *                    └ (RING_BROKEN, from any of RING's, is only closed)
  *
  * connection_enter() changes it, and checks that it may where assert() does. */
 enum kecho_connection_state {
-    STATE_ECHOED = 0, /* its worker does, by recv and send, when epoll reports something */
-    STATE_FINISHING,  /* nobody: our FIN was sent, not all of it has been acknowledged */
-    STATE_IN_KERNEL,  /* the kernel does, nothing is read here */
-    STATE_PASSED,     /* its worker does: what it reads was redirected to it by the kernel */
+    STATE_ECHOED = 0,   /* its worker does, by recv and send, when epoll reports something */
+    STATE_FINISHING,    /* nobody: our FIN was sent, not all of it has been acknowledged */
+    STATE_IN_KERNEL,    /* the kernel does, nothing is read here */
+    STATE_PASSED,       /* its worker does: what it reads was redirected to it by the kernel */
+    STATE_RING,         /* its worker's ring does, and so in those that follow */
+    STATE_RING_OVERDUE, /* by a timeout: closed when the ring has let go of it */
+    STATE_RING_LEAVING, /* its worker's, when what was received is sent, or pending */
+    STATE_RING_BLOCKED, /* so, and the kernel had no room for a chunk: nothing more is sent */
+    STATE_RING_ENDED,   /* at its end of file: ended when all is sent */
+    STATE_RING_BROKEN,  /* by `error`: closed then */
     STATES
 };
 
@@ -54,16 +66,12 @@ enum kecho_connection_flag {
     CONNECTION_ARMED_WRITE = 2, /* epoll watches for room to send, not for data */
     CONNECTION_READ_TO_END = 4, /* a short read does not prove the socket empty (AF_UNIX) */
     CONNECTION_SILENT = 8,      /* nothing has been received yet */
-    CONNECTION_HELD = 64,       /* to be looked at: a flow of which the kernel holds bytes that are
-                                   to be sent, or one that is FINISHING */
-    CONNECTION_IN_RING = 128,   /* its worker's ring receives for it; it is in no epoll set */
-    CONNECTION_SENDING = 256,   /* the ring has been given a chunk of it to send */
-    CONNECTION_ENDED = 512,     /* the ring has received its end of file, or an error */
-    CONNECTION_BLOCKED = 1024,  /* the kernel had no room for a chunk of it */
-    CONNECTION_LEAVING = 2048,  /* on its way to epoll: the ring has been told to let go of it */
-    CONNECTION_WAITED = 4096,   /* its client once did not read, and the window was shut */
-    CONNECTION_OVERDUE = 8192,  /* by a timeout: closed when the ring has let go of it */
-    CONNECTION_UNIX = 32768
+    CONNECTION_HELD = 16,       /* to be looked at: the kernel holds bytes that the client has yet
+                                   to take, and nothing reports that they are gone */
+    CONNECTION_WAITED = 32,     /* its client once did not read, and the window was shut */
+    CONNECTION_UNIX = 64,
+    CONNECTION_RECEIVING = 128, /* a ring has been told to receive for it, and is not done */
+    CONNECTION_SENDING = 256    /* a ring has been given a chunk of it to send */
 };
 
 struct kecho_connection {
@@ -72,13 +80,12 @@ struct kecho_connection {
     union {
         uint32_t pending_begin; /* [begin, end) of `pending`, bytes */
         uint32_t look_at_ms;    /* HELD: when to ask the kernel again, low 32 bits of the clock */
-        uint32_t
-            first_chunk; /* IN_RING: received and to be sent, in this order; or KECHO_NO_CHUNK */
+        uint32_t first_chunk; /* RING: received and to be sent, in this order; or KECHO_NO_CHUNK */
     };
     union {
         uint32_t pending_end;
         uint32_t held_bytes; /* HELD: what the kernel holds, at most */
-        uint32_t last_chunk; /* IN_RING: of those */
+        uint32_t last_chunk; /* RING: of those */
     };
     int32_t fd;
     uint32_t index; /* of this record in its slab */
@@ -87,6 +94,7 @@ struct kecho_connection {
         struct {                   /* while it is not */
             uint8_t state;         /* enum kecho_connection_state */
             uint8_t finish_reason; /* FINISHING: enum kecho_close_reason, for the end */
+            uint16_t error;        /* RING_BROKEN: errno */
         };
     };
     uint32_t last_active_ms; /* atomic: low 32 bits of the clock when bytes last moved */
@@ -100,9 +108,8 @@ struct kecho_connection {
         uint32_t waited_until_ms; /* not in the list: when it left, or when note_untaken() was last
                                      called, low 32 bits of the clock */
     };
-    uint32_t
-        unread_bytes; /* what the peer had not taken at the last look; of a flow whose bytes are
-                         held, what it had acknowledged; ENDED: by which error, 0 by end of file */
+    uint32_t unread_bytes; /* what the peer had not taken at the last look; of a flow whose bytes
+                              are held, what it had acknowledged */
 } __attribute__((aligned(KECHO_CACHE_LINE)));
 
 enum kecho_to_look_at {
@@ -121,9 +128,17 @@ _Static_assert(sizeof(struct kecho_connection) == KECHO_CACHE_LINE,
 static inline void connection_enter(struct kecho_connection *connection,
                                     enum kecho_connection_state state) {
     static const uint32_t may_follow[STATES] = {
-        [STATE_ECHOED] = 1u << STATE_IN_KERNEL | 1u << STATE_FINISHING,
+        [STATE_ECHOED] = 1u << STATE_IN_KERNEL | 1u << STATE_RING | 1u << STATE_FINISHING,
         [STATE_IN_KERNEL] = 1u << STATE_PASSED | 1u << STATE_ECHOED,
         [STATE_PASSED] = 1u << STATE_ECHOED,
+        [STATE_RING] = 1u << STATE_RING_OVERDUE | 1u << STATE_RING_LEAVING |
+                       1u << STATE_RING_ENDED | 1u << STATE_RING_BROKEN | 1u << STATE_ECHOED,
+        [STATE_RING_OVERDUE] = 1u << STATE_RING_LEAVING | 1u << STATE_RING_ENDED |
+                               1u << STATE_RING_BROKEN | 1u << STATE_ECHOED,
+        [STATE_RING_LEAVING] = 1u << STATE_RING_BLOCKED | 1u << STATE_RING_ENDED |
+                               1u << STATE_RING_BROKEN | 1u << STATE_ECHOED,
+        [STATE_RING_BLOCKED] = 1u << STATE_RING_BROKEN | 1u << STATE_ECHOED,
+        [STATE_RING_ENDED] = 1u << STATE_RING_BLOCKED | 1u << STATE_ECHOED,
     };
     (void)may_follow;
     assert(may_follow[connection->state] >> state & 1);
@@ -244,13 +259,17 @@ struct kecho_look {
  * which there is none. int: 0 or more, or -errno, of the system call that worker.fatal_syscall, or
  * `call`, then names; or 1 for yes. */
 struct kecho_engine {
-    uint32_t begins_unread; /* begin() comes before the first recv, not after it */
+    uint32_t begins_unread;         /* begin() comes before the first recv, not after it */
+    uint32_t queue_for_each_worker; /* under shared, too: a connection cannot change its worker */
 
     /* a run */
     int (*open)(struct kecho_control *, const int *given, uint32_t count, const char **call);
     void (*close)(struct kecho_control *);  /* whatever of it is open */
     void (*forget)(struct kecho_control *); /* in the child after fork(2) */
+    int (*start)(struct kecho_worker *);    /* by the worker, before its first wait */
+    /* as epoll_wait(2); -1: errno, of the call that worker.fatal_syscall names if it is another */
     int (*wait)(struct kecho_worker *, struct epoll_event *, int most, int timeout_ms);
+    int (*stop)(struct kecho_worker *); /* gives every connection of the worker's back to it */
     void (*read_reports)(struct kecho_control *); /* TOKEN_REPORTS has an event */
     void (*share)(struct kecho_control *);        /* `active` has changed */
     /* adds what was echoed and no worker has counted, of the share of one of them */
@@ -295,49 +314,6 @@ struct kecho_control {
     struct kecho_access access;
     struct kecho_engine engine;
     void *of_engine; /* its own */
-};
-
-/* ---- ring: a worker's io_uring ----------------------------------------------------------- */
-
-#define KECHO_CHUNK_BYTES 4096
-#define KECHO_CHUNKS 512 /* a power of two: a ring's buffers take 2 MiB */
-#define KECHO_NO_CHUNK UINT32_MAX
-
-/* A buffer of the ring that holds what was received. */
-struct kecho_chunk {
-    uint32_t begin, end; /* bytes that are to be sent yet */
-    uint32_t next;       /* of the same connection, or KECHO_NO_CHUNK */
-};
-
-struct kecho_sqe;
-struct kecho_cqe;
-struct kecho_uring_buf;
-
-/* Used by its worker alone, but for opening and closing. */
-struct kecho_uring {
-    int32_t fd; /* -1: there is none, and epoll serves everybody */
-    void *rings;
-    size_t rings_bytes;
-    struct kecho_sqe *sqes;
-    size_t sqes_bytes;
-    uint32_t *sq_head, *sq_tail, *sq_flags; /* shared with the kernel */
-    uint32_t sq_mask;
-    uint32_t sq_next; /* requests that were prepared, ever */
-    uint32_t *cq_head, *cq_tail;
-    uint32_t cq_mask;
-    struct kecho_cqe *cqes;
-    uint32_t receiving;      /* requests to receive that have not ended */
-    uint32_t sending;        /* connections that are CONNECTION_SENDING */
-    uint32_t is_watching;    /* the epoll set is polled by the ring */
-    uint32_t epoll_is_ready; /* and has something */
-    uint32_t is_over;        /* nobody is given to the ring any more */
-    uint32_t refusals;       /* of the kernel, one after another, to have the ring entered */
-    int32_t failure;         /* -errno: it cannot be used any more */
-    uint32_t given;          /* buffers given to the kernel, ever */
-    struct kecho_uring_buf *free_buffers; /* the kernel takes them from here */
-    uint8_t *buffers;
-    size_t memory_bytes; /* of both */
-    struct kecho_chunk chunks[KECHO_CHUNKS];
 };
 
 /* ---- worker ------------------------------------------------------------------------------ */
@@ -415,7 +391,7 @@ struct kecho_worker {
     int32_t accept_errno; /* why one of them is not */
     int32_t fatal_errno;  /* why the worker gave up; read after its thread was joined */
     const char *fatal_syscall;
-    struct kecho_uring uring;
+    void *of_engine;                                            /* its own */
     uint32_t active __attribute__((aligned(KECHO_CACHE_LINE))); /* atomic: written by all */
 };
 

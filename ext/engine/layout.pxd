@@ -2,7 +2,6 @@
 from common.rules cimport Address, Rules
 from common.siphash cimport HashKey
 from kernel.epoll cimport epoll_event
-from kernel.io_uring cimport Cqe, Sqe, UringBuffer
 from kernel.pthread cimport pthread_mutex_t
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -19,6 +18,12 @@ cdef extern from "engine/layout.h" nogil:
         STATE_FINISHING
         STATE_IN_KERNEL
         STATE_PASSED
+        STATE_RING
+        STATE_RING_OVERDUE
+        STATE_RING_LEAVING
+        STATE_RING_BLOCKED
+        STATE_RING_ENDED
+        STATE_RING_BROKEN
 
     enum:
         CONNECTION_REGISTERED
@@ -26,14 +31,10 @@ cdef extern from "engine/layout.h" nogil:
         CONNECTION_READ_TO_END
         CONNECTION_SILENT
         CONNECTION_HELD
-        CONNECTION_IN_RING
-        CONNECTION_SENDING
-        CONNECTION_ENDED
-        CONNECTION_BLOCKED
-        CONNECTION_LEAVING
         CONNECTION_WAITED
-        CONNECTION_OVERDUE
         CONNECTION_UNIX
+        CONNECTION_RECEIVING
+        CONNECTION_SENDING
 
     enum:
         LOOK_AT_NEITHER
@@ -51,10 +52,7 @@ cdef extern from "engine/layout.h" nogil:
         KECHO_LISTENERS_MOST
 
         KECHO_IDLE_PEERS_MOST
-        KECHO_CHUNK_BYTES
-        KECHO_CHUNKS
 
-    const uint32_t KECHO_NO_CHUNK
     const uint32_t KECHO_SLAB_END
     const uint32_t KECHO_NO_PEER
 
@@ -98,6 +96,7 @@ cdef extern from "engine/layout.h" nogil:
         uint32_t next_free
         uint8_t state
         uint8_t finish_reason
+        uint16_t error
         uint32_t last_active_ms
         uint16_t flags
         uint16_t accepted_by
@@ -185,14 +184,17 @@ cdef extern from "engine/layout.h" nogil:
 
     ctypedef struct EngineCalls "struct kecho_engine":
         uint32_t begins_unread
+        uint32_t queue_for_each_worker
         int (*open)(
             Control* control, const int* given, uint32_t count, const char** call,
         ) noexcept nogil
         void (*close)(Control* control) noexcept nogil
         void (*forget)(Control* control) noexcept nogil
+        int (*start)(Worker* worker) noexcept nogil
         int (*wait)(
             Worker* worker, epoll_event* events, int most, int timeout_ms,
         ) noexcept nogil
+        int (*stop)(Worker* worker) noexcept nogil
         void (*read_reports)(Control* control) noexcept nogil
         void (*share)(Control* control) noexcept nogil
         void (*add_echoed)(
@@ -246,39 +248,6 @@ cdef extern from "engine/layout.h" nogil:
         uint64_t* errors
         uint64_t* refused
 
-    ctypedef struct Chunk "struct kecho_chunk":
-        uint32_t begin
-        uint32_t end
-        uint32_t next
-
-    ctypedef struct Uring "struct kecho_uring":
-        int32_t fd
-        void* rings
-        size_t rings_bytes
-        Sqe* sqes
-        size_t sqes_bytes
-        uint32_t* sq_head
-        uint32_t* sq_tail
-        uint32_t* sq_flags
-        uint32_t sq_mask
-        uint32_t sq_next
-        uint32_t* cq_head
-        uint32_t* cq_tail
-        uint32_t cq_mask
-        Cqe* cqes
-        uint32_t receiving
-        uint32_t sending
-        uint32_t is_watching
-        uint32_t epoll_is_ready
-        uint32_t is_over
-        uint32_t refusals
-        int32_t failure
-        uint32_t given
-        UringBuffer* free_buffers
-        uint8_t* buffers
-        size_t memory_bytes
-        Chunk* chunks
-
     ctypedef struct Worker "struct kecho_worker":
         Counters counters
         Control* control
@@ -302,5 +271,5 @@ cdef extern from "engine/layout.h" nogil:
         int32_t accept_errno
         int32_t fatal_errno
         const char* fatal_syscall
-        Uring uring
+        void* of_engine
         uint32_t active

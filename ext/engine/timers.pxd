@@ -13,10 +13,9 @@ from engine.echo cimport READS_PER_TURN, connection_end, connection_serve, conne
 from engine.eviction cimport evict_slowest
 from engine.finishing cimport finishing_note
 from engine.held cimport held_look, look_by, note_unseen
-from engine.io_uring.served cimport in_ring_close_overdue
 from engine.layout cimport (
-    CLOSE_IDLE, CLOSE_STALLED, CONNECTION_ENDED, CONNECTION_HELD, CONNECTION_IN_RING, SERVED_CLOSED,
-    STATE_ECHOED, STATE_FINISHING, STATE_IN_KERNEL, Connection, Control, Queue, Served, Worker,
+    CLOSE_IDLE, CLOSE_STALLED, CONNECTION_HELD, SERVED_CLOSED, STATE_ECHOED, STATE_FINISHING,
+    STATE_IN_KERNEL, Connection, Control, Queue, Served, Worker,
 )
 from engine.slab cimport ownership_release, ownership_try, slab_get, slab_high_water
 from libc.stdint cimport uint32_t, uint64_t
@@ -93,8 +92,7 @@ cdef inline int _why_overdue(Worker* worker, Connection* connection) noexcept no
             note_progress(worker, connection)
         elif has_rested(worker, connection, control.write_timeout_ms):
             return CLOSE_STALLED
-    elif not connection.flags & CONNECTION_ENDED and has_rested(
-            worker, connection, control.write_timeout_ms):
+    elif has_rested(worker, connection, control.write_timeout_ms):
         if has_taken_nothing(connection):
             return CLOSE_STALLED
         note_untaken(connection, <uint32_t>worker.now_ms)
@@ -113,9 +111,7 @@ cdef inline void _close_overdue(Worker* worker, uint64_t since_ms) noexcept nogi
         if not _is_to_be_looked_at(worker, connection, since_ms) or not ownership_try(connection):
             continue
         reason = _why_overdue(worker, connection)
-        if reason >= 0 and connection.flags & CONNECTION_IN_RING:
-            in_ring_close_overdue(worker, connection)
-        elif reason >= 0 and connection.state != STATE_ECHOED:
+        if reason >= 0 and connection.state != STATE_ECHOED:
             worker.control.engine.end(worker, connection, reason)
         elif reason >= 0:
             connection_end(worker, connection, reason)

@@ -12,12 +12,9 @@ from engine.connection cimport connection_close, connection_give_back
 from engine.echo cimport (
     GREETING_MS, READS_PER_TURN, connection_serve, connection_settle, streams_give_back,
 )
-from engine.epoll.busy_poll cimport busy_poll_wait
 from engine.epoll.events cimport TOKEN_LISTENERS, TOKEN_REPORTS, TOKEN_WAKE
 from engine.epoll.streams cimport stream_count_turn, stream_has_had_its_turns, stream_take
 from engine.finishing cimport finishing_end
-from engine.io_uring.ring cimport uring_enable, uring_receives
-from engine.io_uring.served cimport in_ring_end, in_ring_round
 from engine.layout cimport (
     CLOSE_ABORTED, KECHO_BUFFER_BYTES, OWNERSHIP_FREE, SERVED_MORE, STATE_FINISHING, Connection,
     Control, Queue, Served, Worker,
@@ -57,11 +54,11 @@ cdef inline void wake_everybody(Control* control) noexcept nogil:
         wake(&control.queues[queue])
 
 
-cdef inline void _give_up(Worker* worker, int error, const char* syscall) noexcept nogil:
-    """A fatal error: keeps its cause and stops the whole engine."""
-    if worker.fatal_errno == 0:
-        worker.fatal_errno = error
-        worker.fatal_syscall = syscall
+cdef inline void _give_up(Worker* worker, int error) noexcept nogil:
+    """A fatal error: keeps its cause and stops every worker."""
+    worker.fatal_errno = error
+    if worker.fatal_syscall == NULL:
+        worker.fatal_syscall = "epoll_wait"
     atomic_u32_store(&worker.control.phase, PHASE_STOPPING)
     wake_everybody(worker.control)
 
@@ -120,20 +117,13 @@ cdef inline int _round(Worker* worker, int timeout_ms) noexcept nogil:
     """Waits once and serves what is ready. Returns 0, or -1 when the worker has given up."""
     cdef epoll_event events[EVENTS_PER_WAIT]
     cdef uint64_t received = atomic_u64_load_relaxed(&worker.counters.bytes_received)
-    cdef int ready = 1, i
+    cdef int ready, i
     worker.stream_turns = 0
     if worker.stream_count != 0:
         timeout_ms = 0
-    if uring_receives(worker):
-        ready = in_ring_round(worker, timeout_ms)
-        if ready < 0:
-            _give_up(worker, -ready, "io_uring_enter")
-            return -1
-        timeout_ms = 0
-    if ready != 0:
-        ready = busy_poll_wait(worker, events, EVENTS_PER_WAIT, timeout_ms)
+    ready = worker.control.engine.wait(worker, events, EVENTS_PER_WAIT, timeout_ms)
     if ready < 0 and errno != EINTR:
-        _give_up(worker, errno, "epoll_wait")
+        _give_up(worker, errno)
         return -1
     worker.now_ms = clock_now_ms()
     for i in range(ready):
@@ -215,19 +205,18 @@ cdef inline void worker_run(Worker* worker) noexcept nogil:
     if this is the queue's last worker."""
     cdef Control* control = worker.control
     cdef bint closes_listeners
-    cdef int result = 0
+    cdef int result
     worker.now_ms = clock_now_ms()
-    if worker.uring.fd >= 0:
-        result = uring_enable(&worker.uring)
-        if result < 0:
-            _give_up(worker, -result, "io_uring_register(IORING_REGISTER_ENABLE_RINGS)")
+    result = control.engine.start(worker)
+    if result < 0:
+        _give_up(worker, -result)
     while result == 0 and atomic_u32_load(&control.phase) == PHASE_RUNNING:
         result = _round(worker, until_timer_ms(worker))
         run_timers(worker)
-    if worker.uring.fd >= 0 and result == 0:
-        result = in_ring_end(worker)
+    if result == 0:
+        result = control.engine.stop(worker)
         if result < 0:
-            _give_up(worker, -result, "io_uring_enter")
+            _give_up(worker, -result)
     wake(worker.queue)
     worker.now_ms = clock_now_ms()
     worker.greet_until_ms = min(

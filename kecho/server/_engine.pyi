@@ -21,10 +21,9 @@ class Engine:
     about. per_address, rate_per_s: connections of one client address at once, and a second.
     busy_poll_ns: how long a worker polls after its last event before it sleeps; 2**64 - 1: for
     ever. busy_poll_by_gaps: only while events are on average that close together.
-    engine: one of ENGINES, and what it is `given`: for sockmap what _bpf.open_echo() returned,
-    which is taken over like the listeners.
-    ring_entries: each worker has a ring of so many requests and completions, a power of two, that
-    receives and sends for its TCP connections; 0: none.
+    engine: one of ENGINES. given: what it needs. For sockmap, what _bpf.open_echo() returned, which
+    is taken over like the listeners; for io_uring, how many requests and completions each worker's
+    ring has, a power of two.
     """
 
     def __init__(
@@ -46,7 +45,6 @@ class Engine:
         busy_poll_by_gaps: bool,
         engine: str = "epoll",
         given: tuple[int, ...] = (),
-        ring_entries: int = 0,
     ) -> None: ...
     def run_worker(self, index: int) -> None:
         """The life of one worker: returns when the engine has been stopped. Raises OSError."""

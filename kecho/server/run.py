@@ -147,9 +147,8 @@ class Run:
                     rate_per_s=config.rate_limit or 0,
                     busy_poll_ns=self._busy_poll[0],
                     busy_poll_by_gaps=self._busy_poll[1],
-                    engine="sockmap" if flows else "epoll",
-                    given=flows,
-                    ring_entries=entries,
+                    engine=self.engine,
+                    given=flows or ((entries,) if entries else ()),
                 )
                 flows = ()
                 for listener in listeners:

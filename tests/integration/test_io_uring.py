@@ -76,7 +76,12 @@ def engine_with_rings(listener: socket.socket) -> Engine:
     """One worker, not started yet. The listener stays the caller's."""
     own = listener.dup()
     own.setblocking(False)
-    options = OPTIONS | {"percpu": True, "buffer_bytes": 0, "ring_entries": ENTRIES}
+    options = OPTIONS | {
+        "percpu": True,
+        "buffer_bytes": 0,
+        "engine": "io_uring",
+        "given": (ENTRIES,),
+    }
     return Engine([(own.detach(), 0, False, False)], **options)
 
 

@@ -15,12 +15,10 @@ from engine.accepting.peers cimport peer_leaves
 from engine.connection cimport close_with_reset
 from engine.counters cimport count, count_error, count_opened
 from engine.echo cimport READS_PER_TURN, connection_join, connection_serve
-from engine.io_uring.ring cimport uring_serves
-from engine.io_uring.served cimport in_ring_begin
 from engine.layout cimport (
-    CONNECTION_READ_TO_END, CONNECTION_REGISTERED, CONNECTION_SILENT, CONNECTION_UNIX, ERROR_ACCEPT,
-    ERROR_DESCRIPTORS, ERROR_MEMORY, KECHO_NO_PEER, SERVED_ALL, SERVED_CLOSED, STATE_ECHOED,
-    Connection, Control, EngineCalls, Listener, Served, Worker,
+    CONNECTION_READ_TO_END, CONNECTION_SILENT, CONNECTION_UNIX, ERROR_ACCEPT, ERROR_DESCRIPTORS,
+    ERROR_MEMORY, KECHO_NO_PEER, SERVED_ALL, SERVED_CLOSED, STATE_ECHOED, Connection, Control,
+    EngineCalls, Listener, Served, Worker,
 )
 from engine.slab cimport slab_take
 from kernel.inet cimport sockaddr_storage
@@ -66,15 +64,6 @@ cdef inline void _unadmit(Worker* worker) noexcept nogil:
     that resume each other would spin."""
     if _count_out(worker.control) + 1 >= worker.control.max_connections:
         listeners_resume(worker)
-
-
-cdef inline bint _is_for_the_ring(
-    Worker* worker, Listener* listener, Connection* connection,
-) noexcept nogil:
-    """One that has shown itself to be no stream: see io_uring/served.pxd."""
-    return (
-        uring_serves(worker) and not listener.is_unix
-        and not connection.flags & CONNECTION_REGISTERED)
 
 
 cdef inline void _give_up(Worker* worker, int fd, uint32_t peer, int error) noexcept nogil:
@@ -126,9 +115,9 @@ cdef inline void _begin(
         # In a drain to the end, so that it does not keep a descriptor from whoever waits behind it.
         served = connection_serve(
             worker, connection, READS_PER_TURN if worker.is_draining else 1)
-    if served == SERVED_ALL and _is_for_the_ring(worker, listener, connection):
-        in_ring_begin(worker, connection)
-    elif served != SERVED_CLOSED:
+    if served == SERVED_ALL and not engine.begins_unread:
+        engine.begin(worker, connection)
+    if served != SERVED_CLOSED:
         connection_join(worker, connection, served)
 
 

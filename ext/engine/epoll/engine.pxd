@@ -17,6 +17,10 @@ cdef inline void _nothing(Control* control) noexcept nogil:
     pass
 
 
+cdef inline int _no_step(Worker* worker) noexcept nogil:
+    return 0
+
+
 cdef inline void _add_echoed(
     Control* control, uint32_t worker, uint64_t* bytes, uint64_t* chunks,
 ) noexcept nogil:
@@ -31,7 +35,9 @@ cdef inline void epoll_engine(EngineCalls* engine) noexcept nogil:
     engine.open = _open
     engine.close = _nothing
     engine.forget = _nothing
+    engine.start = _no_step
     engine.wait = busy_poll_wait
+    engine.stop = _no_step
     engine.read_reports = _nothing
     engine.share = _nothing
     engine.add_echoed = _add_echoed

@@ -6,9 +6,8 @@ It can do four things, to receive, to send, to poll and to cancel, and nobody ca
 (IORING_REGISTER_RESTRICTIONS): a seccomp filter does not see what a ring does.
 """
 from common.atomics cimport atomic_u32_load, atomic_u32_store
-from engine.layout cimport (
-    CONNECTION_IN_RING, KECHO_CHUNK_BYTES, KECHO_CHUNKS, Chunk, Connection, Uring, Worker,
-)
+from engine.io_uring.layout cimport KECHO_CHUNK_BYTES, KECHO_CHUNKS, Chunk, Uring
+from engine.layout cimport CONNECTION_RECEIVING, Connection, Worker
 from engine.slab cimport ownership_generation
 from kernel.io_uring cimport (
     IORING_ENTER_EXT_ARG, IORING_ENTER_GETEVENTS, IORING_OFF_SQES, IORING_OP_ASYNC_CANCEL,
@@ -57,6 +56,10 @@ cdef enum:
 
 
 # ---- opening and closing ------------------------------------------------------------------------
+
+cdef inline Uring* ring_of(Worker* worker) noexcept nogil:
+    return <Uring*>worker.of_engine
+
 
 cdef inline void uring_reset(Uring* ring) noexcept nogil:
     memset(ring, 0, sizeof(Uring))
@@ -207,16 +210,6 @@ cdef inline int uring_enable(Uring* ring) noexcept nogil:
     return io_uring_register(ring.fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0)
 
 
-cdef inline bint uring_serves(Worker* worker) noexcept nogil:
-    """New connections may be given to the ring."""
-    return worker.uring.fd >= 0 and not worker.uring.is_over
-
-
-cdef inline bint uring_receives(Worker* worker) noexcept nogil:
-    """It is worth waiting for; there is somebody whom it serves."""
-    return worker.uring.receiving != 0 and not worker.uring.is_over
-
-
 # ---- buffers ------------------------------------------------------------------------------------
 
 cdef inline uint8_t* chunk_data(Uring* ring, uint32_t number) noexcept nogil:
@@ -303,7 +296,7 @@ cdef inline void uring_receive(Uring* ring, Connection* connection) noexcept nog
     request.ioprio = IORING_RECV_MULTISHOT
     request.flags = IOSQE_BUFFER_SELECT
     request.buf_group = BUFFER_GROUP
-    connection.flags |= CONNECTION_IN_RING
+    connection.flags |= CONNECTION_RECEIVING
     ring.receiving += 1
 
 

@@ -22,27 +22,31 @@ from engine.backpressure cimport has_taken_nothing, wait_with
 from engine.connection cimport connection_close, connection_fail, has_rested
 from engine.counters cimport count, count_by
 from engine.echo cimport connection_await, connection_join, connection_settle
+from engine.epoll.busy_poll cimport busy_poll_wait
 from engine.finishing cimport connection_finish
+from engine.io_uring.layout cimport KECHO_CHUNK_BYTES, KECHO_NO_CHUNK, Chunk, Uring
 from engine.io_uring.ring cimport (
     INDEX_MASK, OPERATION_RECEIVED, OPERATION_SENT, OPERATION_SHIFT, OPERATION_WATCHED, Operation,
-    chunk_data, chunk_give_back, uring_enter, uring_has_overflowed, uring_let_go, uring_receive,
-    uring_send, uring_watch, uring_watch_no_more,
+    chunk_data, chunk_give_back, ring_of, uring_enter, uring_has_overflowed, uring_let_go,
+    uring_receive, uring_send, uring_watch, uring_watch_no_more,
 )
 from engine.layout cimport (
-    CLOSE_EOF, CLOSE_IDLE, CLOSE_STALLED, CONNECTION_BLOCKED, CONNECTION_ENDED, CONNECTION_IN_RING,
-    CONNECTION_LEAVING, CONNECTION_OVERDUE, CONNECTION_SENDING, CONNECTION_SILENT, ERROR_RECV,
-    ERROR_SEND, KECHO_CHUNK_BYTES, KECHO_NO_CHUNK, SERVED_ALL, SERVED_CLOSED, Chunk, Connection,
-    Served, Uring, Worker,
+    CLOSE_EOF, CLOSE_IDLE, CLOSE_STALLED, CONNECTION_RECEIVING, CONNECTION_REGISTERED,
+    CONNECTION_SENDING, CONNECTION_SILENT, CONNECTION_UNIX, ERROR_RECV, ERROR_SEND, SERVED_ALL,
+    SERVED_CLOSED, STATE_ECHOED, STATE_RING, STATE_RING_BLOCKED, STATE_RING_BROKEN,
+    STATE_RING_ENDED, STATE_RING_LEAVING, STATE_RING_OVERDUE, Connection, Served, State, Worker,
+    connection_enter,
 )
 from engine.slab cimport (
     CLAIM_WON, ownership_claim, ownership_generation, ownership_try, slab_get, slab_high_water,
 )
 from kernel.clock cimport clock_now_ms
+from kernel.epoll cimport epoll_event
 from kernel.io_uring cimport (
     ECANCELED, IORING_CQE_BUFFER_SHIFT, IORING_CQE_F_BUFFER, IORING_CQE_F_MORE, Cqe,
 )
-from libc.errno cimport EAGAIN, EINTR, ENOBUFS, ENOMEM
-from libc.stdint cimport uint32_t
+from libc.errno cimport EAGAIN, EINTR, ENOBUFS, ENOMEM, errno
+from libc.stdint cimport uint16_t, uint32_t
 from libc.stdlib cimport malloc
 from libc.string cimport memcpy
 
@@ -79,7 +83,7 @@ cdef inline void _drop_all(Uring* ring, Connection* connection) noexcept nogil:
 
 cdef inline int _keep_all(Worker* worker, Connection* connection) noexcept nogil:
     """What was received and not sent becomes `pending`. Returns 0 or -ENOMEM."""
-    cdef Uring* ring = &worker.uring
+    cdef Uring* ring = ring_of(worker)
     cdef Chunk* chunk
     cdef unsigned char* pending
     cdef uint32_t number = connection.first_chunk, size = 0
@@ -104,21 +108,43 @@ cdef inline int _keep_all(Worker* worker, Connection* connection) noexcept nogil
 
 # ---- what to do next with a connection ----------------------------------------------------------
 
-cdef inline void in_ring_begin(Worker* worker, Connection* connection) noexcept nogil:
-    """A new connection; nothing is pending."""
+cdef inline bint ring_begin(Worker* worker, Connection* connection) noexcept nogil:
+    """Takes a new connection that has shown itself to be no stream."""
+    if (ring_of(worker).is_over or connection.state != STATE_ECHOED
+            or connection.flags & (CONNECTION_REGISTERED | CONNECTION_UNIX)):
+        return False
+    connection_enter(connection, STATE_RING)
     connection.first_chunk = KECHO_NO_CHUNK
-    uring_receive(&worker.uring, connection)
-    connection_settle(worker, connection, SERVED_ALL)
+    return True
+
+
+cdef inline int ring_arm(Worker* worker, Connection* connection) noexcept nogil:
+    uring_receive(ring_of(worker), connection)
+    return 0
+
+
+cdef inline Served ring_serve(Worker* worker, Connection* connection, int reads) noexcept nogil:
+    """A completion says when there is something to do."""
+    return SERVED_ALL
+
+
+cdef inline bint ring_leave(
+    Worker* worker, Connection* connection, bint is_whole, int reason,
+) noexcept nogil:
+    """The socket is the ring's, too, until it has let go of it: before the next wait."""
+    if connection.flags & CONNECTION_RECEIVING:
+        uring_let_go(ring_of(worker), connection)
+    return is_whole
 
 
 cdef inline void _fail(
     Worker* worker, Connection* connection, int error, int kind,
 ) noexcept nogil:
-    _drop_all(&worker.uring, connection)
+    _drop_all(ring_of(worker), connection)
     connection_fail(worker, connection, error, kind)
 
 
-cdef inline void _leave(Worker* worker, Connection* connection) noexcept nogil:
+cdef inline void _give_to_worker(Worker* worker, Connection* connection) noexcept nogil:
     """The ring has let go of it, and from here on it is as any other. An end of file that the ring
     has seen is there to be seen again."""
     cdef Served served
@@ -128,19 +154,20 @@ cdef inline void _leave(Worker* worker, Connection* connection) noexcept nogil:
         if result < 0:
             _fail(worker, connection, -result, ERROR_SEND)
             return
-    connection.flags &= ~<unsigned int>(
-        CONNECTION_ENDED | CONNECTION_BLOCKED | CONNECTION_LEAVING | CONNECTION_OVERDUE)
+    connection_enter(connection, STATE_ECHOED)
     served = connection_await(worker, connection)
     if served != SERVED_CLOSED:
         connection_join(worker, connection, served)
 
 
-cdef inline void _begin_to_leave(Uring* ring, Connection* connection) noexcept nogil:
+cdef inline void _begin_to_leave(
+    Uring* ring, Connection* connection, State state,
+) noexcept nogil:
     """At once, whatever is to be sent yet: until the ring lets go, it receives in each look."""
-    if connection.flags & CONNECTION_LEAVING:
+    if connection.state != STATE_RING:
         return
-    connection.flags |= CONNECTION_LEAVING
-    if connection.flags & CONNECTION_IN_RING:
+    connection_enter(connection, state)
+    if connection.flags & CONNECTION_RECEIVING:
         uring_let_go(ring, connection)
 
 
@@ -157,51 +184,51 @@ cdef inline void _end_overdue(Worker* worker, Connection* connection) noexcept n
     elif has_rested(worker, connection, worker.control.idle_timeout_ms):
         _end(worker, connection, CLOSE_IDLE)
     else:
-        _leave(worker, connection)
+        _give_to_worker(worker, connection)
 
 
 cdef inline void _go_on(Worker* worker, Connection* connection) noexcept nogil:
     """After a completion of a connection that is owned."""
-    cdef Uring* ring = &worker.uring
+    cdef Uring* ring = ring_of(worker)
     if connection.flags & CONNECTION_SENDING:
         return
-    if connection.first_chunk != KECHO_NO_CHUNK and not connection.flags & CONNECTION_BLOCKED:
+    if connection.first_chunk != KECHO_NO_CHUNK and connection.state != STATE_RING_BLOCKED:
         connection.flags |= CONNECTION_SENDING
         ring.sending += 1
         uring_send(ring, connection, connection.first_chunk)
-    elif connection.flags & CONNECTION_IN_RING:
-        if not connection.flags & CONNECTION_LEAVING:
+    elif connection.flags & CONNECTION_RECEIVING:
+        if connection.state == STATE_RING:
             connection_settle(worker, connection, SERVED_ALL)
-    elif connection.flags & CONNECTION_ENDED and connection.unread_bytes != 0:
-        _fail(worker, connection, <int>connection.unread_bytes, ERROR_RECV)
-    elif connection.flags & CONNECTION_ENDED and not connection.flags & CONNECTION_BLOCKED:
+    elif connection.state == STATE_RING_BROKEN:
+        _fail(worker, connection, connection.error, ERROR_RECV)
+    elif connection.state == STATE_RING_ENDED:
         _end(worker, connection, CLOSE_EOF)
-    elif connection.flags & CONNECTION_OVERDUE and not ring.is_over:
+    elif connection.state == STATE_RING_OVERDUE and not ring.is_over:
         _end_overdue(worker, connection)
-    elif connection.flags & CONNECTION_LEAVING or ring.is_over:
-        _leave(worker, connection)
+    elif connection.state != STATE_RING or ring.is_over:
+        _give_to_worker(worker, connection)
     else:
         # There was no room for another completion.
         uring_receive(ring, connection)
         connection_settle(worker, connection, SERVED_ALL)
 
 
-cdef inline void in_ring_close_overdue(Worker* worker, Connection* connection) noexcept nogil:
-    """One that the ring receives for, at rest, and owned: it is closed when the ring has let go of
-    it. Closed at once, what the ring has received and not told yet would be lost behind a FIN, and
-    a request that was prepared for its descriptor would receive for whoever gets the number next.
-    If something was received, it is not overdue, and goes on with epoll."""
-    connection.flags |= CONNECTION_OVERDUE
-    _begin_to_leave(&worker.uring, connection)
+cdef inline void ring_end(Worker* worker, Connection* connection, int reason) noexcept nogil:
+    """One at rest, which is overdue: it is closed when the ring has let go of it. Closed at once, what
+    the ring has received and not told yet would be lost behind a FIN, and a request that was
+    prepared for its descriptor would receive for whoever gets the number next. If something was
+    received, it is not overdue, and goes on with epoll."""
+    _begin_to_leave(ring_of(worker), connection, STATE_RING_OVERDUE)
     _go_on(worker, connection)
 
 
 # ---- completions --------------------------------------------------------------------------------
 
-cdef inline bint _is_owned(Connection* connection, uint32_t generation) noexcept nogil:
-    """Owns the connection that something was received for. False: it has been closed meanwhile."""
-    if connection.flags & (CONNECTION_SENDING | CONNECTION_LEAVING) and (
-            ownership_generation(connection) == generation):
+cdef inline bint _own(Connection* connection, uint32_t generation) noexcept nogil:
+    """Owns the connection that something was received for: one that is not at rest is owned. False:
+    it has been closed meanwhile."""
+    if ownership_generation(connection) == generation and (
+            connection.flags & CONNECTION_SENDING or connection.state != STATE_RING):
         return True
     return ownership_claim(connection, generation, False) == CLAIM_WON
 
@@ -211,44 +238,55 @@ cdef inline bint _is_to_be_made_again(int result) noexcept nogil:
     return result == -ECANCELED or result == -EAGAIN or result == -EINTR
 
 
+cdef inline void _note_end(Connection* connection, int result) noexcept nogil:
+    """Nothing more is received: at an end of file (0), or for an error. One that is BLOCKED finds
+    its end of file again when it has been given to its worker."""
+    if result < 0:
+        connection_enter(connection, STATE_RING_BROKEN)
+        connection.error = <uint16_t>-result
+    elif connection.state != STATE_RING_BLOCKED:
+        connection_enter(connection, STATE_RING_ENDED)
+
+
 cdef inline void _received(
     Worker* worker, Connection* connection, uint32_t generation, const Cqe* completion,
 ) noexcept nogil:
-    cdef Uring* ring = &worker.uring
+    cdef Uring* ring = ring_of(worker)
     cdef bint is_last = not completion.flags & IORING_CQE_F_MORE
     cdef bint has_chunk = completion.flags & IORING_CQE_F_BUFFER != 0
     cdef uint32_t number = completion.flags >> IORING_CQE_BUFFER_SHIFT
     cdef int size = completion.res
     if is_last:
         ring.receiving -= 1
-    if not _is_owned(connection, generation):
+    if not _own(connection, generation):
         if has_chunk:
             chunk_give_back(ring, number)
         return
     if is_last:
-        connection.flags &= ~<unsigned int>CONNECTION_IN_RING
+        connection.flags &= ~<unsigned int>CONNECTION_RECEIVING
     if has_chunk and size > 0:
         count_by(&worker.counters.bytes_received, size)
-        connection.flags &= ~<unsigned int>(CONNECTION_SILENT | CONNECTION_OVERDUE)
+        connection.flags &= ~<unsigned int>CONNECTION_SILENT
+        if connection.state == STATE_RING_OVERDUE:
+            connection_enter(connection, STATE_RING_LEAVING)
         atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
         _append(ring, connection, number, <uint32_t>size)
         if size == KECHO_CHUNK_BYTES:
-            _begin_to_leave(ring, connection)
+            _begin_to_leave(ring, connection, STATE_RING_LEAVING)
     elif has_chunk:
         chunk_give_back(ring, number)
     if size == -ENOBUFS:
         # Received for again at once, it would only be in the way of those who have a buffer.
-        _begin_to_leave(ring, connection)
+        _begin_to_leave(ring, connection, STATE_RING_LEAVING)
     elif is_last and size <= 0 and not _is_to_be_made_again(size):
-        connection.flags |= CONNECTION_ENDED
-        connection.unread_bytes = <uint32_t>-size
+        _note_end(connection, size)
     _go_on(worker, connection)
 
 
 cdef inline void _sent(
     Worker* worker, Connection* connection, uint32_t number, int result,
 ) noexcept nogil:
-    cdef Uring* ring = &worker.uring
+    cdef Uring* ring = ring_of(worker)
     cdef Chunk* chunk = &ring.chunks[number]
     ring.sending -= 1
     connection.flags &= ~<unsigned int>CONNECTION_SENDING
@@ -261,9 +299,12 @@ cdef inline void _sent(
     if chunk.begin == chunk.end:
         count(&worker.counters.echoes)
         _drop_first(ring, connection)
+    elif connection.state == STATE_RING_BROKEN:
+        _fail(worker, connection, connection.error, ERROR_RECV)
+        return
     else:
-        connection.flags |= CONNECTION_BLOCKED
-        _begin_to_leave(ring, connection)
+        _begin_to_leave(ring, connection, STATE_RING_LEAVING)
+        connection_enter(connection, STATE_RING_BLOCKED)
     _go_on(worker, connection)
 
 
@@ -276,12 +317,12 @@ cdef inline void _complete(Worker* worker, const Cqe* completion) noexcept nogil
     elif operation == OPERATION_SENT:
         _sent(worker, slab_get(&worker.queue.slab, low & INDEX_MASK), above, completion.res)
     elif operation == OPERATION_WATCHED:
-        worker.uring.is_watching = False
-        worker.uring.epoll_is_ready = True
+        ring_of(worker).is_watching = False
+        ring_of(worker).epoll_is_ready = True
 
 
 cdef inline void _complete_all(Worker* worker) noexcept nogil:
-    cdef Uring* ring = &worker.uring
+    cdef Uring* ring = ring_of(worker)
     cdef uint32_t head = ring.cq_head[0]
     cdef uint32_t tail = atomic_u32_load(ring.cq_tail)
     while head != tail:
@@ -293,7 +334,7 @@ cdef inline void _complete_all(Worker* worker) noexcept nogil:
 cdef inline int _turn(Worker* worker, int timeout_ms) noexcept nogil:
     """Waits for the ring, and echoes what it has received, a number of times if there is more, as
     what is sent and the next look take one call together. Returns 0 or -errno."""
-    cdef Uring* ring = &worker.uring
+    cdef Uring* ring = ring_of(worker)
     cdef int looks = LOOKS_PER_TURN
     cdef bint receives
     uring_enter(ring, True, timeout_ms)
@@ -311,24 +352,31 @@ cdef inline int _turn(Worker* worker, int timeout_ms) noexcept nogil:
 
 # ---- for the worker's loop ----------------------------------------------------------------------
 
-cdef inline int in_ring_round(Worker* worker, int timeout_ms) noexcept nogil:
-    """Waits for the ring or the epoll set, and serves those whom the ring serves. Returns 1 when
-    the epoll set has something, 0, or -errno of io_uring_enter."""
-    cdef Uring* ring = &worker.uring
+cdef inline int ring_wait(
+    Worker* worker, epoll_event* events, int most, int timeout_ms,
+) noexcept nogil:
+    """Waits for the ring, and serves those whom it serves; then looks at the epoll set if that has
+    something. Where the ring serves nobody, it is not worth waiting for."""
+    cdef Uring* ring = ring_of(worker)
     cdef int result
+    if ring.receiving == 0 or ring.is_over:
+        return busy_poll_wait(worker, events, most, timeout_ms)
     if not ring.is_watching:
         uring_watch(ring, worker.queue.epoll_fd)
     result = _turn(worker, timeout_ms)
     if result < 0:
-        return result
-    result = ring.epoll_is_ready
+        worker.fatal_syscall = "io_uring_enter"
+        errno = -result
+        return -1
+    if not ring.epoll_is_ready:
+        return 0
     ring.epoll_is_ready = False
-    return result
+    return busy_poll_wait(worker, events, most, 0)
 
 
-cdef inline int in_ring_end(Worker* worker) noexcept nogil:
-    """Hands everybody over to epoll. Returns 0 or -errno of io_uring_enter."""
-    cdef Uring* ring = &worker.uring
+cdef inline int ring_stop(Worker* worker) noexcept nogil:
+    """Hands everybody over to epoll. Returns 0 or -errno."""
+    cdef Uring* ring = ring_of(worker)
     cdef int result = 0
     cdef uint32_t index
     cdef Connection* connection
@@ -336,11 +384,13 @@ cdef inline int in_ring_end(Worker* worker) noexcept nogil:
     # Each by itself: to find the next of all takes the kernel a search through all, each time.
     for index in range(slab_high_water(&worker.queue.slab)):
         connection = slab_get(&worker.queue.slab, index)
-        if connection.flags & CONNECTION_IN_RING and ownership_try(connection):
-            _begin_to_leave(ring, connection)
+        if connection.flags & CONNECTION_RECEIVING and ownership_try(connection):
+            _begin_to_leave(ring, connection, STATE_RING_LEAVING)
             _go_on(worker, connection)
     if ring.is_watching:
         uring_watch_no_more(ring)
     while result == 0 and (ring.receiving != 0 or ring.is_watching):
         result = _turn(worker, -1)
+    if result < 0:
+        worker.fatal_syscall = "io_uring_enter"
     return result
