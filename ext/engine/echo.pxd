@@ -202,11 +202,7 @@ cdef inline bint _is_handed_back(Worker* worker, Connection* connection) noexcep
     return worker.control.engine.look(connection, &look) == 0 and bytes_held(&look) == 0
 
 
-cdef inline void connection_settle(
-    Worker* worker, Connection* connection, Served served,
-) noexcept nogil:
-    """Ends a turn with a connection that the worker owns: it lets go of it, or keeps it for another
-    turn."""
+cdef inline void _settle(Worker* worker, Connection* connection, Served served) noexcept nogil:
     while served != SERVED_CLOSED:
         if served == SERVED_MORE:
             if not stream_keep(worker, connection):
@@ -223,6 +219,18 @@ cdef inline void connection_settle(
         if ownership_release(connection):
             return
         served = connection_serve(worker, connection, READS_PER_TURN)
+
+
+cdef inline void connection_settle(
+    Worker* worker, Connection* connection, Served served,
+) noexcept nogil:
+    """Ends a turn with a connection that the worker owns: it lets go of it, or keeps it for another
+    turn."""
+    if served == SERVED_ALL and not worker.is_draining:
+        if ownership_release(connection):
+            return
+        served = connection_serve(worker, connection, READS_PER_TURN)
+    _settle(worker, connection, served)
 
 
 cdef inline void connection_join(

@@ -187,9 +187,8 @@ cdef inline void _end_overdue(Worker* worker, Connection* connection) noexcept n
         _give_to_worker(worker, connection)
 
 
-cdef inline void _go_on(Worker* worker, Connection* connection) noexcept nogil:
+cdef inline void _go_on(Worker* worker, Uring* ring, Connection* connection) noexcept nogil:
     """After a completion of a connection that is owned."""
-    cdef Uring* ring = ring_of(worker)
     if connection.flags & CONNECTION_SENDING:
         return
     if connection.first_chunk != KECHO_NO_CHUNK and connection.state != STATE_RING_BLOCKED:
@@ -218,8 +217,9 @@ cdef inline void ring_end(Worker* worker, Connection* connection, int reason) no
     the ring has received and not told yet would be lost behind a FIN, and a request that was
     prepared for its descriptor would receive for whoever gets the number next. If something was
     received, it is not overdue, and goes on with epoll."""
-    _begin_to_leave(ring_of(worker), connection, STATE_RING_OVERDUE)
-    _go_on(worker, connection)
+    cdef Uring* ring = ring_of(worker)
+    _begin_to_leave(ring, connection, STATE_RING_OVERDUE)
+    _go_on(worker, ring, connection)
 
 
 # ---- completions --------------------------------------------------------------------------------
@@ -227,8 +227,8 @@ cdef inline void ring_end(Worker* worker, Connection* connection, int reason) no
 cdef inline bint _own(Connection* connection, uint32_t generation) noexcept nogil:
     """Owns the connection that something was received for: one that is not at rest is owned. False:
     it has been closed meanwhile."""
-    if ownership_generation(connection) == generation and (
-            connection.flags & CONNECTION_SENDING or connection.state != STATE_RING):
+    if (connection.state != STATE_RING or connection.flags & CONNECTION_SENDING) and (
+            ownership_generation(connection) == generation):
         return True
     return ownership_claim(connection, generation, False) == CLAIM_WON
 
@@ -249,9 +249,9 @@ cdef inline void _note_end(Connection* connection, int result) noexcept nogil:
 
 
 cdef inline void _received(
-    Worker* worker, Connection* connection, uint32_t generation, const Cqe* completion,
+    Worker* worker, Uring* ring, Connection* connection, uint32_t generation,
+    const Cqe* completion,
 ) noexcept nogil:
-    cdef Uring* ring = ring_of(worker)
     cdef bint is_last = not completion.flags & IORING_CQE_F_MORE
     cdef bint has_chunk = completion.flags & IORING_CQE_F_BUFFER != 0
     cdef uint32_t number = completion.flags >> IORING_CQE_BUFFER_SHIFT
@@ -280,13 +280,12 @@ cdef inline void _received(
         _begin_to_leave(ring, connection, STATE_RING_LEAVING)
     elif is_last and size <= 0 and not _is_to_be_made_again(size):
         _note_end(connection, size)
-    _go_on(worker, connection)
+    _go_on(worker, ring, connection)
 
 
 cdef inline void _sent(
-    Worker* worker, Connection* connection, uint32_t number, int result,
+    Worker* worker, Uring* ring, Connection* connection, uint32_t number, int result,
 ) noexcept nogil:
-    cdef Uring* ring = ring_of(worker)
     cdef Chunk* chunk = &ring.chunks[number]
     ring.sending -= 1
     connection.flags &= ~<unsigned int>CONNECTION_SENDING
@@ -305,42 +304,40 @@ cdef inline void _sent(
     else:
         _begin_to_leave(ring, connection, STATE_RING_LEAVING)
         connection_enter(connection, STATE_RING_BLOCKED)
-    _go_on(worker, connection)
+    _go_on(worker, ring, connection)
 
 
-cdef inline void _complete(Worker* worker, const Cqe* completion) noexcept nogil:
+cdef inline void _complete(Worker* worker, Uring* ring, const Cqe* completion) noexcept nogil:
     cdef uint32_t low = <uint32_t>completion.user_data
     cdef uint32_t above = <uint32_t>(completion.user_data >> 32)
     cdef Operation operation = <Operation>(low >> OPERATION_SHIFT)
     if operation == OPERATION_RECEIVED:
-        _received(worker, slab_get(&worker.queue.slab, low & INDEX_MASK), above, completion)
+        _received(worker, ring, slab_get(&worker.queue.slab, low & INDEX_MASK), above, completion)
     elif operation == OPERATION_SENT:
-        _sent(worker, slab_get(&worker.queue.slab, low & INDEX_MASK), above, completion.res)
+        _sent(worker, ring, slab_get(&worker.queue.slab, low & INDEX_MASK), above, completion.res)
     elif operation == OPERATION_WATCHED:
-        ring_of(worker).is_watching = False
-        ring_of(worker).epoll_is_ready = True
+        ring.is_watching = False
+        ring.epoll_is_ready = True
 
 
-cdef inline void _complete_all(Worker* worker) noexcept nogil:
-    cdef Uring* ring = ring_of(worker)
+cdef inline void _complete_all(Worker* worker, Uring* ring) noexcept nogil:
     cdef uint32_t head = ring.cq_head[0]
     cdef uint32_t tail = atomic_u32_load(ring.cq_tail)
     while head != tail:
-        _complete(worker, &ring.cqes[head & ring.cq_mask])
+        _complete(worker, ring, &ring.cqes[head & ring.cq_mask])
         head += 1
     atomic_u32_store(ring.cq_head, head)
 
 
-cdef inline int _turn(Worker* worker, int timeout_ms) noexcept nogil:
+cdef inline int _turn(Worker* worker, Uring* ring, int timeout_ms) noexcept nogil:
     """Waits for the ring, and echoes what it has received, a number of times if there is more, as
     what is sent and the next look take one call together. Returns 0 or -errno."""
-    cdef Uring* ring = ring_of(worker)
     cdef int looks = LOOKS_PER_TURN
     cdef bint receives
     uring_enter(ring, True, timeout_ms)
     while True:
         worker.now_ms = clock_now_ms()
-        _complete_all(worker)
+        _complete_all(worker, ring)
         if ring.failure < 0 or ring.sending == 0:
             return ring.failure
         looks -= 1
@@ -363,7 +360,7 @@ cdef inline int ring_wait(
         return busy_poll_wait(worker, events, most, timeout_ms)
     if not ring.is_watching:
         uring_watch(ring, worker.queue.epoll_fd)
-    result = _turn(worker, timeout_ms)
+    result = _turn(worker, ring, timeout_ms)
     if result < 0:
         worker.fatal_syscall = "io_uring_enter"
         errno = -result
@@ -386,11 +383,11 @@ cdef inline int ring_stop(Worker* worker) noexcept nogil:
         connection = slab_get(&worker.queue.slab, index)
         if connection.flags & CONNECTION_RECEIVING and ownership_try(connection):
             _begin_to_leave(ring, connection, STATE_RING_LEAVING)
-            _go_on(worker, connection)
+            _go_on(worker, ring, connection)
     if ring.is_watching:
         uring_watch_no_more(ring)
     while result == 0 and (ring.receiving != 0 or ring.is_watching):
-        result = _turn(worker, -1)
+        result = _turn(worker, ring, -1)
     if result < 0:
         worker.fatal_syscall = "io_uring_enter"
     return result
