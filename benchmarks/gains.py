@@ -51,7 +51,7 @@ def _buffer(size_bytes: int) -> Variant:
 
 
 def _reads(reads: int) -> Variant:
-    changes = (("ext/engine/echo.pxd", "READS_PER_TURN = 4", f"READS_PER_TURN = {reads}"),)
+    changes = (("ext/engine/turns.pxd", "READS_PER_TURN = 4", f"READS_PER_TURN = {reads}"),)
     return Variant(changes, _ONE, (_STREAM,))
 
 
@@ -97,7 +97,7 @@ VARIANTS = {
                 "event.events = event_mask(awaited) & ~<uint32_t>EPOLLET | EPOLLONESHOT",
             ),
             (
-                "ext/engine/echo.pxd",
+                "ext/engine/turns.pxd",
                 "        if ownership_release(connection):\n            return\n        served",
                 "        connection_arm(worker, connection)\n"
                 "        if ownership_release(connection):\n            return\n        served",

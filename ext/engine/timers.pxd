@@ -9,7 +9,6 @@ from engine.backpressure cimport (
     waiting_claim_due,
 )
 from engine.connection cimport has_rested
-from engine.echo cimport READS_PER_TURN, connection_end, connection_serve, connection_settle
 from engine.eviction cimport evict_slowest
 from engine.finishing cimport finishing_note
 from engine.held cimport held_look, look_by, note_unseen
@@ -18,6 +17,7 @@ from engine.layout cimport (
     STATE_IN_KERNEL, Connection, Control, Queue, Served, Worker,
 )
 from engine.slab cimport ownership_release, ownership_try, slab_get, slab_high_water
+from engine.turns cimport READS_PER_TURN, connection_end, connection_serve, connection_settle
 from libc.stdint cimport uint32_t, uint64_t
 
 

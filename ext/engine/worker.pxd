@@ -9,9 +9,6 @@ from engine.accepting.accept cimport accept_turn
 from engine.accepting.closing cimport close_listeners_at_last, empty_listeners
 from engine.accepting.listener cimport RESUME_AFTER_MS
 from engine.connection cimport connection_close, connection_give_back
-from engine.echo cimport (
-    GREETING_MS, READS_PER_TURN, connection_serve, connection_settle, streams_give_back,
-)
 from engine.epoll.events cimport TOKEN_LISTENERS, TOKEN_REPORTS, TOKEN_WAKE
 from engine.epoll.streams cimport stream_count_turn, stream_has_had_its_turns, stream_take
 from engine.finishing cimport finishing_end
@@ -23,6 +20,9 @@ from engine.slab cimport (
     CLAIM_WON, ownership_claim, ownership_try, slab_get, slab_high_water, slab_in_use,
 )
 from engine.timers cimport look_at_held, run_timers, until_timer_ms
+from engine.turns cimport (
+    GREETING_MS, READS_PER_TURN, connection_serve, connection_settle, streams_give_back,
+)
 from kernel.clock cimport clock_now_ms
 from kernel.epoll cimport EPOLLERR, EPOLLHUP, EPOLLPRI, EPOLLRDHUP, epoll_event
 from kernel.eventfd cimport eventfd_write
@@ -197,7 +197,7 @@ cdef inline void _drain(Worker* worker) noexcept nogil:
         look_at_held(worker)
 
 
-# ---- the seam ---------------------------------------------------------------------------------
+# ---- a worker's life ---------------------------------------------------------------------------
 
 cdef inline void worker_run(Worker* worker) noexcept nogil:
     """A worker's life. Leaves when the phase says so, or after a fatal error, which it keeps in

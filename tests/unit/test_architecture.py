@@ -198,9 +198,37 @@ def test_only_the_face_of_a_native_part_lets_go_of_the_gil(part: str) -> None:
 
 def test_a_native_part_shares_only_kernel_and_common_with_the_others() -> None:
     for path in native_sources(".pyx", ".pxd"):
-        named = re.findall(r"^\s*(?:from|cimport)\s+(\w+)", without_comments(path), re.M)
+        named = {one.split(".")[0] for one in cimported(path)}
         own = {part.name for part in NATIVE.iterdir()} - {"kernel", "common", part_of(path)}
-        assert not own & set(named), path
+        assert not own & named, path
+
+
+def cimported(path: Path) -> set[str]:
+    return set(re.findall(r"^\s*(?:from|cimport)\s+(\S+)", without_comments(path), re.M))
+
+
+# epoll is the ground on which the others stand; accepting is no engine.
+ENGINES = sorted(path.parent.name for path in NATIVE.glob("engine/*/face.pxi"))
+
+
+def test_each_engine_beside_epoll_is_registered_by_one_line() -> None:
+    assert ENGINES
+    face = (NATIVE / "engine" / "engine.pyx").read_text()
+    assert re.findall(r'^include "engine/(\w+)/face.pxi"$', face, re.M) == ENGINES
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_beside_epoll_is_known_in_its_folder_alone(engine: str) -> None:
+    folder = NATIVE / "engine" / engine
+    users = {
+        path.relative_to(NATIVE)
+        for path in native_sources(".pyx", ".pxd", ".pxi")
+        if folder not in path.parents
+        and any(one.startswith(f"engine.{engine}.") for one in cimported(path))
+    }
+    assert not users
+    for path in native_sources(".h"):
+        assert folder in path.parents or f'"engine/{engine}/' not in path.read_text(), path
 
 
 def test_no_pair_of_c_files_includes_itself_by_way_of_others() -> None:

@@ -8,19 +8,19 @@ from common.atomics cimport (
 )
 from engine.accepting.access cimport ADMITTED, access_admit, access_is_restricted
 from engine.accepting.listener cimport (
-    listener_arm, listener_has_died, listener_is_dead, listener_is_open, listener_pause,
+    listener_arm, listener_is_dead, listener_is_open, listener_mark_if_dead, listener_pause,
     listeners_resume,
 )
 from engine.accepting.peers cimport peer_leaves
 from engine.connection cimport close_with_reset
 from engine.counters cimport count, count_error, count_opened
-from engine.echo cimport READS_PER_TURN, connection_join, connection_serve
 from engine.layout cimport (
     CONNECTION_READ_TO_END, CONNECTION_SILENT, CONNECTION_UNIX, ERROR_ACCEPT, ERROR_DESCRIPTORS,
     ERROR_MEMORY, KECHO_NO_PEER, SERVED_ALL, SERVED_CLOSED, STATE_ECHOED, Connection, Control,
     EngineCalls, Listener, Served, Worker,
 )
 from engine.slab cimport slab_take
+from engine.turns cimport READS_PER_TURN, connection_join, connection_serve
 from kernel.inet cimport sockaddr_storage
 from kernel.socket cimport (
     SO_OOBINLINE, SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET, accept4, setsockopt, sockaddr, socklen_t,
@@ -121,7 +121,7 @@ cdef inline void _begin(
         connection_join(worker, connection, served)
 
 
-cdef inline bint _is_refused(
+cdef inline bint _reset_if_refused(
     Worker* worker, int fd, const sockaddr* client, uint32_t* peer,
 ) noexcept nogil:
     """A client that is not to be served is turned away with RST: no TIME_WAIT stays behind."""
@@ -135,7 +135,7 @@ cdef inline bint _is_refused(
     return True
 
 
-cdef inline bint _accept_failed(Worker* worker, Listener* listener, int error) noexcept nogil:
+cdef inline bint _try_again_after(Worker* worker, Listener* listener, int error) noexcept nogil:
     """What to do after accept failed, by accept(2). True: try again at once."""
     cdef bint is_no_listener
     if error == EAGAIN:
@@ -149,7 +149,7 @@ cdef inline bint _accept_failed(Worker* worker, Listener* listener, int error) n
         listener_pause(worker, listener)
         return False
     is_no_listener = error == EINVAL or error == EBADF or error == ENOTSOCK
-    if is_no_listener and listener_has_died(worker, listener):
+    if is_no_listener and listener_mark_if_dead(worker, listener):
         return False
     count_error(worker, ERROR_ACCEPT)
     if is_no_listener or error == EPERM or error == EACCES:
@@ -178,7 +178,7 @@ cdef inline int _accept_one(
         error = errno
         _unadmit(worker)
         return -error
-    if not is_restricted or not _is_refused(worker, fd, <sockaddr*>&client, &peer):
+    if not is_restricted or not _reset_if_refused(worker, fd, <sockaddr*>&client, &peer):
         accepted[0] = _new_connection(worker, listener, fd, peer)
     return 0
 
@@ -199,7 +199,7 @@ cdef inline int _accept_some(
         if result == 0:
             is_getting_on = True
             taken += accepted[taken] != NULL
-        elif not _accept_failed(worker, listener, -result):
+        elif not _try_again_after(worker, listener, -result):
             return taken
     # A turn of nothing but errors: if they do not take anybody out of the queue, whatever
     # accept(2) says, the next turn would be another, without end.
@@ -226,7 +226,7 @@ cdef inline int accept_last(Worker* worker, uint32_t number) noexcept nogil:
     for _i in range(ACCEPTS_PER_TURN):
         _admit(worker, listener)
         result = _accept_one(worker, listener, &connection)
-        if result < 0 and not _accept_failed(worker, listener, -result):
+        if result < 0 and not _try_again_after(worker, listener, -result):
             return 0 if result == -EAGAIN or listener_is_dead(listener) else result
         if connection != NULL:
             _begin(worker, listener, connection, True)

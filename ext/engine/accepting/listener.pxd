@@ -98,7 +98,7 @@ cdef inline bint _is_listening(Listener* listener) noexcept nogil:
     return not listener.is_unix or _polled(listener, POLLRDHUP) & POLLRDHUP == 0
 
 
-cdef inline bint listener_has_died(Worker* worker, Listener* listener) noexcept nogil:
+cdef inline bint listener_mark_if_dead(Worker* worker, Listener* listener) noexcept nogil:
     """After accept has said that it does not listen: whether that is so, upon which it is left
     alone."""
     if _is_listening(listener):

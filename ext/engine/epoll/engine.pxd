@@ -1,9 +1,9 @@
 """epoll alone: workers receive and send, and epoll tells them when. Other engines begin with these
 calls and replace what they do otherwise. A connection that begin() leaves to its worker is in none
 of their states, so it is asked of no engine."""
-from engine.echo cimport connection_end
 from engine.epoll.busy_poll cimport busy_poll_wait
 from engine.layout cimport Connection, Control, EngineCalls, Worker
+from engine.turns cimport connection_end
 from libc.stdint cimport uint32_t, uint64_t
 
 

@@ -21,7 +21,7 @@ from common.atomics cimport atomic_u32_load, atomic_u32_store, atomic_u32_store_
 from engine.backpressure cimport has_taken_nothing, wait_with
 from engine.connection cimport connection_close, connection_fail, has_rested
 from engine.counters cimport count, count_by
-from engine.echo cimport connection_await, connection_join, connection_settle
+from engine.echo cimport connection_await
 from engine.epoll.busy_poll cimport busy_poll_wait
 from engine.finishing cimport connection_finish
 from engine.io_uring.layout cimport KECHO_CHUNK_BYTES, KECHO_NO_CHUNK, Chunk, Uring
@@ -40,6 +40,7 @@ from engine.layout cimport (
 from engine.slab cimport (
     CLAIM_WON, ownership_claim, ownership_generation, ownership_try, slab_get, slab_high_water,
 )
+from engine.turns cimport connection_join, connection_settle
 from kernel.clock cimport clock_now_ms
 from kernel.epoll cimport epoll_event
 from kernel.io_uring cimport (

@@ -145,7 +145,7 @@ cdef inline bint flow_is_whole(Connection* connection) noexcept nogil:
     return flow_look(connection, &look) == 0 and look.received <= look.handed
 
 
-cdef inline int flow_has_ended(Connection* connection) noexcept nogil:
+cdef inline int flow_check_end(Connection* connection) noexcept nogil:
     """1: that, and the client sends nothing more; 0: not yet; -errno of a socket that is broken,
     of which recv() says nothing behind a FIN."""
     cdef Look look

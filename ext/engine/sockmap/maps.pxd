@@ -126,7 +126,7 @@ cdef inline uint64_t flows_next(Flows* flows, bint* is_one) noexcept nogil:
     return 0
 
 
-cdef inline bint flows_are_untold(Flows* flows) noexcept nogil:
+cdef inline bint flows_take_untold(Flows* flows) noexcept nogil:
     """The reports had no room for some, until what has just been read. Called with their lock
     held."""
     cdef uint64_t untold = atomic_u64_load_relaxed(&flows.board.untold)

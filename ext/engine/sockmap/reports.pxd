@@ -12,7 +12,7 @@ from engine.slab cimport (
 )
 from engine.sockmap.flow cimport flow_read
 from engine.sockmap.layout cimport Flows
-from engine.sockmap.maps cimport flows_are_untold, flows_next, flows_of
+from engine.sockmap.maps cimport flows_next, flows_of, flows_take_untold
 from kernel.epoll cimport (
     EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLET, EPOLLEXCLUSIVE, EPOLLIN, epoll_ctl, epoll_event,
 )
@@ -86,7 +86,7 @@ cdef inline void reports_read(Control* control) noexcept nogil:
         pthread_mutex_lock(&flows.reports_lock)
         token = flows_next(flows, &is_one)
         if not is_one:
-            are_untold = flows_are_untold(flows)
+            are_untold = flows_take_untold(flows)
         pthread_mutex_unlock(&flows.reports_lock)
         queue = kecho_token_queue(token)
         if is_one and queue < control.queue_count:

@@ -4,7 +4,7 @@ from common.atomics cimport atomic_u32_store_relaxed, atomic_u64_load_relaxed
 from common.flows cimport FLOW_BROKEN, FLOW_ECHOED, Flow
 from engine.connection cimport connection_arm, connection_close, connection_fail, connection_leave
 from engine.counters cimport count
-from engine.echo cimport connection_await, connection_serve, echo
+from engine.echo cimport connection_await, echo
 from engine.epoll.events cimport AWAIT_END, awaited_by, epoll_arm
 from engine.eviction cimport evict_slowest
 from engine.finishing cimport connection_finish
@@ -15,10 +15,11 @@ from engine.layout cimport (
     STATE_IN_KERNEL, STATE_PASSED, Connection, Look, Served, Worker, connection_enter,
 )
 from engine.sockmap.flow cimport (
-    flow_begin, flow_end, flow_has_ended, flow_is_broken, flow_is_whole, flow_leave, flow_look,
+    flow_begin, flow_check_end, flow_end, flow_is_broken, flow_is_whole, flow_leave, flow_look,
     flow_read, flow_run, flow_take_error,
 )
 from engine.sockmap.maps cimport flows_of
+from engine.turns cimport connection_serve
 from libc.errno cimport ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -64,7 +65,7 @@ cdef inline bint sockmap_leave(
 cdef inline Served sockmap_at_eof(Worker* worker, Connection* connection) noexcept nogil:
     """recv gives nothing until the kernel has sent what it holds: what is passed stands behind that
     in one queue. An end of file is only one when that queue is empty."""
-    cdef int result = flow_has_ended(connection)
+    cdef int result = flow_check_end(connection)
     if result < 0:
         return connection_fail(worker, connection, -result, ERROR_RECV)
     if result == 0:
