@@ -1,9 +1,8 @@
-"""Connections whose client does not take what was sent: a list for each queue, the one that has
-gone longest without progress first, and what their buffers hold in all. Flows are among them for
-which the kernel holds bytes, and connections that are FINISHING.
+"""Backpressure: connections whose client stops reading join their queue's waiting list.
 
-Only a backpressured connection comes here, so that its lock is not on the usual path. It is held
-for a few instructions; whoever holds it may try to own a connection, but waits for nothing.
+The one without progress for the longest time is first. The list also has held connections
+(held.pxd) and FINISHING ones. Its lock is not on the usual path. It is held for a few instructions.
+Its holder may try to own a connection, but waits for nothing.
 """
 from common.atomics cimport atomic_u32_load_relaxed, atomic_u32_store_relaxed
 from engine.counters cimport count
@@ -24,6 +23,7 @@ from libc.string cimport memcpy
 
 
 cdef inline int waiting_init(Queue* queue) noexcept nogil:
+    """Initialise the waiting list. Return 0 or -errno."""
     queue.waiting_head = queue.waiting_tail = KECHO_SLAB_END
     queue.waiting_bytes = 0
     queue.waiting_count = queue.finishing = queue.held = 0
@@ -58,7 +58,7 @@ cdef inline void _unlink(Queue* queue, Connection* connection) noexcept nogil:
 # ---- by the worker that owns the connection -----------------------------------------------------
 
 cdef inline void waiting_begin(Queue* queue, Connection* connection) noexcept nogil:
-    """`pending` has been filled, or CONNECTION_HELD set."""
+    """Add a connection to the list: `pending` was filled, or CONNECTION_HELD set."""
     cdef bint is_held = connection.flags & CONNECTION_HELD != 0
     cdef uint32_t mark = LOOK_AT_WAITING
     if connection.state == STATE_FINISHING:
@@ -77,7 +77,7 @@ cdef inline void waiting_begin(Queue* queue, Connection* connection) noexcept no
 
 
 cdef inline void waiting_progress(Queue* queue, Connection* connection) noexcept nogil:
-    """The client has taken some of it."""
+    """Move a connection to the end of the list: its client has taken bytes."""
     pthread_mutex_lock(&queue.waiting_lock)
     _unlink(queue, connection)
     _append(queue, connection)
@@ -87,7 +87,7 @@ cdef inline void waiting_progress(Queue* queue, Connection* connection) noexcept
 cdef inline void waiting_end(
     Queue* queue, Connection* connection, uint32_t now_ms,
 ) noexcept nogil:
-    """`pending` is about to be freed, or CONNECTION_HELD to be taken away."""
+    """Remove a connection: `pending` is about to be freed, or CONNECTION_HELD to be cleared."""
     atomic_u32_store_relaxed(
         &connection.to_look_at,
         LOOK_AT_UNSEEN if connection.state == STATE_IN_KERNEL else LOOK_AT_NEITHER)
@@ -103,8 +103,8 @@ cdef inline void waiting_end(
 
 
 cdef inline bint waiting_is_over(Queue* queue, Control* control) noexcept nogil:
-    """The buffers of this queue's connections hold more than they may. Of one that waits alone they
-    may hold what its ring had received; what the kernel holds of a flow has no such bound."""
+    """Check whether the queue's buffers exceed their bound. The `pending` bytes of a single
+    connection may: a ring may have received more. Held bytes may not."""
     cdef bint is_over
     pthread_mutex_lock(&queue.waiting_lock)
     is_over = queue.waiting_bytes > control.queue_buffer_bytes and (
@@ -114,8 +114,8 @@ cdef inline bint waiting_is_over(Queue* queue, Control* control) noexcept nogil:
 
 
 cdef inline Connection* waiting_claim_slowest(Queue* queue) noexcept nogil:
-    """Owns the connection that has gone longest without progress, or the next one that no worker
-    has; NULL if there is none."""
+    """Own the connection without progress for the longest time, or the next one that no worker
+    owns. Return NULL if there is none."""
     cdef Connection* connection
     cdef uint32_t index
     pthread_mutex_lock(&queue.waiting_lock)
@@ -133,7 +133,7 @@ cdef inline Connection* waiting_claim_slowest(Queue* queue) noexcept nogil:
 cdef inline void waiting_look_at(
     Queue* queue, Connection* connection, uint32_t at_ms, uint32_t held_bytes,
 ) noexcept nogil:
-    """Of one that is CONNECTION_HELD: when to look at it, and what the kernel holds of it now."""
+    """Set when a held connection is looked at next, and what the kernel holds of it now."""
     pthread_mutex_lock(&queue.waiting_lock)
     connection.look_at_ms = at_ms
     queue.waiting_bytes += held_bytes
@@ -145,11 +145,11 @@ cdef inline void waiting_look_at(
 cdef inline int waiting_claim_due(
     Queue* queue, uint32_t now_ms, Connection** due, int most, uint32_t* next_ms,
 ) noexcept nogil:
-    """Owns up to `most` of them that are to be looked at by now; returns how many. next_ms: how
-    long until the first of the others, or of those that somebody else has."""
+    """Own up to `most` connections whose look is due. Return how many. next_ms becomes the time
+    until the next of the others is due, or of one that another worker owns."""
     cdef Connection* connection
     cdef uint32_t index
-    cdef int count = 0
+    cdef int found = 0
     cdef int left_ms
     pthread_mutex_lock(&queue.waiting_lock)
     index = queue.waiting_head
@@ -159,24 +159,24 @@ cdef inline int waiting_claim_due(
         if atomic_u32_load_relaxed(&connection.to_look_at) == LOOK_AT_WAITING:
             continue
         left_ms = <int>(connection.look_at_ms - now_ms)
-        if count == most:
+        if found == most:
             next_ms[0] = 1
             break
         if left_ms <= 0 and ownership_try(connection):
-            due[count] = connection
-            count += 1
+            due[found] = connection
+            found += 1
         else:
             next_ms[0] = min(next_ms[0], <uint32_t>max(left_ms, 1))
     pthread_mutex_unlock(&queue.waiting_lock)
-    return count
+    return found
 
 
 # ---- progress that only the kernel sees ---------------------------------------------------------
 
 cdef inline uint32_t unread_bytes(Connection* connection) noexcept nogil:
-    """What has been sent and the client's side has not taken: tcp(7), unix(7) SIOCOUTQ. While
-    nothing is sent it changes only when the client takes something, long before there is so much
-    room that epoll would report it."""
+    """Return how many sent bytes the client has not taken: SIOCOUTQ, tcp(7), unix(7). The number
+    changes as soon as the client takes bytes, long before there is so much room that epoll reports
+    it."""
     cdef int size = 0
     if ioctl(connection.fd, SIOCOUTQ, &size) < 0:
         return 0
@@ -203,20 +203,20 @@ cdef inline void note_untaken(Connection* connection, uint32_t now_ms) noexcept 
 
 
 cdef inline bint is_marked_waiting(Connection* connection) noexcept nogil:
-    """For those who do not own it; true of a connection that was waiting a moment ago."""
+    """Check, without owning it, whether a connection was in the list a moment ago."""
     cdef uint32_t what = atomic_u32_load_relaxed(&connection.to_look_at)
     return what == LOOK_AT_WAITING or what == LOOK_AT_HELD or what == LOOK_AT_FINISHING
 
 
 cdef inline bint is_marked_unseen(Connection* connection) noexcept nogil:
-    """For those who do not own it: one whose bytes move without anybody here seeing it."""
+    """Check, without owning it, whether a connection's bytes move without a worker seeing them."""
     return atomic_u32_load_relaxed(&connection.to_look_at) == LOOK_AT_UNSEEN
 
 
 # ---- bytes that the kernel would not take ----------------------------------------------------
 
 cdef inline uint32_t untaken(Worker* worker, Connection* connection) noexcept nogil:
-    """A figure that changes when the client takes something."""
+    """Return a number that changes when the client takes bytes."""
     cdef Look look
     if not connection.flags & CONNECTION_HELD or connection.state == STATE_FINISHING:
         return unread_bytes(connection)
@@ -226,7 +226,7 @@ cdef inline uint32_t untaken(Worker* worker, Connection* connection) noexcept no
 
 
 cdef inline void note_progress(Worker* worker, Connection* connection) noexcept nogil:
-    """The client has taken some of what was pending."""
+    """Note that the client has taken bytes."""
     atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
     waiting_progress(worker.queue, connection)
     connection.unread_bytes = untaken(worker, connection)
@@ -235,9 +235,8 @@ cdef inline void note_progress(Worker* worker, Connection* connection) noexcept 
 cdef inline void wait_with(
     Worker* worker, Connection* connection, unsigned char* pending, uint32_t size,
 ) noexcept nogil:
-    """Backpressure: `pending`, from malloc, is sent when there is room. Until then nothing more is
-    read, so a client can pin no more than that. What all of them can pin is bounded by
-    evict_slowest()."""
+    """Begin backpressure: keep `pending`, from malloc, until there is room. Nothing more is read
+    until then, so a client cannot pin more. evict_slowest() bounds what all of them pin."""
     connection.pending = pending
     connection.pending_begin = 0
     connection.pending_end = size
@@ -248,6 +247,7 @@ cdef inline void wait_with(
 
 
 cdef inline void free_pending(Worker* worker, Connection* connection) noexcept nogil:
+    """Free `pending` and leave the list."""
     waiting_end(worker.queue, connection, <uint32_t>worker.now_ms)
     free(connection.pending)
     connection.pending = NULL
@@ -256,7 +256,7 @@ cdef inline void free_pending(Worker* worker, Connection* connection) noexcept n
 cdef inline int keep_pending(
     Worker* worker, Connection* connection, uint32_t begin, uint32_t end,
 ) noexcept nogil:
-    """Copies [begin, end) of the worker's buffer aside. Returns 0 or -ENOMEM."""
+    """Keep a copy of [begin, end) of the worker's buffer. Return 0 or -ENOMEM."""
     cdef unsigned char* pending = <unsigned char*>malloc(end - begin)
     if pending == NULL:
         return -ENOMEM

@@ -46,8 +46,8 @@ struct kecho_engine {
     /* Runs on the worker's thread before its first wait. If it or stop() fails,
      * worker.fatal_syscall names the call. */
     int (*start)(struct kecho_worker *);
-    /* Waits as epoll_wait(2) does. On failure, returns -1 with errno. worker.fatal_syscall then
-     * names the call if it was not epoll_wait. */
+    /* Waits as epoll_wait(2) does. On failure, worker.fatal_syscall names the call unless it was
+     * epoll_wait. */
     int (*wait)(struct kecho_worker *, struct epoll_event *, int most, int timeout_ms);
     /* Gives all connections of a worker back to it, before it drains. */
     int (*stop)(struct kecho_worker *);

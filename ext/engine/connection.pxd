@@ -1,9 +1,8 @@
-"""One connection: what its worker can do with it, short of serving it.
+"""A connection: what its worker can do with it, apart from serving it.
 
-Every function here is called by the worker that owns the connection. The socket is edge-triggered
-in the epoll set, so a worker that leaves bytes in it must see to it that it comes back: it holds
-the connection (SERVED_MORE) or changes the registration, upon which epoll reports again whatever
-is there.
+All functions are called by the worker that owns the connection. The socket is edge-triggered in the
+epoll set. A worker that leaves bytes in the socket must return to it: it keeps the connection
+(SERVED_MORE), or registers it again, after which epoll reports what is there.
 """
 from common.atomics cimport atomic_u32_load_relaxed
 from engine.accepting.listener cimport listeners_resume
@@ -26,33 +25,36 @@ from posix.unistd cimport close
 
 
 cdef enum:
-    GIVEN_BACK_MS = 20  # in a drain, before it is looked for again
+    GIVEN_BACK_MS = 20  # in a drain, until a connection that was given back is served again
 
 
 cdef inline void close_with_reset(int fd) noexcept nogil:
-    """RST instead of FIN, and what was still to be sent is thrown away: SO_LINGER 0, socket(7).
-    If the option is refused, dissolving the association sends it: connect(2), AF_UNSPEC.
-    A Unix socket has no such thing: its peer sees an error only if bytes were left unread."""
+    """Close a socket with RST instead of FIN and discard what it has not sent: SO_LINGER 0,
+    socket(7). If the option is refused, connect(2) with AF_UNSPEC sends the RST. A Unix socket has
+    no RST: its peer only sees an error if bytes were left unread."""
     cdef linger at_once
-    cdef sockaddr nobody
+    cdef sockaddr none
     at_once.l_onoff = 1
     at_once.l_linger = 0
     if setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once)) < 0:
-        memset(&nobody, 0, sizeof(nobody))
-        nobody.sa_family = AF_UNSPEC
-        connect(fd, &nobody, sizeof(nobody))
+        memset(&none, 0, sizeof(none))
+        none.sa_family = AF_UNSPEC
+        connect(fd, &none, sizeof(none))
     close(fd)
 
 
-# ---- what an engine has of it -------------------------------------------------------------------
+# ---- its engine ---------------------------------------------------------------------------------
 
 cdef inline bint _is_with_an_engine(Connection* connection) noexcept nogil:
+    """Check that an engine other than epoll has taken the connection over."""
     return connection.state != STATE_ECHOED and connection.state != STATE_FINISHING
 
 
-cdef inline bint connection_leave(Worker* worker, Connection* connection, int reason) noexcept nogil:
-    """Makes it its worker's, who goes on with it, or ends it for `reason`. False: bytes of it are
-    lost, and it can only be closed."""
+cdef inline bint connection_leave(
+    Worker* worker, Connection* connection, int reason,
+) noexcept nogil:
+    """Take a connection back from its engine, to serve it or to end it for `reason`. Return False
+    if bytes of it are lost; then it can only be closed."""
     if _is_with_an_engine(connection):
         if not worker.control.engine.leave(worker, connection, True, reason):
             return False
@@ -61,7 +63,8 @@ cdef inline bint connection_leave(Worker* worker, Connection* connection, int re
 
 
 cdef inline int connection_arm(Worker* worker, Connection* connection) noexcept nogil:
-    """Has what comes next be reported; at once if it is there. Returns 0 or -errno."""
+    """Have the next event of the connection be reported, at once if it has already happened. Return
+    0 or -errno."""
     if _is_with_an_engine(connection):
         return worker.control.engine.arm(worker, connection)
     return epoll_arm(worker, connection, awaited_by(connection))
@@ -72,10 +75,10 @@ cdef inline int connection_arm(Worker* worker, Connection* connection) noexcept 
 cdef inline void connection_close(
     Worker* worker, Connection* connection, int reason,
 ) noexcept nogil:
-    """Closes with FIN when every byte read has been handed to the kernel, otherwise with RST:
-    a client must not take a cut-off stream for a finished one. After an error that is usually
-    the end of the socket, too, RST costs nothing; where it is not, bytes are lost. In CLOSE_EOF
-    everything that the kernel was to echo is known to have been handed back."""
+    """Close a connection: with FIN if every byte read was handed to the kernel, otherwise with RST,
+    so that the client does not take a truncated stream for a complete one. After an error, RST is
+    always right: the socket is usually closed anyway, and otherwise bytes are lost. After
+    CLOSE_EOF the kernel has also handed back all that it was to echo."""
     cdef int fd = connection.fd
     cdef bint is_whole = (
         connection.pending == NULL and not connection.flags & CONNECTION_HELD
@@ -86,8 +89,8 @@ cdef inline void connection_close(
         held_end(worker, connection)
     if _is_with_an_engine(connection):
         is_whole = worker.control.engine.leave(worker, connection, is_whole, reason)
-    connection.fd = -1  # before it is closed: see queue_forget()
-    # Before it is closed: the client may connect again at once.
+    connection.fd = -1  # before close(): see queue_forget()
+    # Before close(): the client may connect again at once.
     if connection.peer != KECHO_NO_PEER:
         peer_leaves(&worker.control.access, connection.peer)
     if not is_whole:
@@ -103,8 +106,8 @@ cdef inline void connection_close(
 cdef inline Served connection_fail(
     Worker* worker, Connection* connection, int error, int kind,
 ) noexcept nogil:
-    """Closes after a failed recv, send or epoll_ctl. Broken by the client's side or the network
-    is a normal ending, anything else is counted as an error as well."""
+    """Close a connection after a failed recv, send or epoll_ctl. A client or a network that breaks
+    a connection is a normal end. Anything else also counts as an error."""
     cdef int reason = CLOSE_ERROR
     if error == ECONNRESET or error == EPIPE or error == ECONNABORTED:
         reason = CLOSE_RESET
@@ -131,16 +134,17 @@ cdef inline bint has_rested(
 # ---- letting go of it ---------------------------------------------------------------------------
 
 cdef inline void serve_again_by(Worker* worker, uint64_t at_ms) noexcept nogil:
-    """In a drain: has everybody looked at by then."""
+    """In a drain, have all connections served again by then."""
     if worker.serve_again_ms == 0 or at_ms < worker.serve_again_ms:
         worker.serve_again_ms = at_ms
 
 
 cdef inline void connection_let_go(Worker* worker, Connection* connection) noexcept nogil:
-    """Misses no event of a connection that was owned meanwhile."""
+    """Release a connection that was owned out of turn, without losing an event that came meanwhile.
+    """
     cdef int result
     while not ownership_release(connection):
-        # Reports anew what came meanwhile.
+        # epoll then reports again what came meanwhile.
         result = connection_arm(worker, connection)
         if result < 0:
             connection_fail(worker, connection, -result, ERROR_EPOLL)
@@ -148,9 +152,9 @@ cdef inline void connection_let_go(Worker* worker, Connection* connection) noexc
 
 
 cdef inline void connection_give_back(Worker* worker, Connection* connection) noexcept nogil:
-    """Lets go of a connection that has more to read: it goes to the end of the kernel's ready list,
-    from where any worker of the queue may take it. In a drain its socket may be empty, which epoll
-    does not report."""
+    """Release a connection that has more to read. Registering it again puts it at the end of the
+    kernel's ready list, from where any worker of the queue may take it. In a drain its socket may
+    be empty, which epoll does not report, so it is served again a little later."""
     cdef int result = connection_arm(worker, connection)
     if result < 0:
         connection_fail(worker, connection, -result, ERROR_EPOLL)

@@ -1,11 +1,11 @@
-"""How work is spread over the workers: who owns the listener and the epoll instance.
+"""Dispatch: how connections are spread over the workers.
 
-shared   one queue; its ready list is the global work queue, and any worker takes the next event.
-percpu   a queue for each worker; every TCP listener is a SO_REUSEPORT group with one socket for
-         each queue, and classic BPF picks the socket by the CPU that handles the SYN.
+shared   one queue. Its ready list is the global work queue; any worker takes the next event.
+percpu   a queue for each worker. Every TCP listener is a SO_REUSEPORT group with one socket per
+         queue. Classic BPF picks the socket by the CPU that handles the SYN.
 
-A ring is one thread's, and so are the connections that it receives for: with io_uring `shared` has
-a queue for each worker, too, and whoever is awake first accepts.
+An engine may bind connections to their worker (io_uring does). `shared` then has a queue for each
+worker as well, and whichever worker is awake first accepts.
 """
 from engine.accepting.listener cimport listener_arm_everywhere
 from engine.backpressure cimport waiting_destroy, waiting_init
@@ -27,7 +27,8 @@ from posix.unistd cimport close
 
 
 cdef inline int queue_open(Queue* queue, const char** call) noexcept nogil:
-    """Returns 0, or -errno of what `call` then names; queue_close() is due in either case."""
+    """Open a queue. Return 0, or -errno of what `call` then names. queue_close() is due either way.
+    """
     cdef epoll_event event
     cdef int result
     queue.epoll_fd = queue.wake_fd = -1
@@ -68,10 +69,10 @@ cdef inline void queue_close(Queue* queue) noexcept nogil:
 
 
 cdef inline void queue_forget(Queue* queue) noexcept nogil:
-    """In the child after fork(2), where the workers are gone, wherever they were.
+    """Close a queue's descriptors in the child after fork(2). The workers do not exist there.
 
-    Nothing is sent: the parent has the sockets, too. A record whose fd is -1 was just being
-    closed; its number may stand for something else by now.
+    Nothing is sent: the parent also has the sockets. A record whose fd is -1 was just being closed;
+    its number may belong to another file by now.
     """
     cdef uint32_t index
     cdef Connection* connection
@@ -102,7 +103,7 @@ cdef inline int _connect_listeners(Control* control) noexcept nogil:
 
 
 cdef inline int dispatch_shared(Control* control) noexcept nogil:
-    """One queue for all the workers. Returns 0 or -errno."""
+    """Give all workers one queue. Return 0 or -errno."""
     cdef uint32_t i
     for i in range(control.listener_count):
         control.listeners[i].queue = 0
@@ -113,7 +114,7 @@ cdef inline int dispatch_shared(Control* control) noexcept nogil:
 
 
 cdef inline int dispatch_percpu(Control* control) noexcept nogil:
-    """A queue for each worker; the listeners say which one they belong to. Returns 0 or -errno."""
+    """Give each worker a queue. Each listener says which one it belongs to. Return 0 or -errno."""
     cdef uint32_t i
     for i in range(control.worker_count):
         control.workers[i].queue = &control.queues[i]
@@ -122,8 +123,8 @@ cdef inline int dispatch_percpu(Control* control) noexcept nogil:
 
 
 cdef inline int dispatch_apart(Control* control) noexcept nogil:
-    """shared, where a connection cannot change its worker: a queue for each, which all accept from
-    every listener. Returns 0 or -errno."""
+    """Give each worker a queue that accepts from every listener: shared, for an engine whose
+    connections cannot change their worker. Return 0 or -errno."""
     cdef uint32_t i
     for i in range(control.listener_count):
         control.listeners[i].queue = KECHO_EVERY_QUEUE
@@ -131,14 +132,15 @@ cdef inline int dispatch_apart(Control* control) noexcept nogil:
 
 
 cdef enum:
-    STEER_BY_CPU_MOST = 1024  # CPUs; the jump offsets of classic BPF are never longer than one
+    STEER_BY_CPU_MOST = 1024  # CPUs; all jumps in the program are by 1 instruction
 
 
 cdef inline int steer_by_cpu(int fd, const uint32_t* cpus, uint32_t cpu_count) noexcept nogil:
-    """Gives a SYN that cpus[i] handles to the i-th socket that was bound to the group of `fd`,
-    and one from any other CPU to socket (CPU mod cpu_count). Returns 0 or -errno.
+    """Give a SYN that cpus[i] handles to the i-th socket bound to the group of `fd`, and a SYN from
+    any other CPU to socket (CPU mod cpu_count). Return 0 or -errno.
 
-    The program, by socket(7) SO_ATTACH_REUSEPORT_CBPF: its return value is the socket's index.
+    The program, by socket(7) SO_ATTACH_REUSEPORT_CBPF; its return value is the socket's index:
+
         A = the CPU
         if A == cpus[0]: return 0; if A == cpus[1]: return 1; ...
         return A mod cpu_count

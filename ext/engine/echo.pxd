@@ -1,6 +1,6 @@
-"""Serving a connection: recv, send at once, keep only what the kernel would not take.
+"""The echo: recv, send at once, and keep only what the kernel has no room for.
 
-Every function here is called by the worker that owns the connection.
+All functions are called by the worker that owns the connection.
 """
 from common.atomics cimport atomic_u32_store_relaxed
 from engine.backpressure cimport free_pending, keep_pending, note_progress
@@ -22,7 +22,7 @@ from libc.stdint cimport uint32_t
 cdef inline ssize_t send_some(
     Connection* connection, const void* data, size_t size,
 ) noexcept nogil:
-    """Bytes that the kernel took, 0 when there is no room now, or -errno."""
+    """Send once. Return the bytes that the kernel took, 0 if it has no room now, or -errno."""
     cdef ssize_t sent
     while True:
         sent = send(connection.fd, data, size, MSG_NOSIGNAL)
@@ -35,7 +35,8 @@ cdef inline ssize_t send_some(
 
 
 cdef inline int flush_pending(Worker* worker, Connection* connection) noexcept nogil:
-    """1 when nothing is pending any more, 0 when the kernel has no room yet, or -errno."""
+    """Send `pending`. Return 1 when nothing is left, 0 when the kernel has no room yet, or -errno.
+    """
     cdef ssize_t sent = send_some(
         connection, connection.pending + connection.pending_begin,
         connection.pending_end - connection.pending_begin)
@@ -55,8 +56,8 @@ cdef inline int flush_pending(Worker* worker, Connection* connection) noexcept n
 
 
 cdef inline int _echo_chunk(Worker* worker, Connection* connection, size_t size) noexcept nogil:
-    """Sends back what recv has put into the worker's buffer. Returns 1 when all of it went, 0
-    when the rest is pending, or -errno."""
+    """Send what recv has put into the worker's buffer. Return 1 if all of it went, 0 if the rest is
+    pending, or -errno."""
     cdef ssize_t sent = send_some(connection, worker.buffer, size)
     if sent < 0:
         return <int>sent
@@ -68,19 +69,19 @@ cdef inline int _echo_chunk(Worker* worker, Connection* connection, size_t size)
 
 
 cdef inline Served _at_eof(Worker* worker, Connection* connection) noexcept nogil:
+    """Handle an end of file."""
     if connection.state == STATE_ECHOED:
         return connection_finish(worker, connection, CLOSE_EOF)
     return worker.control.engine.at_eof(worker, connection)
 
 
 cdef inline Served echo(Worker* worker, Connection* connection, int reads) noexcept nogil:
-    """Echoes what is there, in at most `reads` chunks.
+    """Receive and send back, in at most `reads` chunks.
 
-    A recv that returns less than was asked for has emptied a TCP socket, and what comes later
-    makes a new edge, so there is no second recv just to see EAGAIN. Three things can stand
-    behind a short read all the same: an end of file, an error, and the rest of the stream behind
-    an urgent mark, where recv stops. The event names them (EPOLLRDHUP, EPOLLERR, EPOLLPRI), which
-    sets CONNECTION_READ_TO_END for good.
+    A recv that returns less than it was asked for has emptied a TCP socket. Bytes that come later
+    cause a new event. So there is no second recv just to see EAGAIN. Three things can still follow
+    a short read: an end of file, an error, and bytes after an urgent mark, at which recv stops. The
+    event then has EPOLLRDHUP, EPOLLERR or EPOLLPRI, which sets CONNECTION_READ_TO_END for good.
     """
     cdef bint to_end = connection.flags & CONNECTION_READ_TO_END != 0 or worker.is_draining
     cdef ssize_t size
@@ -119,14 +120,15 @@ cdef inline Served echo(Worker* worker, Connection* connection, int reads) noexc
 
 
 cdef inline Served connection_await(Worker* worker, Connection* connection) noexcept nogil:
-    """Has epoll report what the connection waits for, if it does not do so already: room for what
-    is pending, or data. A new one is registered by whoever accepts it."""
+    """Have epoll report what the connection waits for: room if bytes are pending, otherwise data.
+    """
     if connection.pending == NULL and not connection.flags & CONNECTION_ARMED_WRITE:
         return SERVED_ALL
     return _await_otherwise(worker, connection)
 
 
 cdef inline Served _await_otherwise(Worker* worker, Connection* connection) noexcept nogil:
+    """Do so for a connection that has pending bytes, or had some."""
     cdef bint for_write = connection.pending != NULL
     cdef int result
     if for_write and not evict_slowest(worker):

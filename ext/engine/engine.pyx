@@ -1,7 +1,7 @@
 """kecho.server._engine: the workers, as seen from Python.
 
-This is the only file that knows the GIL. A Python thread enters Engine.run_worker(), lets go of
-the GIL once, and comes back when the engine stops.
+This is the only file that knows the GIL. A Python thread enters Engine.run_worker(), releases the
+GIL once, and comes back when the engine stops.
 """
 from common.atomics cimport atomic_u32_load_relaxed, atomic_u32_store, atomic_u64_load_relaxed
 from common.errors cimport system_error
@@ -24,7 +24,7 @@ from engine.layout cimport (
     REFUSED_PER_ADDRESS, REFUSED_RATE, Access, Control, Counters, EngineCalls, Listener, Queue,
     Worker,
 )
-from engine.worker cimport wake_everybody, worker_run
+from engine.worker cimport wake_all, worker_run
 from kernel.pthread cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
 )
@@ -32,7 +32,7 @@ from libc.stdint cimport UINT32_MAX, uint32_t, uint64_t
 from libc.stdlib cimport free
 
 
-# ---- engines ------------------------------------------------------------------------------------
+# ---- engines: one line registers each -----------------------------------------------------------
 
 cdef enum:
     GIVEN_MOST = 8
@@ -40,7 +40,7 @@ cdef enum:
 
 ctypedef void (*Fill)(EngineCalls* engine) noexcept nogil
 
-ENGINES = []  # their names; a folder's face.pxi says what it is called
+ENGINES = []  # names
 cdef Fill _fill[ENGINES_MOST]
 
 
@@ -86,22 +86,21 @@ REFUSALS = {
 
 
 cdef class Engine:
-    """The workers of one run of a server, their queues and connections.
+    """The workers of one run of a server, with their queues and connections.
 
-    listeners: (fd, queue, is_unix, is_inherited) each; listening, non-blocking. queue is the index
-    of the worker that accepts from it under percpu, or -1 for every worker's; ignored under
-    shared. is_inherited: another process may have the socket, too.
-    The engine takes the descriptors over when this returns, and closes them in the end.
+    listeners: (fd, queue, is_unix, is_inherited) each; they listen and are non-blocking. queue is
+    the index of the worker that accepts from it under percpu, or -1 for every worker; shared
+    ignores it. is_inherited: another process may have the socket as well. The engine takes the
+    descriptors over when this returns, and closes them in the end.
 
-    0 is no limit. buffer_bytes: of all the backpressured connections together; each queue has an
-    equal share. rules: (prefix as an integer of 128 bits, its length, whether it is allowed), the
-    longest first and then in ascending order; is_allowed_otherwise: clients that none of them is
-    about. per_address, rate_per_s: connections of one client address at once, and a second.
-    busy_poll_ns: how long a worker polls after its last event before it sleeps; 2**64 - 1: for
-    ever. busy_poll_by_gaps: only while events are on average that close together.
-    engine: one of ENGINES. given: what it needs. For sockmap, what _bpf.open_echo() returned, which
-    is taken over like the listeners; for io_uring, how many requests and completions each worker's
-    ring has, a power of two.
+    0 means no limit. buffer_bytes: for all backpressured connections; each queue has an equal
+    share. rules: (prefix as an integer of 128 bits, its length, whether it is allowed), sorted by
+    falling length, then by prefix. is_allowed_otherwise: for clients that match no rule.
+    per_address, rate_per_s: connections of one client address, at once and per second.
+    busy_poll_ns: how long a worker polls after its last event before it sleeps; 2**64 - 1: without
+    limit. busy_poll_by_gaps: only while events come that close together on average.
+    engine: one of ENGINES. given: what that engine needs. sockmap: what _bpf.open_echo() returned;
+    it is taken over like the listeners. io_uring: the size of each worker's ring, a power of two.
     """
 
     cdef Control _control
@@ -145,7 +144,7 @@ cdef class Engine:
         control.idle_timeout_ms = idle_timeout_ms
         control.write_timeout_ms = write_timeout_ms
         control.finish_timeout_ms = finish_timeout_ms
-        # At least one buffer: whoever waits alone is nobody's slowest reader.
+        # At least one buffer: a single backpressured connection is not evicted.
         control.queue_buffer_bytes = max(
             buffer_bytes // queue_count, <uint64_t>KECHO_BUFFER_BYTES)
         result = hash_key_draw(&control.access.hash_key)
@@ -220,10 +219,10 @@ cdef class Engine:
         pthread_mutex_destroy(&control.listeners_lock)
 
     def run_worker(self, uint32_t index):
-        """The life of one worker: returns when the engine has been stopped.
+        """Run one worker, until the engine has been stopped.
 
-        Each index below worker_count is run once, on a thread of its own. Raises OSError with
-        the system call's name when the worker had to give up; the others then stop, too.
+        Each index below worker_count is run once, on a thread of its own. Raise OSError with the
+        system call's name if the worker had to give up; the others then stop as well.
         """
         if index >= self._control.worker_count:
             raise IndexError(f"worker {index} of {self._control.worker_count}")
@@ -234,21 +233,22 @@ cdef class Engine:
             raise system_error(worker.fatal_errno, worker.fatal_syscall.decode())
 
     def stop(self, uint64_t graceful_timeout_ms):
-        """Starts the drain, or brings its deadline forward. Returns at once; any thread."""
+        """Start the drain, or bring its deadline forward. Return at once. Any thread may call it.
+        """
         cdef Control* control = &self._control
         life_drain(&control.phase, &control.deadline_ms, graceful_timeout_ms)
-        wake_everybody(control)
+        wake_all(control)
 
     def abort(self):
-        """Stops at once: every connection is reset. Returns at once; any thread."""
+        """Stop at once: reset every connection. Return at once. Any thread may call it."""
         atomic_u32_store(&self._control.phase, PHASE_STOPPING)
-        wake_everybody(&self._control)
+        wake_all(&self._control)
 
     def forget(self):
-        """In the child after fork(2): closes its copies of every descriptor, quietly.
+        """Close the child's copies of every descriptor after fork(2), without a word to clients.
 
-        Otherwise clients would never see the end of a connection that the parent closes, and
-        the port would stay taken. The engine cannot be run any more.
+        Otherwise clients would never see the end of a connection that the parent closes, and the
+        port would stay taken. The engine cannot be run any more.
         """
         cdef uint32_t i
         if self._owns_listeners:
@@ -258,13 +258,13 @@ cdef class Engine:
         self._control.engine.forget(&self._control)
 
     def listener_figures(self):
-        """Of each listener: SYNs that it dropped, connections that wait in its accept queue, how
-        many may, and whether it is dead, which it is not for a stop. Any thread."""
+        """Return for each listener: SYNs that it dropped, connections in its accept queue, how many
+        fit, and whether it is dead for another reason than a stop. Any thread may call it."""
         cdef Control* control = &self._control
         cdef Figures figures
         cdef uint32_t i
         found = []
-        pthread_mutex_lock(&control.listeners_lock)  # held for as long as a few system calls take
+        pthread_mutex_lock(&control.listeners_lock)  # for a few system calls
         for i in range(control.listener_count):
             listener_figures(control, &control.listeners[i], &figures)
             found.append((
@@ -274,14 +274,14 @@ cdef class Engine:
         return found
 
     def unaccepted(self):
-        """Once every worker has ended: how many clients were left in accept queues and reset, the
-        errno of the accept4 that left them there (0: there was no time to try), and how many were
-        left to the other holders of inherited listeners."""
+        """Return, once every worker has ended: how many clients were left in accept queues and
+        reset; the errno of the accept4 that left them there (0: there was no time to try); and how
+        many were left to the other holders of inherited listeners."""
         cdef Control* control = &self._control
         return control.unaccepted, control.unaccepted_errno, control.left_to_others
 
     def counters(self):
-        """What each worker has counted so far: a list of dict, at any time, from any thread."""
+        """Return what each worker has counted so far: a list of dict. Any thread may call it."""
         cdef Control* control = &self._control
         return [_counters_dict(control, i) for i in range(control.worker_count)]
 
@@ -315,10 +315,9 @@ cdef dict _counters_dict(Control* control, uint32_t index):
 
 
 def attach_cpu_steering(int fd, list cpus not None):
-    """Has the SO_REUSEPORT group of `fd` give a SYN to the socket of the CPU that handles it.
+    """Have the SO_REUSEPORT group of `fd` give a SYN to the socket of the CPU that handles it.
 
-    cpus[i] is the CPU of the i-th socket bound to the group. socket(7), Linux 4.5.
-    Raises OSError.
+    cpus[i] is the CPU of the i-th socket bound to the group. socket(7), Linux 4.5. Raise OSError.
     """
     cdef uint32_t numbers[STEER_BY_CPU_MOST]
     cdef int result

@@ -1,18 +1,19 @@
-"""max_buffer_memory: who is closed when clients that do not read pin more than that."""
+"""max_buffer_memory: close connections whose client stops reading when buffers exceed the bound."""
 from engine.backpressure cimport note_progress, untaken, waiting_claim_slowest, waiting_is_over
 from engine.connection cimport connection_close, connection_let_go
 from engine.layout cimport CLOSE_EVICTED, Connection, Worker
 
 
 cdef enum:
-    SPARED_MOST = 64  # readers, in one search for one that is not
+    SPARED_MOST = 64
 
 
 cdef inline bint evict_slowest(Worker* worker) noexcept nogil:
-    """Closes the connections longest without progress until the queue's buffers are within their
-    bounds. False when those that are left are being served, by this worker or another.
+    """Close the connections without progress for the longest time until the queue's buffers are
+    within their bound. Return False if all that are left are being served.
 
-    A client that reads, but too little for epoll to report it, is spared, a number of times.
+    A client that reads, but so little that epoll does not report it, is spared, up to SPARED_MOST
+    times in one call.
     """
     cdef Connection* slowest
     cdef int spared = 0

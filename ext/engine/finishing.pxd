@@ -1,14 +1,13 @@
-"""The end of a TCP connection of which everything was handed to the kernel, and not all of it has
-been acknowledged.
+"""The end of a TCP connection whose client has yet to acknowledge bytes.
 
-close(2) would leave an orphan to the kernel, which counts in no limit of ours, and which the kernel
-resets when its probes run out (net.ipv4.tcp_orphan_retries) or TCP memory is short: tcp(7). So the
-FIN is sent by shutdown(2), and the descriptor is kept until the client has acknowledged all that it
-was sent. EPOLLHUP then reports the end of the socket (LAST_ACK to CLOSE), or its error; it is
-reported after both FINs as well, and says nothing by itself. That the client takes something is not
-reported, so these connections are looked at, as flows are of which the kernel holds bytes.
+After close(2) the kernel would own an orphan, which none of our limits counts. The kernel resets it
+when its probes run out (net.ipv4.tcp_orphan_retries) or when TCP is short of memory: tcp(7). So
+shutdown(2) sends the FIN, and the descriptor stays open until all bytes are acknowledged. EPOLLHUP
+reports that the socket has ended (LAST_ACK to CLOSE) or broken. It also reports that both FINs were
+sent, so it proves nothing by itself. epoll does not report that the client takes bytes, so a timer
+looks.
 
-What they hold is the kernel's: they are never the slowest reader that is evicted.
+The kernel holds the bytes of these connections. So they are never evicted.
 """
 from common.atomics cimport atomic_u32_load_relaxed, atomic_u32_store_relaxed
 from engine.backpressure cimport note_progress, unread_bytes, waiting_look_at, waiting_progress
@@ -31,8 +30,8 @@ cdef enum:
 
 
 cdef inline int _error_of(int fd) noexcept nogil:
-    """What broke the socket, as errno; 0: it is not broken. SO_ERROR alone also tells what ICMP
-    said and TCP bears: that is no POLLERR."""
+    """Return the errno that broke a socket, or 0. SO_ERROR alone would also return ICMP errors,
+    which TCP survives; those do not set POLLERR."""
     cdef int error = 0
     cdef socklen_t size = sizeof(error)
     cdef pollfd looked
@@ -48,8 +47,8 @@ cdef inline int _error_of(int fd) noexcept nogil:
 cdef inline Served connection_finish(
     Worker* worker, Connection* connection, int reason,
 ) noexcept nogil:
-    """Ends a connection for a reason that sends FIN if everything was handed to the kernel: closes
-    it, or keeps it until all is acknowledged. One that was kept is closed."""
+    """End a connection with FIN: close it, or keep it until the client has acknowledged all bytes.
+    Close it with RST if not every byte was handed to the kernel."""
     cdef uint32_t unread = 0
     cdef int result
     if connection.pending == NULL and not connection.flags & (CONNECTION_UNIX | CONNECTION_HELD):
@@ -59,19 +58,19 @@ cdef inline Served connection_finish(
         return SERVED_CLOSED
     if shutdown(connection.fd, SHUT_WR) < 0:
         result = _error_of(connection.fd)
-        if result != 0:  # ENOTCONN: it was reset meanwhile
+        if result != 0:  # ENOTCONN: the client has reset it meanwhile
             return connection_fail(worker, connection, result, ERROR_SEND)
         connection_close(worker, connection, reason)
         return SERVED_CLOSED
     connection_enter(connection, STATE_FINISHING)
     connection.finish_reason = <uint8_t>reason
-    connection.unread_bytes = unread_bytes(connection)  # the FIN is one
+    connection.unread_bytes = unread_bytes(connection)  # the FIN counts as a byte
     if connection.unread_bytes == 0:
         connection_close(worker, connection, reason)
         return SERVED_CLOSED
     atomic_u32_store_relaxed(&connection.last_active_ms, <uint32_t>worker.now_ms)
     held_begin(worker, connection, 0)
-    # Before the client's own FIN (FIN_WAIT2), that ours was acknowledged is told as EPOLLOUT.
+    # If the client has not sent its FIN, EPOLLOUT reports that ours is acknowledged (FIN_WAIT2).
     if reason != CLOSE_EOF or not connection.flags & CONNECTION_REGISTERED:
         result = epoll_arm(worker, connection, AWAIT_ROOM)
         if result < 0:
@@ -80,13 +79,13 @@ cdef inline Served connection_finish(
 
 
 cdef inline void finishing_end(Worker* worker, Connection* connection) noexcept nogil:
-    """Closes it with what its FIN was sent for."""
+    """Close a connection for the reason for which its FIN was sent."""
     held_end(worker, connection)
     connection_close(worker, connection, <int>connection.finish_reason)
 
 
 cdef inline Served finishing_serve(Worker* worker, Connection* connection) noexcept nogil:
-    """Something is reported of it, or its time has come to be looked at."""
+    """Serve a FINISHING connection: epoll has reported it, or a look is due."""
     cdef uint32_t unread = unread_bytes(connection)
     cdef uint32_t age_ms
     cdef int error
@@ -107,10 +106,10 @@ cdef inline Served finishing_serve(Worker* worker, Connection* connection) noexc
 
 
 cdef inline void finishing_note(Worker* worker, Connection* connection) noexcept nogil:
-    """Has it looked at again: soon after something has moved, then less and less often."""
+    """Schedule the next look: soon after bytes have moved, then at growing intervals."""
     cdef uint32_t age_ms = (
         <uint32_t>worker.now_ms - atomic_u32_load_relaxed(&connection.last_active_ms))
     cdef uint32_t next_ms = min(age_ms // 8 + 1, <uint32_t>FINISHING_LOOK_MOST_MS)
     waiting_look_at(worker.queue, connection, <uint32_t>worker.now_ms + next_ms, 0)
-    waiting_progress(worker.queue, connection)  # those behind it have not been looked at
+    waiting_progress(worker.queue, connection)  # those behind it are looked at first next time
     look_by(worker, connection.look_at_ms)

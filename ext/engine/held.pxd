@@ -1,5 +1,6 @@
-"""Connections of which the kernel holds bytes that their client has yet to take, while nothing
-reports when they are gone: they are in the list of backpressure.pxd, and looked at."""
+"""Held connections: the kernel holds bytes that the client has yet to take, and epoll does not
+report when they are gone. They are in the waiting list (backpressure.pxd), and a timer looks at
+them."""
 from common.atomics cimport (
     atomic_u32_load_relaxed, atomic_u32_store_relaxed, atomic_u64_load_relaxed,
     atomic_u64_store_relaxed,
@@ -14,21 +15,21 @@ cdef enum:
 
 
 cdef inline uint32_t bytes_held(const Look* look) noexcept nogil:
-    """What was received and has not been handed to the socket."""
+    """Return how many bytes were received and not yet handed to the socket."""
     if look.received <= look.handed:
         return 0
     return <uint32_t>min(look.received - look.handed, <uint64_t>UINT32_MAX)
 
 
 cdef inline uint32_t _look_again_ms(Worker* worker, Connection* connection) noexcept nogil:
-    """When to ask the kernel again: soon after something has moved, then less and less often."""
+    """Return when the next look is due: soon after bytes have moved, then at growing intervals."""
     cdef uint32_t age_ms = (
         <uint32_t>worker.now_ms - atomic_u32_load_relaxed(&connection.last_active_ms))
     return <uint32_t>worker.now_ms + min(age_ms // 8 + 1, <uint32_t>LOOK_AGAIN_MOST_MS)
 
 
 cdef inline void look_by(Worker* worker, uint32_t at_ms) noexcept nogil:
-    """Has the queue looked at by then. This worker, at least, sees it before it waits again."""
+    """Schedule a look of the queue. At least this worker sees it before it waits again."""
     cdef uint64_t next_ms = worker.now_ms + (at_ms - <uint32_t>worker.now_ms)
     if next_ms < atomic_u64_load_relaxed(&worker.queue.next_look_ms):
         atomic_u64_store_relaxed(&worker.queue.next_look_ms, next_ms)
@@ -37,8 +38,7 @@ cdef inline void look_by(Worker* worker, uint32_t at_ms) noexcept nogil:
 cdef inline void held_begin(
     Worker* worker, Connection* connection, uint32_t held_bytes,
 ) noexcept nogil:
-    """The kernel holds bytes that wait for the client to take others; nothing says when they have
-    gone, so they are looked at."""
+    """Add a connection to the waiting list because the kernel holds bytes of it."""
     if connection.flags & CONNECTION_HELD:
         return
     connection.flags |= CONNECTION_HELD
@@ -49,16 +49,21 @@ cdef inline void held_begin(
 
 
 cdef inline void held_end(Worker* worker, Connection* connection) noexcept nogil:
+    """Remove a connection from the waiting list: the kernel holds nothing of it."""
     if connection.flags & CONNECTION_HELD:
         waiting_end(worker.queue, connection, <uint32_t>worker.now_ms)
         connection.flags &= ~<unsigned int>CONNECTION_HELD
 
 
 cdef inline void held_look(Worker* worker, Connection* connection) noexcept nogil:
-    """The kernel still holds bytes of it: whether the client has taken some, how many they are now,
-    and when to look again. They may have become more: what is passed to a socket whose queue does
-    not move, as when TCP lacks memory, is charged to nobody, up to its receive buffer. Of a client
-    that reads they are on their way, and no reason to reset the slowest."""
+    """Look at a held connection: note progress and the number of held bytes, and schedule the next
+    look.
+
+    held_bytes can grow. Bytes that are passed to a socket whose send queue does not move, as when
+    TCP is short of memory, are charged to no one, up to the receive buffer. It only grows if
+    nothing has moved for LOOK_AGAIN_MOST_MS: if the client reads, those bytes are on their way, and
+    no reason to evict it.
+    """
     cdef Look look
     cdef uint32_t age_ms, held_bytes = connection.held_bytes
     if worker.control.engine.look(connection, &look) == 0:
@@ -69,18 +74,19 @@ cdef inline void held_look(Worker* worker, Connection* connection) noexcept nogi
         if age_ms >= LOOK_AGAIN_MOST_MS or bytes_held(&look) < held_bytes:
             held_bytes = bytes_held(&look)
     if held_bytes == 0 and connection.held_bytes == 0:
-        held_end(worker, connection)  # since the look before, its end would have been read
+        held_end(worker, connection)  # at two looks in a row
         return
     waiting_look_at(worker.queue, connection, _look_again_ms(worker, connection), held_bytes)
     look_by(worker, connection.look_at_ms)
 
 
-# ---- bytes that nobody here sees ----------------------------------------------------------------
+# ---- bytes that no worker sees ------------------------------------------------------------------
 
 cdef inline void note_movement(
     Worker* worker, Connection* connection, Look* look,
 ) noexcept nogil:
-    """When bytes last moved. One for which bytes wait is judged by what its client takes."""
+    """Note when bytes last moved. For a connection with held bytes, only what the client takes
+    counts."""
     cdef uint32_t now_ms = <uint32_t>worker.now_ms
     cdef uint32_t age_ms = now_ms - atomic_u32_load_relaxed(&connection.last_active_ms)
     if look.received > 0:
@@ -98,7 +104,7 @@ cdef inline void note_movement(
 cdef inline bint note_held(
     Worker* worker, Connection* connection, Look* look,
 ) noexcept nogil:
-    """Whether the kernel holds bytes of it."""
+    """Note whether the kernel holds bytes of a connection, and return it."""
     cdef uint32_t held_bytes = bytes_held(look)
     if held_bytes == 0:
         held_end(worker, connection)
@@ -110,9 +116,9 @@ cdef inline bint note_held(
 
 
 cdef inline void note_unseen(Worker* worker, Connection* connection) noexcept nogil:
-    """For the timers: when its bytes moved, and whether some are held up."""
+    """Note for the timers when bytes moved that no worker sees, and whether some are held."""
     cdef Look look
     if worker.control.engine.look(connection, &look) < 0 or look.is_closed:
-        return  # epoll reports it, and the error is for who serves it then
+        return  # epoll reports it; whoever serves it then reads the error
     note_movement(worker, connection, &look)
     note_held(worker, connection, &look)

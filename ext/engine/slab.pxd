@@ -1,8 +1,8 @@
-"""Connection records: taken from a slab, found again by index, given back.
+"""Connection records: taken from a slab, found by index, given back.
 
-A record is 64 bytes and stays where it is until the engine ends. Its `ownership` word says which
-connection it stands for (generation) and whether a worker has it; whoever wins the word may touch
-the rest of the record, nobody else.
+A record has 64 bytes and stays where it is until the engine ends. Its `ownership` word says which
+connection it stands for (generation) and whether a worker owns it. Only the owner may touch the
+rest of the record.
 """
 from common.atomics cimport (
     atomic_pointer_load_acquire, atomic_pointer_store_release, atomic_u32_load,
@@ -37,14 +37,14 @@ cdef inline void slab_destroy(Slab* slab) noexcept nogil:
 
 
 cdef inline Connection* slab_get(Slab* slab, uint32_t index) noexcept nogil:
-    """The record with this index, which must once have been taken."""
+    """Return the record with this index. It must have been taken before."""
     cdef Connection* chunk = <Connection*>atomic_pointer_load_acquire(
         <void**>&slab.chunks[index // KECHO_SLAB_CHUNK_CONNECTIONS])
     return &chunk[index % KECHO_SLAB_CHUNK_CONNECTIONS]
 
 
 cdef inline uint32_t slab_high_water(Slab* slab) noexcept nogil:
-    """Every index below this one is valid for slab_get()."""
+    """Return the bound of indices: every index below it is valid for slab_get()."""
     return atomic_u32_load(&slab.high_water)
 
 
@@ -53,7 +53,7 @@ cdef inline uint32_t slab_in_use(Slab* slab) noexcept nogil:
 
 
 cdef inline uint32_t _slab_grow(Slab* slab) noexcept nogil:
-    """A record never used before, or KECHO_SLAB_END. Called with the lock held."""
+    """Return the index of a record never used before, or KECHO_SLAB_END. The lock is held."""
     cdef uint32_t index = slab.high_water
     cdef uint32_t chunk = index // KECHO_SLAB_CHUNK_CONNECTIONS
     cdef void* memory
@@ -71,7 +71,7 @@ cdef inline uint32_t _slab_grow(Slab* slab) noexcept nogil:
 
 
 cdef inline Connection* slab_take(Slab* slab) noexcept nogil:
-    """A record owned by the caller, or NULL when there is no memory (or 4 million are in use)."""
+    """Return a record that the caller owns, or NULL without memory (or with 4 million in use)."""
     cdef Connection* connection = NULL
     cdef uint32_t index
     pthread_mutex_lock(&slab.lock)
@@ -94,7 +94,7 @@ cdef inline Connection* slab_take(Slab* slab) noexcept nogil:
 
 
 cdef inline void slab_give_back(Slab* slab, Connection* connection) noexcept nogil:
-    """Ends this generation of the record. The caller owns it."""
+    """End this generation of a record that the caller owns."""
     ownership_end(connection)
     pthread_mutex_lock(&slab.lock)
     connection.next_free = slab.free_head
@@ -122,7 +122,7 @@ cdef inline uint32_t ownership_generation(Connection* connection) noexcept nogil
 cdef inline Claim ownership_claim(
     Connection* connection, uint32_t generation, bint to_end,
 ) noexcept nogil:
-    """Tries to own the connection that an event was for; to_end: see CONNECTION_READ_TO_END."""
+    """Try to own the connection that an event is for. to_end: see CONNECTION_READ_TO_END."""
     cdef uint64_t word = _ownership_word(generation, OWNERSHIP_NOBODY)
     cdef uint32_t recall = OWNERSHIP_ONE_RECALL_TO_END if to_end else OWNERSHIP_ONE_RECALL
     cdef uint32_t state
@@ -144,7 +144,7 @@ cdef inline Claim ownership_claim(
 
 
 cdef inline bint ownership_try(Connection* connection) noexcept nogil:
-    """Owns the connection if it is open and nobody has it: for sweeps, which need no recall."""
+    """Own the connection if it is open and no worker owns it. Leaves no recall: for sweeps."""
     cdef uint64_t word = atomic_u64_load_acquire(&connection.ownership)
     if <uint32_t>word != OWNERSHIP_NOBODY:
         return False
@@ -153,7 +153,8 @@ cdef inline bint ownership_try(Connection* connection) noexcept nogil:
 
 
 cdef inline bint ownership_release(Connection* connection) noexcept nogil:
-    """False when an event came meanwhile: the caller still owns it and must look again."""
+    """Release a connection. Return False if an event came meanwhile: the caller still owns it and
+    must look again."""
     cdef uint64_t owned = _ownership_word(ownership_generation(connection), OWNERSHIP_ONE)
     cdef uint64_t word = owned
     if atomic_u64_swap_release(

@@ -1,5 +1,4 @@
-"""What is due by the clock: sweeps for timeouts, looks at connections of which the kernel holds
-bytes, and listeners that are tried again."""
+"""Timers: sweeps for timeouts, looks at held connections, and a new try for paused listeners."""
 from common.atomics cimport (
     atomic_u32_load_relaxed, atomic_u64_load_relaxed, atomic_u64_swap_acquire,
 )
@@ -29,7 +28,7 @@ cdef enum:
 
 
 cdef inline uint32_t _shortest_timeout_ms(Control* control) noexcept nogil:
-    """0: there is no timeout."""
+    """Return the shorter of the two timeouts; 0: there is none."""
     cdef uint32_t idle_ms = control.idle_timeout_ms, write_ms = control.write_timeout_ms
     if idle_ms == 0 or write_ms == 0:
         return idle_ms + write_ms
@@ -37,13 +36,14 @@ cdef inline uint32_t _shortest_timeout_ms(Control* control) noexcept nogil:
 
 
 cdef inline uint64_t _sweep_interval_ms(Control* control) noexcept nogil:
+    """Return the time between two sweeps: a quarter of the shortest timeout, within bounds."""
     cdef uint64_t interval_ms = _shortest_timeout_ms(control) // 4
     return min(
         max(interval_ms, <uint64_t>SWEEP_AT_MOST_EVERY_MS), <uint64_t>SWEEP_AT_LEAST_EVERY_MS)
 
 
 cdef inline int until_timer_ms(Worker* worker) noexcept nogil:
-    """How long the worker may wait for events; -1: for ever."""
+    """Return how long the worker may wait for events; -1: without limit."""
     cdef uint64_t due_ms = worker.resume_at_ms
     cdef uint64_t sweep_ms, look_ms
     if _shortest_timeout_ms(worker.control) != 0:
@@ -81,10 +81,10 @@ cdef inline bint _is_to_be_looked_at(
 
 
 cdef inline int _why_overdue(Worker* worker, Connection* connection) noexcept nogil:
-    """A kecho_close_reason, or -1: it may stay."""
+    """Return the kecho_close_reason for which to end a connection, or -1."""
     cdef Control* control = worker.control
     if connection.state == STATE_FINISHING:
-        return -1  # it has a limit of its own, and is looked at
+        return -1  # finish_timeout_ms limits it, and finishing_serve() checks it
     if connection.state == STATE_IN_KERNEL:
         note_unseen(worker, connection)
     if connection.pending != NULL or connection.flags & CONNECTION_HELD:
@@ -102,6 +102,7 @@ cdef inline int _why_overdue(Worker* worker, Connection* connection) noexcept no
 
 
 cdef inline void _close_overdue(Worker* worker, uint64_t since_ms) noexcept nogil:
+    """Sweep: end all connections that are overdue."""
     cdef Queue* queue = worker.queue
     cdef uint32_t index
     cdef Connection* connection
@@ -121,7 +122,7 @@ cdef inline void _close_overdue(Worker* worker, uint64_t since_ms) noexcept nogi
 
 
 cdef inline void _look_at(Worker* worker, Connection* connection) noexcept nogil:
-    """At a flow of which the kernel held bytes, or one that is FINISHING."""
+    """Look at a held or FINISHING connection."""
     cdef Served served = connection_serve(worker, connection, READS_PER_TURN)
     if served != SERVED_CLOSED and connection.state == STATE_FINISHING:
         finishing_note(worker, connection)
@@ -131,6 +132,7 @@ cdef inline void _look_at(Worker* worker, Connection* connection) noexcept nogil
 
 
 cdef inline void _look_at_held(Worker* worker) noexcept nogil:
+    """Look at the connections whose look is due, if no other worker does."""
     cdef Connection* due[LOOKS_PER_ROUND]
     cdef Queue* queue = worker.queue
     cdef uint64_t due_ms = atomic_u64_load_relaxed(&queue.next_look_ms)
@@ -144,15 +146,17 @@ cdef inline void _look_at_held(Worker* worker) noexcept nogil:
     for i in range(count):
         _look_at(worker, due[i])
     if count > 0:
-        evict_slowest(worker)  # whoever is being served now is looked at again
+        evict_slowest(worker)  # a connection that is being served now has another look later
 
 
 cdef inline void look_at_held(Worker* worker) noexcept nogil:
+    """Look at held connections, if there are any."""
     if atomic_u32_load_relaxed(&worker.queue.held) != 0:
         _look_at_held(worker)
 
 
 cdef inline void run_timers(Worker* worker) noexcept nogil:
+    """Run what is due."""
     cdef uint64_t due_ms, interval_ms = _sweep_interval_ms(worker.control)
     look_at_held(worker)
     if worker.resume_at_ms != 0 and worker.now_ms >= worker.resume_at_ms:

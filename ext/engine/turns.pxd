@@ -1,7 +1,7 @@
-"""Turns: each connection gets up to READS_PER_TURN reads, then the others get theirs.
+"""Turns: a connection gets up to READS_PER_TURN reads, then the next one gets its turn.
 
-Called by the worker that owns the connection. connection_serve() begins a turn, connection_settle()
-ends it.
+All functions are called by the worker that owns the connection. connection_serve() begins a turn,
+connection_settle() ends it.
 """
 from common.atomics cimport atomic_u32_load_relaxed
 from engine.connection cimport (
@@ -30,6 +30,7 @@ cdef enum:
 cdef inline Served _serve_otherwise(
     Worker* worker, Connection* connection, int reads,
 ) noexcept nogil:
+    """Serve a connection that its worker does not echo."""
     if connection.state == STATE_FINISHING:
         return finishing_serve(worker, connection)
     return worker.control.engine.serve(worker, connection, reads)
@@ -38,22 +39,22 @@ cdef inline Served _serve_otherwise(
 cdef inline Served connection_serve(
     Worker* worker, Connection* connection, int reads,
 ) noexcept nogil:
-    """A turn with a connection of which something was reported, or may be to be done."""
+    """Give a connection a turn: epoll has reported it, or it may have something to do."""
     if connection.state == STATE_ECHOED:
         return echo(worker, connection, reads)
     return _serve_otherwise(worker, connection, reads)
 
 
 cdef inline bint _keep_if_awaited(Worker* worker, Connection* connection) noexcept nogil:
-    """In a drain: more is on its way from a client that did nothing wrong, and is looked for again.
+    """Check in a drain whether a well-behaved client is about to send, and schedule another look.
 
-    Of one that was accepted a moment ago the first bytes, which it sends when connect() has
-    returned: closed now, it would look to the client like a server that does not serve. Of one
-    that did not read, and whose window was shut for that, what it had sent meanwhile.
+    A client sends its first bytes a moment after connect() has returned. If the connection were
+    closed at once, the server would look as if it did not serve. A client that had stopped reading
+    was not able to send, because its window was closed. What it held back comes now.
     """
     cdef uint32_t age_ms = (
         <uint32_t>worker.now_ms - atomic_u32_load_relaxed(&connection.last_active_ms))
-    # Another worker's clock may be ahead of this one's: in 32 bits, both ages.
+    # Both ages are in 32 bits, because another worker's clock may be ahead of this one's.
     cdef uint32_t reopened_ms = <uint32_t>worker.now_ms - connection.waited_until_ms
     cdef uint64_t again_ms = worker.now_ms + REOPENED_MS
     if connection.flags & CONNECTION_SILENT:
@@ -68,12 +69,13 @@ cdef inline bint _keep_if_awaited(Worker* worker, Connection* connection) noexce
 
 
 cdef inline void streams_give_back(Worker* worker) noexcept nogil:
+    """Give all streams of a worker back to the kernel's ready list."""
     while worker.stream_count != 0:
         connection_give_back(worker, stream_take(worker))
 
 
 cdef inline bint _is_handed_back(Worker* worker, Connection* connection) noexcept nogil:
-    """The kernel holds nothing more of what it was to echo."""
+    """Check that the kernel holds no more bytes that it was to echo."""
     cdef Look look
     return worker.control.engine.look(connection, &look) == 0 and bytes_held(&look) == 0
 
@@ -82,7 +84,8 @@ cdef inline void _settle(Worker* worker, Connection* connection, Served served) 
     while served != SERVED_CLOSED:
         if served == SERVED_MORE:
             if not stream_keep(worker, connection):
-                streams_give_back(worker)  # for all, then, the kernel's list is the circle
+                # The table is full. The kernel's ready list then does the round-robin.
+                streams_give_back(worker)
                 connection_give_back(worker, connection)
             return
         if (worker.is_draining and connection.pending == NULL
@@ -100,8 +103,8 @@ cdef inline void _settle(Worker* worker, Connection* connection, Served served) 
 cdef inline void connection_settle(
     Worker* worker, Connection* connection, Served served,
 ) noexcept nogil:
-    """Ends a turn with a connection that the worker owns: it lets go of it, or keeps it for another
-    turn."""
+    """End a turn with a connection that the worker owns: let go of it, keep it as a stream, or
+    serve it again."""
     if served == SERVED_ALL and not worker.is_draining:
         if ownership_release(connection):
             return
@@ -112,8 +115,8 @@ cdef inline void connection_settle(
 cdef inline void connection_join(
     Worker* worker, Connection* connection, Served served,
 ) noexcept nogil:
-    """Ends the turn with a connection that epoll does not know yet, unless it waits for room;
-    registering it reports whatever has come meanwhile."""
+    """End the first turn with a new connection: register it, unless it is registered. Registering
+    reports whatever has come since."""
     cdef int result
     if not connection.flags & CONNECTION_REGISTERED:
         result = connection_arm(worker, connection)
@@ -124,7 +127,7 @@ cdef inline void connection_join(
 
 
 cdef inline void connection_end(Worker* worker, Connection* connection, int reason) noexcept nogil:
-    """Ends one that is overdue: with FIN if it is idle, otherwise with RST."""
+    """Close an overdue connection: with FIN if it is idle, otherwise with RST."""
     if reason == CLOSE_IDLE:
         connection_settle(worker, connection, connection_finish(worker, connection, reason))
     else:

@@ -1,5 +1,8 @@
-"""One worker's loop, from its first wait, for the epoll set or for its ring, which polls that, to
-the end of the drain."""
+"""Run a worker: wait, serve what is ready, run timers; then drain.
+
+The engine waits (calls.h), the accept queue is in accepting/, a turn with a connection in
+turns.pxd.
+"""
 from common.atomics cimport (
     atomic_u32_decrement, atomic_u32_load, atomic_u32_load_relaxed, atomic_u32_store,
     atomic_u64_load_relaxed,
@@ -36,43 +39,44 @@ cdef extern from "<sched.h>" nogil:
 
 cdef enum:
     EVENTS_PER_WAIT = 64
-    DRAIN_LOOK_MS = 20        # how long a drain may miss that another worker ended it
+    DRAIN_LOOK_MS = 20  # a drain notices within this time that another worker has ended it
 
 
-# ---- stopping: also called by the threads that are not workers --------------------------------
+# ---- stopping: called by any thread ------------------------------------------------------------
 
 cdef inline void wake(Queue* queue) noexcept nogil:
-    """Wakes a worker that waits at this queue. EAGAIN: it has been woken so often already."""
+    """Wake a worker that waits at this queue. EAGAIN means that wake-ups are already queued."""
     while eventfd_write(queue.wake_fd, 1) < 0 and errno == EINTR:
         pass
 
 
-cdef inline void wake_everybody(Control* control) noexcept nogil:
-    """Wakes one worker of each queue; that one wakes the next when it sees the new phase."""
+cdef inline void wake_all(Control* control) noexcept nogil:
+    """Wake one worker of each queue. It wakes the next one when it sees the new phase."""
     cdef uint32_t queue
     for queue in range(control.queue_count):
         wake(&control.queues[queue])
 
 
 cdef inline void _give_up(Worker* worker, int error) noexcept nogil:
-    """A fatal error: keeps its cause and stops every worker."""
+    """Record a fatal error and stop all workers."""
     worker.fatal_errno = error
     if worker.fatal_syscall == NULL:
         worker.fatal_syscall = "epoll_wait"
     atomic_u32_store(&worker.control.phase, PHASE_STOPPING)
-    wake_everybody(worker.control)
+    wake_all(worker.control)
 
 
 # ---- one round --------------------------------------------------------------------------------
 
 cdef inline void _serve_event(Worker* worker, epoll_event* event) noexcept nogil:
+    """Handle one event, by what its token stands for."""
     cdef uint32_t token = <uint32_t>event.data.u64
     cdef uint32_t generation = <uint32_t>(event.data.u64 >> 32)
     cdef bint to_end = (
         event.events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI) != 0)
     cdef Connection* connection
     if token == TOKEN_WAKE:
-        # Meant for a worker that sleeps, which may find that this one has taken it.
+        # It may have been meant for a sleeping worker of this queue, so pass it on.
         if worker.is_draining and atomic_u32_load(&worker.control.workers_accepting) != 0:
             wake(worker.queue)
             sched_yield()
@@ -91,9 +95,14 @@ cdef inline void _serve_event(Worker* worker, epoll_event* event) noexcept nogil
 
 
 cdef inline void _serve_streams(Worker* worker, uint64_t received) noexcept nogil:
-    """A turn for the first one, if the wait brought none. If of what has been received since then
-    (`received` bytes) so much was no stream's that it is more than a turn, they have as many, one
-    for each at most: who asks for much shall not have more than they."""
+    """Give streams their turns after a round. `received` is the number of bytes that the round has
+    received.
+
+    A round in which the wait returned no stream gives the first stream one turn. Otherwise, streams
+    get turns for the bytes that others received beyond what the returned streams had, one per full
+    turn, and one per stream at most. So a client that sends a lot in requests gets no more than a
+    stream.
+    """
     cdef uint64_t turns = received // (READS_PER_TURN * KECHO_BUFFER_BYTES)
     cdef uint64_t _i
     cdef Served served
@@ -103,7 +112,7 @@ cdef inline void _serve_streams(Worker* worker, uint64_t received) noexcept nogi
         turns -= min(turns, <uint64_t>worker.stream_turns)
     for _i in range(min(turns, <uint64_t>worker.stream_count)):
         if stream_has_had_its_turns(worker):
-            # Before the next one has a turn: who is woken by it is awake when this one looks again.
+            # Before the next stream has its turn, so that a worker woken by this is awake soon.
             connection_give_back(worker, stream_take(worker))
         if worker.stream_count == 0:
             return
@@ -114,7 +123,7 @@ cdef inline void _serve_streams(Worker* worker, uint64_t received) noexcept nogi
 
 
 cdef inline int _round(Worker* worker, int timeout_ms) noexcept nogil:
-    """Waits once and serves what is ready. Returns 0, or -1 when the worker has given up."""
+    """Wait once and serve what is ready. Return 0, or -1 if the worker has given up."""
     cdef epoll_event events[EVENTS_PER_WAIT]
     cdef uint64_t received = atomic_u64_load_relaxed(&worker.counters.bytes_received)
     cdef int ready, i
@@ -122,8 +131,8 @@ cdef inline int _round(Worker* worker, int timeout_ms) noexcept nogil:
     if worker.stream_count != 0:
         timeout_ms = 0
     ready = worker.control.engine.wait(worker, events, EVENTS_PER_WAIT, timeout_ms)
-    if ready < 0 and errno != EINTR:
-        _give_up(worker, errno)
+    if ready < 0 and ready != -EINTR:
+        _give_up(worker, -ready)
         return -1
     worker.now_ms = clock_now_ms()
     for i in range(ready):
@@ -136,9 +145,9 @@ cdef inline int _round(Worker* worker, int timeout_ms) noexcept nogil:
 
 # ---- drain ------------------------------------------------------------------------------------
 
-cdef inline void _serve_everybody(Worker* worker) noexcept nogil:
-    """Echoes what every connection has received; connection_settle() then closes those that are
-    done. Those that another worker has are settled by that worker, when it comes here."""
+cdef inline void _serve_all(Worker* worker) noexcept nogil:
+    """Serve all connections that no other worker owns. connection_settle() closes those that are
+    done. A worker that owns one settles it itself, when it gets here."""
     cdef Queue* queue = worker.queue
     cdef uint32_t index
     cdef Connection* connection
@@ -149,9 +158,10 @@ cdef inline void _serve_everybody(Worker* worker) noexcept nogil:
                 worker, connection, connection_serve(worker, connection, READS_PER_TURN))
 
 
-cdef inline void _abort_everybody(Worker* worker) noexcept nogil:
-    """By the last worker of a queue, so that it has every connection to itself. At the deadline, of
-    one whose FIN was sent everything was handed to the kernel, which has to do without us now."""
+cdef inline void _abort_all(Worker* worker) noexcept nogil:
+    """Close all connections of the queue. Only its last worker calls this, so no other worker owns
+    one. A connection that is FINISHING when the deadline expires has handed all bytes to the
+    kernel, so it is not aborted but closed."""
     cdef Queue* queue = worker.queue
     cdef uint32_t index
     cdef Connection* connection
@@ -167,15 +177,15 @@ cdef inline void _abort_everybody(Worker* worker) noexcept nogil:
 
 
 cdef inline void _drain(Worker* worker) noexcept nogil:
-    """Echoes what was received, and closes, until nothing is left, in the accept queues either, or
-    the deadline has come, or the worker gives up."""
+    """Echo what has been received and close connections, until no connection and no client in an
+    accept queue is left, the deadline expires, or the worker gives up."""
     cdef Control* control = worker.control
     cdef uint64_t deadline_ms, look_ms, retry_ms, wait_ms
     worker.now_ms = clock_now_ms()
     retry_ms = worker.now_ms + RESUME_AFTER_MS
     if atomic_u32_load(&control.phase) == PHASE_DRAINING:
         streams_give_back(worker)
-        _serve_everybody(worker)
+        _serve_all(worker)
     while atomic_u32_load(&control.phase) == PHASE_DRAINING:
         if worker.listeners_left != 0 and worker.now_ms >= retry_ms:
             retry_ms = worker.now_ms + RESUME_AFTER_MS
@@ -184,7 +194,7 @@ cdef inline void _drain(Worker* worker) noexcept nogil:
             break
         if worker.serve_again_ms != 0 and worker.now_ms >= worker.serve_again_ms:
             worker.serve_again_ms = 0
-            _serve_everybody(worker)
+            _serve_all(worker)
         deadline_ms = atomic_u64_load_relaxed(&control.deadline_ms)
         if worker.now_ms >= deadline_ms:
             break
@@ -200,9 +210,8 @@ cdef inline void _drain(Worker* worker) noexcept nogil:
 # ---- a worker's life ---------------------------------------------------------------------------
 
 cdef inline void worker_run(Worker* worker) noexcept nogil:
-    """A worker's life. Leaves when the phase says so, or after a fatal error, which it keeps in
-    worker.fatal_errno and worker.fatal_syscall; every connection of the queue is closed by then,
-    if this is the queue's last worker."""
+    """Run a worker until the phase says stop or an error is fatal. worker.fatal_errno and
+    worker.fatal_syscall then say why. The last worker of a queue closes all its connections."""
     cdef Control* control = worker.control
     cdef bint closes_listeners
     cdef int result
@@ -231,4 +240,4 @@ cdef inline void worker_run(Worker* worker) noexcept nogil:
         close_listeners_at_last(worker)
     wake(worker.queue)
     if atomic_u32_decrement(&worker.queue.workers_running) == 0:
-        _abort_everybody(worker)
+        _abort_all(worker)

@@ -8,22 +8,21 @@ ERROR_KINDS: dict[str, int]
 REFUSALS: dict[str, int]
 
 class Engine:
-    """The workers of one run of a server, their queues and connections.
+    """The workers of one run of a server, with their queues and connections.
 
-    listeners: (fd, queue, is_unix, is_inherited) each; listening, non-blocking. queue is the index
-    of the worker that accepts from it under percpu, or -1 for every worker's; ignored under
-    shared. is_inherited: another process may have the socket, too.
-    The engine takes the descriptors over when this returns, and closes them in the end.
+    listeners: (fd, queue, is_unix, is_inherited) each; they listen and are non-blocking. queue is
+    the index of the worker that accepts from it under percpu, or -1 for every worker; shared
+    ignores it. is_inherited: another process may have the socket as well. The engine takes the
+    descriptors over when this returns, and closes them in the end.
 
-    0 is no limit. buffer_bytes: of all the backpressured connections together; each queue has an
-    equal share. rules: (prefix as an integer of 128 bits, its length, whether it is allowed), the
-    longest first and then in ascending order; is_allowed_otherwise: clients that none of them is
-    about. per_address, rate_per_s: connections of one client address at once, and a second.
-    busy_poll_ns: how long a worker polls after its last event before it sleeps; 2**64 - 1: for
-    ever. busy_poll_by_gaps: only while events are on average that close together.
-    engine: one of ENGINES. given: what it needs. For sockmap, what _bpf.open_echo() returned, which
-    is taken over like the listeners; for io_uring, how many requests and completions each worker's
-    ring has, a power of two.
+    0 means no limit. buffer_bytes: for all backpressured connections; each queue has an equal
+    share. rules: (prefix as an integer of 128 bits, its length, whether it is allowed), sorted by
+    falling length, then by prefix. is_allowed_otherwise: for clients that match no rule.
+    per_address, rate_per_s: connections of one client address, at once and per second.
+    busy_poll_ns: how long a worker polls after its last event before it sleeps; 2**64 - 1: without
+    limit. busy_poll_by_gaps: only while events come that close together on average.
+    engine: one of ENGINES. given: what that engine needs. sockmap: what _bpf.open_echo() returned;
+    it is taken over like the listeners. io_uring: the size of each worker's ring, a power of two.
     """
 
     def __init__(
@@ -47,13 +46,13 @@ class Engine:
         given: tuple[int, ...] = (),
     ) -> None: ...
     def run_worker(self, index: int) -> None:
-        """The life of one worker: returns when the engine has been stopped. Raises OSError."""
+        """Run one worker, until the engine has been stopped. Raise OSError."""
     def stop(self, graceful_timeout_ms: int) -> None:
-        """Starts the drain, or brings its deadline forward. Returns at once; any thread."""
+        """Start the drain, or bring its deadline forward. Return at once. Any thread may."""
     def abort(self) -> None:
-        """Stops at once: every connection is reset. Returns at once; any thread."""
+        """Stop at once: reset every connection. Return at once. Any thread may call it."""
     def forget(self) -> None:
-        """In the child after fork(2): closes its copies of every descriptor, quietly."""
+        """Close the child's copies of every descriptor after fork(2)."""
     def listener_figures(self) -> list[tuple[int, int, int, bool]]:
         """Of each listener: SYNs that it dropped, connections that wait in its accept queue, how
         many may, and whether it is dead, which it is not for a stop. Any thread."""
@@ -62,7 +61,7 @@ class Engine:
         errno of the accept4 that left them there (0: there was no time to try), and how many were
         left to the other holders of inherited listeners."""
     def counters(self) -> list[dict[str, Any]]:
-        """What each worker has counted so far, at any time, from any thread."""
+        """Return what each worker has counted so far. Any thread may call it."""
 
 def try_io_uring(entries: int) -> None:
     """Opens a ring as the workers have it, and closes it again. Raises OSError, which names the

@@ -1,7 +1,7 @@
 """From the accept queue to a connection.
 
-Socket options are set on the listener, from which an accepted socket inherits them (TCP_NODELAY,
-SO_OOBINLINE), so a connection costs accept4 and one epoll_ctl.
+Options that accepted sockets inherit (TCP_NODELAY, SO_OOBINLINE) are set on the listener. So a
+connection costs accept4 and one epoll_ctl.
 """
 from common.atomics cimport (
     atomic_u32_decrement, atomic_u32_increment, atomic_u32_load, atomic_u32_store_relaxed,
@@ -36,15 +36,15 @@ cdef enum:
 
 
 cdef inline uint32_t _count_out(Control* control) noexcept nogil:
-    """Returns how many are left."""
+    """Count a connection out. Return how many are left."""
     cdef uint32_t left = atomic_u32_decrement(&control.active)
     control.engine.share(control)
     return left
 
 
 cdef inline bint _admit(Worker* worker, Listener* listener) noexcept nogil:
-    """Counts a connection in before it is accepted; False when the server is full. In a drain it
-    never is: those who wait in the queues are no more than the backlogs, and leave at once."""
+    """Count a connection in before it is accepted. Return False if the server is full. In a drain
+    it never is: the backlogs bound how many clients wait, and each leaves at once."""
     cdef Control* control = worker.control
     cdef uint32_t active = atomic_u32_increment(&control.active)
     control.engine.share(control)
@@ -52,22 +52,22 @@ cdef inline bint _admit(Worker* worker, Listener* listener) noexcept nogil:
         return True
     _count_out(control)
     listener_pause(worker, listener)
-    # A connection that ended before it could see the pause did not resume the listener.
+    # A connection that ended before the pause did not resume the listener.
     if atomic_u32_load(&control.active) < control.max_connections:
         listeners_resume(worker)
     return False
 
 
 cdef inline void _unadmit(Worker* worker) noexcept nogil:
-    """Takes _admit() back. Another worker may have found the server full because of it; if it was
-    not, a listener that is paused lacks descriptors or memory, and has to wait for them: two
-    that resume each other would spin."""
+    """Take _admit() back. Another worker may have found the server full because of it. If not, a
+    paused listener lacks descriptors or memory and must wait for them: two workers that resumed
+    each other's listener would spin."""
     if _count_out(worker.control) + 1 >= worker.control.max_connections:
         listeners_resume(worker)
 
 
 cdef inline void _give_up(Worker* worker, int fd, uint32_t peer, int error) noexcept nogil:
-    """Closes a connection that was admitted and cannot be served."""
+    """Reset a connection that was admitted and cannot be served."""
     if peer != KECHO_NO_PEER:
         peer_leaves(&worker.control.access, peer)
     close_with_reset(fd)
@@ -78,11 +78,11 @@ cdef inline void _give_up(Worker* worker, int fd, uint32_t peer, int error) noex
 cdef inline Connection* _new_connection(
     Worker* worker, Listener* listener, int fd, uint32_t peer,
 ) noexcept nogil:
-    """Owned by the worker, and known to nobody else yet. NULL: it had to be closed."""
+    """Return a record for a client, owned by the worker, or NULL if it had to be closed."""
     cdef int on = 1
     cdef Connection* connection
-    # TCP inherits this one from the listener, Unix sockets do not. Without it urgent bytes would
-    # be missing from the echo.
+    # TCP sockets inherit this option from the listener, Unix sockets do not. Without it, the echo
+    # would lack urgent bytes.
     if listener.is_unix and setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on)) < 0:
         _give_up(worker, fd, peer, ERROR_ACCEPT)
         return NULL
@@ -103,16 +103,15 @@ cdef inline Connection* _new_connection(
     return connection
 
 
-cdef inline void _begin(
-    Worker* worker, Listener* listener, Connection* connection, bint at_once,
-) noexcept nogil:
-    """Its first bytes are often there already, so they are looked for before epoll is asked, if
-    there is time for that; registering afterwards reports whatever has come since."""
+cdef inline void _begin(Worker* worker, Connection* connection, bint at_once) noexcept nogil:
+    """Begin to serve a connection. Its first bytes have often arrived already, so they are received
+    before it is registered with epoll, if there is time. Registering then reports what came later.
+    """
     cdef EngineCalls* engine = &worker.control.engine
     cdef Served served = SERVED_ALL
     cdef bint has_begun = engine.begins_unread and engine.begin(worker, connection)
     if at_once and not has_begun:
-        # In a drain to the end, so that it does not keep a descriptor from whoever waits behind it.
+        # In a drain to the end: the next client in the queue may need the descriptor.
         served = connection_serve(
             worker, connection, READS_PER_TURN if worker.is_draining else 1)
     if served == SERVED_ALL and not engine.begins_unread:
@@ -124,7 +123,8 @@ cdef inline void _begin(
 cdef inline bint _reset_if_refused(
     Worker* worker, int fd, const sockaddr* client, uint32_t* peer,
 ) noexcept nogil:
-    """A client that is not to be served is turned away with RST: no TIME_WAIT stays behind."""
+    """Reset a client that is not to be served. RST leaves no TIME_WAIT behind. Return whether it
+    was."""
     cdef int refused = access_admit(
         &worker.control.access, fd, client, <uint32_t>worker.now_ms, peer)
     if refused == ADMITTED:
@@ -136,7 +136,7 @@ cdef inline bint _reset_if_refused(
 
 
 cdef inline bint _try_again_after(Worker* worker, Listener* listener, int error) noexcept nogil:
-    """What to do after accept failed, by accept(2). True: try again at once."""
+    """Handle a failed accept, by accept(2). Return whether to try again at once."""
     cdef bint is_no_listener
     if error == EAGAIN:
         return False
@@ -153,19 +153,18 @@ cdef inline bint _try_again_after(Worker* worker, Listener* listener, int error)
         return False
     count_error(worker, ERROR_ACCEPT)
     if is_no_listener or error == EPERM or error == EACCES:
-        # A security module or BPF said no before the connection left the queue, where it stays.
+        # A security module or BPF refused before the connection left the queue. It is still there.
         listener_pause(worker, listener)
         return False
-    # ECONNABORTED, EINTR and the network errors that Linux passes on here: they concern the one
-    # connection, which is gone.
+    # ECONNABORTED, EINTR, and network errors: these concern one connection, which is gone.
     return True
 
 
 cdef inline int _accept_one(
     Worker* worker, Listener* listener, Connection** accepted,
 ) noexcept nogil:
-    """Accepts a client that _admit() has counted in; NULL if it is not to be served. Returns 0 or
-    -errno of accept4."""
+    """Accept a client that _admit() has counted in; NULL if it is not served. Return 0 or -errno of
+    accept4."""
     cdef bint is_restricted = access_is_restricted(&worker.control.access)
     cdef sockaddr_storage client
     cdef socklen_t size = sizeof(client)
@@ -186,9 +185,9 @@ cdef inline int _accept_one(
 cdef inline int _accept_some(
     Worker* worker, uint32_t number, Connection** accepted,
 ) noexcept nogil:
-    """Up to ACCEPTS_PER_TURN; returns how many of them are to be served."""
+    """Accept up to ACCEPTS_PER_TURN clients. Return how many of them to serve."""
     cdef Listener* listener = &worker.control.listeners[number]
-    cdef bint is_getting_on = False
+    cdef bint has_progress = False
     cdef int result, _i, taken = 0
     if not listener_is_open(listener):
         return 0
@@ -197,29 +196,30 @@ cdef inline int _accept_some(
             return taken
         result = _accept_one(worker, listener, &accepted[taken])
         if result == 0:
-            is_getting_on = True
+            has_progress = True
             taken += accepted[taken] != NULL
         elif not _try_again_after(worker, listener, -result):
             return taken
-    # A turn of nothing but errors: if they do not take anybody out of the queue, whatever
-    # accept(2) says, the next turn would be another, without end.
-    if not is_getting_on or listener_arm(worker.control, worker.queue, number) < 0:
+    # If a turn only had errors, they may not take clients out of the queue, whatever accept(2)
+    # says. Then turns would follow one another without end.
+    if not has_progress or listener_arm(worker.control, worker.queue, number) < 0:
         listener_pause(worker, listener)
     return taken
 
 
 cdef inline void accept_turn(Worker* worker, uint32_t number) noexcept nogil:
-    """Takes clients out of a listener's queue, and then serves them. In a burst of connects whoever
-    finds the queue full loses a second: where a turn was not enough, epoll has to report them."""
+    """Accept clients, then serve them. In a burst of connects, a client that finds the accept queue
+    full loses a second. So after a full turn the new connections are only registered: accepting
+    comes first."""
     cdef Connection* accepted[ACCEPTS_PER_TURN]
     cdef int i, taken = _accept_some(worker, number, accepted)
     for i in range(taken):
-        _begin(worker, &worker.control.listeners[number], accepted[i], taken < ACCEPTS_PER_TURN)
+        _begin(worker, accepted[i], taken < ACCEPTS_PER_TURN)
 
 
 cdef inline int accept_last(Worker* worker, uint32_t number) noexcept nogil:
-    """In a drain: empties the queue of a listener that is about to be closed, whether it was paused
-    or not. Returns 0, 1 after a turn, or -errno of accept4 when somebody may be left."""
+    """Empty the accept queue of a listener that is about to be closed, even of a paused one. Return
+    0, 1 if clients may be left after a turn, or -errno of an accept4 that left clients there."""
     cdef Listener* listener = &worker.control.listeners[number]
     cdef Connection* connection
     cdef int result, _i
@@ -229,5 +229,5 @@ cdef inline int accept_last(Worker* worker, uint32_t number) noexcept nogil:
         if result < 0 and not _try_again_after(worker, listener, -result):
             return 0 if result == -EAGAIN or listener_is_dead(listener) else result
         if connection != NULL:
-            _begin(worker, listener, connection, True)
+            _begin(worker, connection, True)
     return 1

@@ -1,5 +1,7 @@
-"""Which clients are served: allow and deny by prefix, then what peers.pxd counts by address. On a
-Unix socket it counts by user, so that one local user cannot take every descriptor there is."""
+"""Which clients are served: allow and deny by prefix, then the limits per address (peers.pxd).
+
+Clients of a Unix socket count by user, so that one local user cannot take all descriptors.
+"""
 from common.counted cimport counted_as
 from common.rules cimport Address, address_of, rules_allow
 from engine.accepting.peers cimport peer_comes, peers_are_counted
@@ -17,14 +19,15 @@ cdef enum:
 
 
 cdef inline bint access_is_restricted(Access* access) noexcept nogil:
+    """Check whether any client may be refused."""
     return (
         access.rules.count != 0 or not access.rules.is_allowed_otherwise
         or peers_are_counted(access))
 
 
-cdef inline bint _counted_as_user(int fd, Address* address) noexcept nogil:
-    """Stands for the user that has connected, unix(7) SO_PEERCRED, by an address that no client
-    has. False: the kernel does not tell."""
+cdef inline bint _read_user(int fd, Address* address) noexcept nogil:
+    """Set an address that no client has, for the user that has connected: unix(7) SO_PEERCRED.
+    Return False if the kernel does not tell."""
     cdef ucred user
     cdef socklen_t size = sizeof(user)
     if getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &user, &size) < 0:
@@ -37,7 +40,7 @@ cdef inline bint _counted_as_user(int fd, Address* address) noexcept nogil:
 cdef inline int access_admit(
     Access* access, int fd, const sockaddr* client, uint32_t now_ms, uint32_t* peer,
 ) noexcept nogil:
-    """ADMITTED, or the kecho_refusal. `peer`: see peer_comes()."""
+    """Return ADMITTED or a kecho_refusal. `peer`: see peer_comes()."""
     cdef Address address
     cdef bint is_unix = client.sa_family != AF_INET and client.sa_family != AF_INET6
     peer[0] = KECHO_NO_PEER
@@ -49,6 +52,6 @@ cdef inline int access_admit(
         return ADMITTED
     if not is_unix:
         address = counted_as(client)
-    elif not _counted_as_user(fd, &address):
+    elif not _read_user(fd, &address):
         return ADMITTED
     return peer_comes(access, &address, now_ms, peer)

@@ -1,9 +1,9 @@
-"""The end of the listeners, by the last worker to see the stop: until then no one may, so no one
-touches a closed one.
+"""The end of the listeners. The last worker to see the stop closes them; before that no worker may,
+so no worker uses a closed one.
 
-Closing a listener resets the clients that wait in its accept queue. In a drain the queues are
-emptied first, beyond max_connections too: memory is bounded by the backlogs. Where there is no
-descriptor or no memory for somebody, it is tried again as connections end, until the deadline.
+Closing a listener resets the clients in its accept queue. In a drain the queues are emptied first,
+even beyond max_connections: the backlogs bound the memory. If descriptors or memory run out, a
+later try follows as connections end, until the deadline.
 """
 from common.atomics cimport atomic_u32_load, atomic_u64_load_relaxed
 from common.life cimport PHASE_DRAINING
@@ -22,7 +22,7 @@ cdef inline void _close(Control* control, Listener* listener) noexcept nogil:
 
 
 cdef inline int _accept_all(Worker* worker, uint32_t number) noexcept nogil:
-    """Returns 0, 1 when the deadline has come before the end, or -errno of accept4."""
+    """Empty an accept queue. Return 0, 1 if the deadline came first, or -errno of accept4."""
     cdef Control* control = worker.control
     cdef int result = accept_last(worker, number)
     while (result == 1 and atomic_u32_load(&control.phase) == PHASE_DRAINING
@@ -32,8 +32,8 @@ cdef inline int _accept_all(Worker* worker, uint32_t number) noexcept nogil:
 
 
 cdef inline void empty_listeners(Worker* worker) noexcept nogil:
-    """Closes those whose queue is empty, or another process's concern; worker.listeners_left is how
-    many are left, for close_listeners_at_last() or the next try."""
+    """Close the listeners whose accept queue is empty, and inherited ones. worker.listeners_left is
+    how many are left, for the next try or close_listeners_at_last()."""
     cdef Control* control = worker.control
     cdef Listener* listener
     cdef uint32_t number
@@ -44,15 +44,15 @@ cdef inline void empty_listeners(Worker* worker) noexcept nogil:
         if listener.fd < 0:
             continue
         if listener.is_inherited:
-            # Whoever waits there waits for the other holders, too: closing resets nobody, if there
-            # are any. The kernel does not tell.
+            # Other holders of the socket can accept its clients. If there are any, closing resets
+            # no client. The kernel does not tell whether there are.
             control.left_to_others += listener_queued(listener)
             listener_disarm(control, number)
             _close(control, listener)
             continue
         if atomic_u32_load(&control.phase) == PHASE_DRAINING:
             result = _accept_all(worker, number)
-            # Without descriptors accept4 fails before it looks whether anybody waits.
+            # Without a free descriptor, accept4 fails even if the queue is empty.
             if result == 0 or listener_queued(listener) == 0:
                 _close(control, listener)
                 continue
@@ -61,8 +61,9 @@ cdef inline void empty_listeners(Worker* worker) noexcept nogil:
 
 
 cdef inline void close_listeners_at_last(Worker* worker) noexcept nogil:
-    """Whoever waits yet is reset; counted before anything is closed, since the kernel may hand
-    them on to a listener that is closed next (tcp_migrate_req)."""
+    """Close all listeners, which resets the clients in their accept queues. They are counted before
+    any listener is closed, because the kernel may move them to one that is closed next
+    (tcp_migrate_req)."""
     cdef Control* control = worker.control
     cdef uint32_t number, lost = 0
     for number in range(control.listener_count):

@@ -1,10 +1,10 @@
-"""Listening sockets in the epoll sets: arming, pausing, resuming.
+"""Listeners in the epoll sets: arming, pausing, resuming.
 
-A listener is edge-triggered, so whoever stops accepting before EAGAIN arms it again. It is paused
-when there are no descriptors or no memory for another connection, or when max_connections is
-reached; clients then wait in the kernel's accept queue. It is resumed when any connection ends,
-and by a timer, since descriptors may be freed by somebody else. One that was destroyed from
-outside is dead for good: the thread that watches ends the server for it.
+A listener is edge-triggered. A worker that stops accepting before EAGAIN arms it again. It is
+paused when descriptors or memory run out, or at max_connections. Clients then wait in the accept
+queue. It is resumed when a connection ends, and by a timer, because other processes may free
+descriptors. A listener that was destroyed from outside is dead for good: the watching thread then
+ends the server.
 """
 from common.atomics cimport (
     atomic_u32_decrement, atomic_u32_increment, atomic_u32_load, atomic_u32_swap,
@@ -34,14 +34,14 @@ cdef enum:
 
 
 cdef inline int listener_arm(Control* control, Queue* queue, uint32_t number) noexcept nogil:
-    """(Re-)registers a listener with a queue, upon which epoll reports it if somebody waits.
+    """Register a listener with a queue (again). epoll reports it if a client waits. Return 0 or
+    -errno.
 
-    A listener in several epoll sets is EPOLLEXCLUSIVE: one of them is woken, not all, where workers
-    wait in epoll_wait and not at a ring. (Unless another process has it, too: its sets are in the
-    same line, and the one wake-up might go to a process that stops or is killed before it accepts,
-    while the client waits.) Such a registration cannot be modified (epoll_ctl(2)), so it is made
-    anew. EEXIST: another worker was faster, and what it registered has reported whoever waits.
-    Returns 0 or -errno.
+    A listener in several epoll sets is EPOLLEXCLUSIVE, so that one set is woken, not all. This
+    works where workers wait in epoll_wait, not in a ring. An inherited listener is not
+    EPOLLEXCLUSIVE: the one wake-up might go to another process that stops or is killed before it
+    accepts. An EPOLLEXCLUSIVE registration cannot be modified (epoll_ctl(2)), so it is removed and
+    made again. EEXIST: another worker was faster, and its registration has reported the clients.
     """
     cdef Listener* listener = &control.listeners[number]
     cdef epoll_event event
@@ -56,8 +56,8 @@ cdef inline int listener_arm(Control* control, Queue* queue, uint32_t number) no
 
 
 cdef inline void listener_disarm(Control* control, uint32_t number) noexcept nogil:
-    """Takes a listener out of every epoll set. Closing it does that only if no other process has
-    the socket: epoll(7), a registration lives as long as the open file description."""
+    """Remove a listener from every epoll set. Closing it does that only if no other process has the
+    socket: a registration lives as long as the open file description, epoll(7)."""
     cdef uint32_t queue
     for queue in range(control.queue_count):
         epoll_ctl(
@@ -90,7 +90,8 @@ cdef inline short _polled(Listener* listener, short events) noexcept nogil:
 
 
 cdef inline bint _is_listening(Listener* listener) noexcept nogil:
-    """A Unix socket that was shut down has SO_ACCEPTCONN all the same, and accept4 gives EAGAIN."""
+    """Check whether a socket listens. A Unix socket that was shut down still has SO_ACCEPTCONN, and
+    accept4 returns EAGAIN."""
     cdef int answer = 0
     cdef socklen_t size = sizeof(answer)
     if getsockopt(listener.fd, SOL_SOCKET, SO_ACCEPTCONN, &answer, &size) < 0 or answer == 0:
@@ -99,8 +100,8 @@ cdef inline bint _is_listening(Listener* listener) noexcept nogil:
 
 
 cdef inline bint listener_mark_if_dead(Worker* worker, Listener* listener) noexcept nogil:
-    """After accept has said that it does not listen: whether that is so, upon which it is left
-    alone."""
+    """Mark a listener dead if it does not listen any more. Return whether it is dead. It is not
+    used again."""
     if _is_listening(listener):
         return False
     if atomic_u32_swap(&listener.state, LISTENER_OPEN, LISTENER_DEAD):
@@ -112,7 +113,7 @@ cdef inline bint listener_mark_if_dead(Worker* worker, Listener* listener) noexc
 
 
 cdef inline int listener_arm_everywhere(Control* control, uint32_t number) noexcept nogil:
-    """In each queue that accepts from it. Returns 0 or -errno."""
+    """Register a listener with each queue that accepts from it. Return 0 or -errno."""
     cdef Listener* listener = &control.listeners[number]
     cdef uint32_t queue
     cdef int result
@@ -125,11 +126,8 @@ cdef inline int listener_arm_everywhere(Control* control, uint32_t number) noexc
 
 
 cdef inline void listeners_resume(Worker* worker) noexcept nogil:
-    """Opens what is paused.
-
-    A worker that has seen the stop keeps its hands off the listeners: the last one of all to
-    see it closes them.
-    """
+    """Resume paused listeners. A worker that has seen the stop does not use listeners: the last one
+    to see it closes them."""
     cdef Control* control = worker.control
     cdef uint32_t number
     cdef Listener* listener
@@ -144,19 +142,19 @@ cdef inline void listeners_resume(Worker* worker) noexcept nogil:
             listener_pause(worker, listener)
 
 
-# ---- from the thread that watches: under listeners_lock -----------------------------------------
+# ---- for the watching thread: under listeners_lock ----------------------------------------------
 
 cdef struct Figures:
     uint64_t dropped      # SYNs
-    uint32_t length       # connections that wait to be accepted
-    uint32_t length_most  # how many may
-    bint is_dead          # it listens no more, and not because of a stop
+    uint32_t length       # of the accept queue, connections
+    uint32_t length_most  # of the accept queue, at most
+    bint is_dead          # it does not listen any more, although the server has not stopped
 
 
 cdef inline void _count_drops(Listener* listener) noexcept nogil:
-    """SYNs that found the accept queue full; one that is sent again counts again: SO_MEMINFO,
-    socket(7). Other drops of a listener (a failed checksum, say) are among them. The kernel's 32
-    bits are full after hours of a flood, so they are added up, which has to be more often."""
+    """Add the SYNs that found the accept queue full: SO_MEMINFO, socket(7). A SYN that is sent
+    again counts again, and other drops of the listener (a failed checksum, say) also count. The
+    kernel's 32 bits overflow after hours of a flood, so this must be called more often."""
     cdef uint32_t info[SK_MEMINFO_VARS]
     cdef socklen_t size = sizeof(info)
     if getsockopt(listener.fd, SOL_SOCKET, SO_MEMINFO, info, &size) < 0 or size < sizeof(info):
@@ -168,27 +166,27 @@ cdef inline void _count_drops(Listener* listener) noexcept nogil:
 cdef inline void listener_figures(
     Control* control, Listener* listener, Figures* figures,
 ) noexcept nogil:
-    """Of a listener that is closed, what was so in the end."""
+    """Fill in the figures of a listener; of a closed one, the last figures."""
     cdef tcp_info info
     cdef socklen_t size = sizeof(info)
     if listener.fd >= 0 and not listener.is_unix:
         _count_drops(listener)
     figures.dropped = listener.dropped
     figures.length = figures.length_most = 0
-    # One that is paused is not accepted from, and nobody has been told.
+    # No worker accepts from a paused listener, so no worker has noticed that it died.
     figures.is_dead = atomic_u32_load(&control.phase) == PHASE_RUNNING and (
         listener_is_dead(listener) or not _is_listening(listener))
     if listener.fd < 0 or listener.is_unix:
         return
-    # For a listener these two stand for the accept queue: tcp_get_info() in net/ipv4/tcp.c.
+    # Of a listener, these two fields are about the accept queue: tcp_get_info(), net/ipv4/tcp.c.
     if getsockopt(listener.fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0:
         figures.length = info.tcpi_unacked
         figures.length_most = info.tcpi_sacked
 
 
 cdef inline uint32_t listener_queued(Listener* listener) noexcept nogil:
-    """Clients that wait to be accepted. Of a Unix socket's queue, whose length is told nobody, one
-    is counted: poll(2)."""
+    """Return how many clients wait to be accepted. A Unix socket's queue length is not exposed by
+    the kernel; a queue that is not empty counts as one client: poll(2)."""
     cdef tcp_info info
     cdef socklen_t size = sizeof(info)
     if listener.fd < 0 or not _is_listening(listener):
@@ -200,7 +198,7 @@ cdef inline uint32_t listener_queued(Listener* listener) noexcept nogil:
 
 
 cdef inline void listener_close(Listener* listener) noexcept nogil:
-    """Keeps what it has dropped."""
+    """Close a listener. Its count of drops stays."""
     if listener.fd < 0:
         return
     if not listener.is_unix:

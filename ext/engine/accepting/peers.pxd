@@ -1,7 +1,7 @@
-"""Client addresses and what each of them has: connections at once, connections a second.
+"""Client addresses, with their connections and how many they may open per second.
 
-A hash table that a lock guards; each step is O(1). It holds every address with connections and, of
-those without, the 65,536 that left last: a client cannot make it grow beyond what its connections
+A hash table under a lock; each step is O(1). It holds every address with connections, and the
+65,536 addresses without that left last. So a client cannot make it grow beyond what its connections
 cost anyway. common/counted.pxd says what counts as one address.
 """
 from common.counted cimport counted_hash
@@ -49,7 +49,7 @@ cdef inline uint32_t* _bucket_of(Access* access, const Address* address) noexcep
 
 
 cdef inline bint _grow(Access* access) noexcept nogil:
-    """Twice as many records and buckets; False without memory."""
+    """Double the records and buckets. Return False without memory."""
     cdef uint32_t capacity = max(<uint32_t>FIRST_CAPACITY, access.capacity * 2)
     cdef uint32_t* buckets
     cdef uint32_t* bucket
@@ -125,7 +125,7 @@ cdef inline uint32_t _find(Access* access, const Address* address) noexcept nogi
 
 
 cdef inline uint32_t _add(Access* access, const Address* address, uint32_t now_ms) noexcept nogil:
-    """A new peer, without connections and in no list; KECHO_NO_PEER without memory."""
+    """Return a new peer without connections, in no list; KECHO_NO_PEER without memory."""
     cdef uint32_t index = access.free_head
     cdef uint32_t* bucket
     if index != KECHO_NO_PEER:
@@ -146,7 +146,8 @@ cdef inline uint32_t _add(Access* access, const Address* address, uint32_t now_m
 
 
 cdef inline bint _take_token(Access* access, Peer* peer, uint32_t now_ms) noexcept nogil:
-    """A bucket of one second's worth of tokens, which is never more than full."""
+    """Take a token from a bucket that holds up to one second's worth. Return False if it is empty.
+    """
     cdef uint64_t tokens_milli = peer.tokens_milli
     cdef uint32_t passed_ms = now_ms - peer.refilled_ms
     # The clocks of two workers may be read in the other order; 49 days later it does not matter.
@@ -161,7 +162,7 @@ cdef inline bint _take_token(Access* access, Peer* peer, uint32_t now_ms) noexce
 
 
 cdef inline int _why_not(Access* access, Peer* peer, uint32_t now_ms) noexcept nogil:
-    """A kecho_refusal, or -1 when one more connection is within what an address may have."""
+    """Return a kecho_refusal, or -1 if the address may have one more connection."""
     if access.per_address != 0 and peer.connections >= access.per_address:
         return REFUSED_PER_ADDRESS
     if access.rate_per_s != 0 and not _take_token(access, peer, now_ms):
@@ -174,9 +175,9 @@ cdef inline int _why_not(Access* access, Peer* peer, uint32_t now_ms) noexcept n
 cdef inline int peer_comes(
     Access* access, const Address* address, uint32_t now_ms, uint32_t* index,
 ) noexcept nogil:
-    """Counts a connection of this address in: -1, or why it is refused. `index` is for
-    peer_leaves(); KECHO_NO_PEER for one that could not be counted, which is let in: a lack of
-    memory is not the client's fault, and max_connections still bounds it."""
+    """Count a connection of this address in. Return -1, or why it is refused. `index` is for
+    peer_leaves(). It is KECHO_NO_PEER for a client that could not be counted for lack of memory.
+    Such a client is let in: that is not its fault, and max_connections still bounds it."""
     cdef Peer* peer
     cdef bint was_idle
     cdef int refused
@@ -201,7 +202,7 @@ cdef inline int peer_comes(
 
 
 cdef inline void peer_leaves(Access* access, uint32_t index) noexcept nogil:
-    """One of its connections has ended."""
+    """Count a connection of this peer out."""
     cdef Peer* peer
     pthread_mutex_lock(&access.lock)
     peer = &access.peers[index]

@@ -1,18 +1,19 @@
-"""Busy polling: after its last event a worker goes on looking for a while before it sleeps.
+"""Busy polling: after its last event a worker polls for a while before it sleeps.
 
-To wake a thread whose CPU idles takes some 50 us, several times as long as the echo. A look,
-epoll_wait(0), takes less than 1 us when nothing is ready: it then takes no lock. Where a network
-card's driver can be polled, the look does that, too (ep_busy_loop() in fs/eventpoll.c).
+Waking a thread whose CPU is idle takes some 50 us, several times as long as the echo. epoll_wait
+with a timeout of 0 takes less than 1 us when nothing is ready, because it then takes no lock. Where
+the driver of a network card can be polled, it also does that (ep_busy_loop() in fs/eventpoll.c).
 
-shared: each worker polls by itself. One event is then seen by all that poll; they queue for the
-set's mutex, and those who come later find nothing. If only one of them polled, each event would
-wake one that sleeps, besides, as the kernel cannot know that it is not needed.
+shared: each worker polls. All pollers see one event. They queue for the set's mutex, and the later
+ones find nothing. If only one worker polled, each event would also wake a sleeping one, because the
+kernel cannot know that it is not needed.
 """
 from engine.layout cimport Control, Listener, Worker
 from kernel.clock cimport clock_now_ns
 from kernel.epoll cimport EPIOCSPARAMS, epoll_event, epoll_params, epoll_wait
 from kernel.ioctl cimport ioctl
 from kernel.socket cimport SO_BUSY_POLL, SO_PREFER_BUSY_POLL, SOL_SOCKET, setsockopt
+from libc.errno cimport errno
 from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -22,21 +23,22 @@ cdef extern from "<sched.h>" nogil:
 
 
 cdef enum:
-    GAPS_AVERAGED = 8  # by weight: each new gap counts for one of so many
+    GAPS_AVERAGED = 8  # the weight of a new gap is one part of this
     GAP_MOST = 4  # a gap counts as this many times busy_poll_ns at most
-    STOOD_STILL_NS = 200000  # between two looks: others have work for this CPU
-    REST_NS = 20000000  # before it is tried whether they still have
+    STOOD_STILL_NS = 200000  # between two looks: others want this CPU
+    REST_NS = 20000000  # before the worker polls again
     POLL_DEVICE_US = 1
-    POLL_DEVICE_PACKETS = 64  # at a look, by NAPI's weight; more takes CAP_NET_ADMIN
+    POLL_DEVICE_PACKETS = 64  # per look, as NAPI's weight; more needs CAP_NET_ADMIN
 
 
 cdef inline void _poll_devices(Control* control) noexcept nogil:
-    """Has epoll_wait poll the network card from which packets come. For 1 us: with a timeout of 0
-    it looks once, whatever the time, and how long to go on is decided here.
+    """Have epoll_wait poll the network card from which packets come. For 1 us: with a timeout of 0
+    epoll_wait looks once, whatever the time, and the worker decides how long to go on.
 
-    Interrupts are left to be put off (prefer_busy_poll, where the device is set up for it) only by
-    workers that never sleep: to one that sleeps, they matter. Needs no privilege. Older than Linux
-    6.9, or without CONFIG_NET_RX_BUSY_POLL: EINVAL or ENOTTY, and the card interrupts as ever.
+    prefer_busy_poll puts off the card's interrupts, where the device is set up for it. It is only
+    set if workers never sleep: a sleeping worker needs the interrupts. No privilege is needed.
+    Before Linux 6.9, or without CONFIG_NET_RX_BUSY_POLL, the call fails (EINVAL, ENOTTY), and the
+    card interrupts as usual.
     """
     cdef epoll_params params
     cdef uint32_t queue
@@ -49,8 +51,8 @@ cdef inline void _poll_devices(Control* control) noexcept nogil:
 
 
 cdef inline void busy_poll_listener(Listener* listener, Control* control) noexcept nogil:
-    """So that recv on an accepted socket, which inherits it, looks into the card as well when
-    there is nothing: socket(7). Takes CAP_NET_ADMIN; without it epoll_wait's look has to do."""
+    """Have recv poll the card as well when there is no data: socket(7). Accepted sockets inherit
+    the option. It needs CAP_NET_ADMIN; without it, only epoll_wait polls the card."""
     cdef int on = POLL_DEVICE_US
     if control.busy_poll_ns == 0 or listener.is_unix or listener.is_inherited:
         return
@@ -62,6 +64,7 @@ cdef inline void busy_poll_listener(Listener* listener, Control* control) noexce
 cdef inline void busy_poll_init(
     Control* control, uint64_t busy_poll_ns, bint by_gaps,
 ) noexcept nogil:
+    """Set up busy polling for a run."""
     cdef uint32_t i
     control.busy_poll_ns = busy_poll_ns
     control.busy_poll_by_gaps = by_gaps
@@ -75,7 +78,7 @@ cdef inline void busy_poll_init(
 
 
 cdef inline uint64_t _until_ns(Worker* worker, uint64_t now_ns) noexcept nogil:
-    """When to give up looking and sleep."""
+    """Return when to give up polling and sleep."""
     cdef Control* control = worker.control
     if control.busy_poll_ns == UINT64_MAX:
         return UINT64_MAX
@@ -87,15 +90,24 @@ cdef inline uint64_t _until_ns(Worker* worker, uint64_t now_ns) noexcept nogil:
 
 
 cdef inline void _note_gap(Worker* worker, uint64_t gap_ns) noexcept nogil:
+    """Add the time from the end of service to the next event to the average."""
     cdef uint64_t most_ns = GAP_MOST * worker.control.busy_poll_ns
     worker.mean_gap_ns = min(worker.mean_gap_ns, most_ns)
     worker.mean_gap_ns -= worker.mean_gap_ns // GAPS_AVERAGED
     worker.mean_gap_ns += min(gap_ns, most_ns) // GAPS_AVERAGED
 
 
+cdef inline int _wait(
+    int epoll_fd, epoll_event* events, int most, int timeout_ms,
+) noexcept nogil:
+    cdef int ready = epoll_wait(epoll_fd, events, most, timeout_ms)
+    return ready if ready >= 0 else -errno
+
+
 cdef inline int _poll(
     Worker* worker, epoll_event* events, int most, int timeout_ms,
 ) noexcept nogil:
+    """Poll for as long as is set, then sleep."""
     cdef Control* control = worker.control
     cdef int epoll_fd = worker.queue.epoll_fd
     cdef int ready = 0
@@ -110,7 +122,7 @@ cdef inline int _poll(
     while now_ns < until_ns:
         if now_ns >= timer_ns:
             return 0
-        ready = epoll_wait(epoll_fd, events, most, 0)
+        ready = _wait(epoll_fd, events, most, 0)
         if ready != 0:
             break
         if now_ns >= worker.rest_until_ns:
@@ -124,7 +136,7 @@ cdef inline int _poll(
     if ready == 0:
         if timeout_ms > 0:
             timeout_ms = <int>((timer_ns - now_ns) // 1000000) + 1 if now_ns < timer_ns else 0
-        ready = epoll_wait(epoll_fd, events, most, timeout_ms)
+        ready = _wait(epoll_fd, events, most, timeout_ms)
     if ready > 0:
         worker.has_served = True
         if control.busy_poll_by_gaps:
@@ -135,7 +147,8 @@ cdef inline int _poll(
 cdef inline int busy_poll_wait(
     Worker* worker, epoll_event* events, int most, int timeout_ms,
 ) noexcept nogil:
-    """epoll_wait, after polling for as long as is set. Returns what that does."""
+    """Wait as epoll_wait does, after polling for as long as is set. Return the number of events, or
+    -errno."""
     if worker.control.busy_poll_ns == 0 or timeout_ms == 0 or worker.is_draining:
-        return epoll_wait(worker.queue.epoll_fd, events, most, timeout_ms)
+        return _wait(worker.queue.epoll_fd, events, most, timeout_ms)
     return _poll(worker, events, most, timeout_ms)

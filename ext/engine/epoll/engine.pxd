@@ -1,6 +1,8 @@
-"""epoll alone: workers receive and send, and epoll tells them when. Other engines begin with these
-calls and replace what they do otherwise. A connection that begin() leaves to its worker is in none
-of their states, so it is asked of no engine."""
+"""The epoll engine: workers receive and send when epoll reports a socket.
+
+Its begin() leaves every connection to its worker, so the calls for a connection stay empty. Other
+engines fill the table with these calls first, and then replace some.
+"""
 from engine.epoll.busy_poll cimport busy_poll_wait
 from engine.layout cimport Connection, Control, EngineCalls, Worker
 from engine.turns cimport connection_end
@@ -32,6 +34,7 @@ cdef inline bint _begin(Worker* worker, Connection* connection) noexcept nogil:
 
 
 cdef inline void epoll_engine(EngineCalls* engine) noexcept nogil:
+    """Fill the table."""
     engine.open = _open
     engine.close = _nothing
     engine.forget = _nothing

@@ -1,4 +1,4 @@
-"""What is registered with epoll: for which events, and how an event says what it is of."""
+"""What is registered with epoll, for which events, and what an event's token stands for."""
 from engine.layout cimport CONNECTION_ARMED_WRITE, CONNECTION_REGISTERED, Connection, Queue, Worker
 from engine.slab cimport ownership_generation
 from kernel.epoll cimport (
@@ -9,22 +9,23 @@ from libc.errno cimport errno
 from libc.stdint cimport uint32_t, uint64_t
 
 
-# What an event's data holds in its low half: a connection's index, with its generation above, or
-# one of these.
+# The low half of an event's data: a connection's index, or one of these. The high half is the
+# connection's generation.
 cdef enum:
     TOKEN_WAKE = 0xFFFFFFFFu
-    TOKEN_REPORTS = 0xFFFEFFFFu
+    TOKEN_REPORTS = 0xFFFEFFFFu  # the engine reads its reports
     TOKEN_LISTENERS = 0xFFFF0000u  # plus the listener's number
 
 
 cdef enum Awaited:
-    AWAIT_DATA         # and what may stand behind a short recv: see echo()
-    AWAIT_ROOM         # to send. Data is not reported: who never reads costs no wake-ups
+    AWAIT_DATA  # and what can follow a short recv: see echo()
+    AWAIT_ROOM  # room to send; not data, so a client that never reads causes no wake-ups
     AWAIT_DATA_OR_ROOM
-    AWAIT_END          # of the stream: data is not for the worker, and would wake it for nothing
+    AWAIT_END   # the end of the stream; not data, which the worker does not read
 
 
 cdef inline uint32_t event_mask(Awaited awaited) noexcept nogil:
+    """Return the events to register for: the only place that chooses them."""
     if awaited == AWAIT_ROOM:
         return EPOLLOUT | EPOLLET
     if awaited == AWAIT_END:
@@ -37,7 +38,7 @@ cdef inline uint32_t event_mask(Awaited awaited) noexcept nogil:
 cdef inline int epoll_report(
     Queue* queue, Connection* connection, int operation, Awaited awaited,
 ) noexcept nogil:
-    """(Re-)registers it, upon which epoll reports anew what is there already. Returns 0 or -errno."""
+    """Register a connection again. epoll then reports anew what is there. Return 0 or -errno."""
     cdef epoll_event event
     event.events = event_mask(awaited)
     event.data.u64 = <uint64_t>ownership_generation(connection) << 32 | connection.index
@@ -49,7 +50,7 @@ cdef inline int epoll_report(
 cdef inline int epoll_arm(
     Worker* worker, Connection* connection, Awaited awaited,
 ) noexcept nogil:
-    """Has epoll report the next of what is awaited; at once if it is there. Returns 0 or -errno."""
+    """Have epoll report what is awaited, at once if it is there. Return 0 or -errno."""
     cdef int operation = EPOLL_CTL_MOD
     if not connection.flags & CONNECTION_REGISTERED:
         connection.flags |= CONNECTION_REGISTERED
@@ -62,5 +63,5 @@ cdef inline int epoll_arm(
 
 
 cdef inline Awaited awaited_by(Connection* connection) noexcept nogil:
-    """What a connection that its worker echoes waits for."""
+    """Return what a connection waits for that its worker echoes."""
     return AWAIT_DATA if connection.pending == NULL else AWAIT_ROOM

@@ -1,4 +1,4 @@
-"""io_uring: each worker has a ring that receives and sends for its TCP connections."""
+"""The io_uring engine: each worker has a ring that receives and sends for its TCP connections."""
 from common.memory cimport KECHO_CACHE_LINE, aligned_alloc
 from engine.epoll.engine cimport epoll_engine
 from engine.io_uring.layout cimport Uring
@@ -15,6 +15,7 @@ from libc.stdlib cimport free
 cdef inline int _open(
     Control* control, const int* entries, uint32_t count, const char** call,
 ) noexcept nogil:
+    """Open a ring for each worker."""
     cdef uint32_t i
     cdef int result
     cdef Uring* ring
@@ -55,6 +56,7 @@ cdef inline int _start(Worker* worker) noexcept nogil:
 
 
 cdef inline void io_uring_engine(EngineCalls* engine) noexcept nogil:
+    """Fill the table."""
     epoll_engine(engine)
     engine.queue_for_each_worker = True
     engine.open = _open

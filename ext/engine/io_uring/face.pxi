@@ -9,8 +9,8 @@ _register("io_uring", io_uring_engine)
 
 
 def try_io_uring(uint32_t entries):
-    """Opens a ring as the workers have it, and closes it again. Raises OSError, which names the
-    call: the kernel is older than Linux 6.1, or nobody may (kernel.io_uring_disabled)."""
+    """Open a ring as workers do, and close it again. Raise OSError, which names the call: the
+    kernel is older than Linux 6.1, or it does not allow rings (kernel.io_uring_disabled)."""
     cdef Uring ring
     cdef const char* call = NULL
     cdef int result = uring_open(&ring, entries, &call)

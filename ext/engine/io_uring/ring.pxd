@@ -1,9 +1,9 @@
-"""A worker's ring, io_uring(7): requests go in without a system call each, and what they came to is
-read from memory. Only its worker uses it (IORING_SETUP_SINGLE_ISSUER), and only when it asks does
-the kernel receive anything (IORING_SETUP_DEFER_TASKRUN), so nothing here is concurrent.
+"""A worker's ring, io_uring(7): requests need no system call each, and results are read from
+memory. Only its worker uses it (IORING_SETUP_SINGLE_ISSUER), and the kernel only receives when
+asked (IORING_SETUP_DEFER_TASKRUN). So nothing here is concurrent.
 
-It can do four things, to receive, to send, to poll and to cancel, and nobody can have it do more
-(IORING_REGISTER_RESTRICTIONS): a seccomp filter does not see what a ring does.
+The ring can receive, send, poll and cancel, and nothing else (IORING_REGISTER_RESTRICTIONS): a
+seccomp filter does not see what a ring does.
 """
 from common.atomics cimport atomic_u32_load, atomic_u32_store
 from engine.io_uring.layout cimport KECHO_CHUNK_BYTES, KECHO_CHUNKS, Chunk, Uring
@@ -32,21 +32,21 @@ from posix.unistd cimport close
 
 
 cdef enum:
-    REFUSALS_MOST = 2000  # one after another, and it is given up
+    REFUSALS_MOST = 2000  # in a row, then the worker gives up
     REFUSED_MS = 1
     MEMORY_TRIES = 100
     MEMORY_AGAIN_MS = 10
-    STRIDE = KECHO_CHUNK_BYTES + 64  # so that their beginnings do not share a set of the cache
+    STRIDE = KECHO_CHUNK_BYTES + 64  # so that buffers do not begin in the same set of the cache
     FREE_BUFFERS_BYTES = 16 * KECHO_CHUNKS
     BUFFER_GROUP = 0
 
 
-# What a completion's user_data says: the operation in bits 30 and 31, below them a connection's
-# index. Above, its generation (RECEIVED), or the number of the chunk (SENT).
+# A completion's user_data: bits 0 to 29 are a connection's index, bits 30 and 31 the operation. The
+# high half is the connection's generation (RECEIVED) or the number of the chunk (SENT).
 cdef enum Operation:
     OPERATION_RECEIVED
     OPERATION_SENT
-    OPERATION_WATCHED  # the epoll set has something
+    OPERATION_WATCHED  # the epoll set has events
     OPERATION_CANCELLED
 
 
@@ -79,14 +79,14 @@ cdef inline void uring_close(Uring* ring) noexcept nogil:
 
 
 cdef inline void uring_forget(Uring* ring) noexcept nogil:
-    """In the child after fork(2), which has nothing of it but the descriptor: MADV_DONTFORK."""
+    """Close a ring in the child after fork(2), which only has the descriptor: MADV_DONTFORK."""
     if ring.fd >= 0:
         close(ring.fd)
     uring_reset(ring)
 
 
 cdef inline void* _map(size_t size, int flags, int fd, size_t offset) noexcept nogil:
-    """NULL: errno says why."""
+    """Map memory that a forked child does not get. Return NULL with errno if it fails."""
     cdef void* memory = mmap(NULL, size, PROT_READ | PROT_WRITE, flags, fd, offset)
     if memory == MAP_FAILED:
         return NULL
@@ -186,14 +186,14 @@ cdef inline int _open(Uring* ring, uint32_t entries, const char** call) noexcept
 
 
 cdef inline int uring_open(Uring* ring, uint32_t entries, const char** call) noexcept nogil:
-    """Any thread's; uring_enable() makes it the worker's. Returns 0, or -errno of what `call` then
-    names; uring_close() is due in either case.
+    """Open a ring, on any thread; uring_enable() makes it its worker's. Return 0, or -errno of what
+    `call` then names. uring_close() is due either way.
 
-    entries: requests that can be prepared until they are submitted, earlier than else if there are
-    more; completions that it has room for, beyond which they wait in the kernel. A power of two.
+    entries: the size of both queues, a power of two. When the submission queue is full, it is
+    submitted early. Completions for which there is no room wait in the kernel.
 
-    An ordinary user's rings count against RLIMIT_MEMLOCK, and the kernel gives back what closed
-    ones held a little later (io_ring_exit_work()): a lack of memory may be over in a moment.
+    An ordinary user's rings count against RLIMIT_MEMLOCK, and the kernel returns what closed ones
+    held a little later (io_ring_exit_work()). So a lack of memory may be over in a moment.
     """
     cdef int tries = 0
     cdef int result = _open(ring, entries, call)
@@ -206,7 +206,7 @@ cdef inline int uring_open(Uring* ring, uint32_t entries, const char** call) noe
 
 
 cdef inline int uring_enable(Uring* ring) noexcept nogil:
-    """By the worker, whose ring it is from now on. Returns 0 or -errno of io_uring_register."""
+    """Enable a ring, by its worker, which owns it from now on. Return 0 or -errno."""
     return io_uring_register(ring.fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0)
 
 
@@ -217,7 +217,7 @@ cdef inline uint8_t* chunk_data(Uring* ring, uint32_t number) noexcept nogil:
 
 
 cdef inline void chunk_give_back(Uring* ring, uint32_t number) noexcept nogil:
-    """To the kernel, which may receive into it again."""
+    """Give a buffer back to the kernel, which may receive into it again."""
     cdef UringBuffer* free_buffer = &ring.free_buffers[ring.given & (KECHO_CHUNKS - 1)]
     free_buffer.addr = <uint64_t>chunk_data(ring, number)
     free_buffer.len = KECHO_CHUNK_BYTES
@@ -231,9 +231,9 @@ cdef inline void chunk_give_back(Uring* ring, uint32_t number) noexcept nogil:
 cdef inline int uring_enter(
     Uring* ring, bint waits, int timeout_ms,
 ) noexcept nogil:
-    """Submits what has been prepared. waits: has the kernel work off what has happened, and waits
-    until something has, for timeout_ms at most (-1: for ever). Returns 0, also when the kernel
-    could not just now, or -errno, after which the ring is not used any more."""
+    """Submit what was prepared. With `waits`, have the kernel process what has happened, and wait
+    until something has, for timeout_ms at most (-1: without limit). Return 0, even if the kernel is
+    short of resources just now, or -errno; then the ring cannot be used any more."""
     cdef io_uring_getevents_arg argument
     cdef kernel_timespec timeout
     cdef int result
@@ -254,8 +254,8 @@ cdef inline int uring_enter(
         ring.refusals = 0
         return 0
     if result == -EAGAIN or result == -EBUSY:
-        # No memory for a request, or completions that have to be read first. Tried again, for a
-        # while: what has been prepared is still there.
+        # No memory for a request, or completions must be read first. It is tried again for a
+        # while: what was prepared is still there.
         ring.refusals += 1
         if ring.refusals < REFUSALS_MOST:
             if result == -EAGAIN:
@@ -266,8 +266,8 @@ cdef inline int uring_enter(
 
 
 cdef inline bint uring_has_overflowed(Uring* ring) noexcept nogil:
-    """There was no room for a completion. It and all that come after it wait in the kernel until
-    uring_enter() is called to wait: only then they are moved."""
+    """Check whether there was no room for a completion. It and later ones wait in the kernel until
+    uring_enter() is called with `waits`."""
     return atomic_u32_load(ring.sq_flags) & IORING_SQ_CQ_OVERFLOW != 0
 
 
@@ -278,7 +278,7 @@ cdef inline Sqe* _prepare(
     while ring.sq_next - atomic_u32_load(ring.sq_head) > ring.sq_mask and ring.failure == 0:
         uring_enter(ring, False, 0)
     request = &ring.sqes[ring.sq_next & ring.sq_mask]
-    if ring.failure == 0:  # or nobody reads it any more
+    if ring.failure == 0:  # otherwise the kernel does not read it any more
         ring.sq_next += 1
     memset(request, 0, sizeof(Sqe))
     request.opcode = opcode
@@ -289,7 +289,8 @@ cdef inline Sqe* _prepare(
 
 
 cdef inline void uring_receive(Uring* ring, Connection* connection) noexcept nogil:
-    """Until its end of file, an error, or a lack of buffers: a completion for each chunk."""
+    """Prepare to receive until an end of file, an error, or a lack of buffers. Each chunk
+    completes."""
     cdef Sqe* request = _prepare(
         ring, IORING_OP_RECV, connection.fd, OPERATION_RECEIVED, connection.index,
         ownership_generation(connection))
@@ -303,7 +304,7 @@ cdef inline void uring_receive(Uring* ring, Connection* connection) noexcept nog
 cdef inline void uring_send(
     Uring* ring, Connection* connection, uint32_t number,
 ) noexcept nogil:
-    """MSG_DONTWAIT: has ended when it has been submitted."""
+    """Prepare to send a chunk. With MSG_DONTWAIT, it has ended when it has been submitted."""
     cdef Chunk* chunk = &ring.chunks[number]
     cdef Sqe* request = _prepare(
         ring, IORING_OP_SEND, connection.fd, OPERATION_SENT, connection.index, number)
@@ -313,19 +314,21 @@ cdef inline void uring_send(
 
 
 cdef inline void uring_watch(Uring* ring, int epoll_fd) noexcept nogil:
-    """Once: says so when the epoll set has something, or at once."""
+    """Prepare to report the epoll set once, when it has events."""
     cdef Sqe* request = _prepare(ring, IORING_OP_POLL_ADD, epoll_fd, OPERATION_WATCHED, 0, 0)
     request.op_flags = IORING_POLLIN
     ring.is_watching = True
 
 
 cdef inline void uring_let_go(Uring* ring, Connection* connection) noexcept nogil:
-    """The last completion of what receives for it comes soon, by ECANCELED unless it had ended."""
+    """Prepare to cancel what receives for a connection. Its last completion follows soon:
+    ECANCELED, unless it had ended."""
     cdef Sqe* request = _prepare(
         ring, IORING_OP_ASYNC_CANCEL, -1, OPERATION_CANCELLED, connection.index, 0)
     request.addr = <uint64_t>ownership_generation(connection) << 32 | connection.index
 
 
 cdef inline void uring_watch_no_more(Uring* ring) noexcept nogil:
+    """Prepare to cancel uring_watch()."""
     cdef Sqe* request = _prepare(ring, IORING_OP_ASYNC_CANCEL, -1, OPERATION_CANCELLED, 0, 0)
     request.addr = <uint64_t>OPERATION_WATCHED << OPERATION_SHIFT

@@ -1,21 +1,23 @@
 """Connections that a worker's ring serves: --engine io_uring.
 
-The ring receives by itself, into buffers of 4 KiB that it takes from a pool, and the worker gives
-each of them back to it for sending; the calls that an echo takes are then shared by all that are
-ready at that moment. That is for clients that ask and wait. A stream, which fills a buffer, or a
-client that does not take its echo goes to epoll, for good, where one connection's turn is bounded
-and what it pins, too: the ring would go on receiving while there are buffers. So does whoever finds
-none.
+The ring receives into buffers of 4 KiB from a pool, and the worker has it send from there. So
+connections that are ready at the same time share the system calls of their echoes. This pays for
+clients that send a request and wait. A stream fills a buffer. A stream, and a client that stops
+reading, go to epoll for good, where a turn and what a connection pins are bounded: the ring would
+receive as long as there are buffers. A connection that finds no buffer also goes to epoll.
 
 A connection is owned from its first completion until it is at rest again: nothing is being sent,
-nothing is to be sent, and the ring has not been told to let go of it. So whoever finds one that
-nobody owns, as timers do, may close it.
+nothing is to be sent, and its state is RING. So a timer that finds a connection that no worker owns
+may end it.
 
-    at rest ── received ──▶ sending, chunk after chunk ──▶ at rest
-                                │ short             │ a chunk was full
-                                ▼                   ▼
-                            BLOCKED ─▶ LEAVING: the ring lets go; what it still received is
-                                       sent, or pending ──▶ epoll
+    RING, at rest ── received ──▶ sending, chunk after chunk ──▶ at rest
+                                     │ a short send    │ a chunk was full
+                                     ▼                 ▼
+                               RING_BLOCKED       RING_LEAVING
+                                     └────────┬────────┘
+            the ring lets go; what it has received meanwhile is sent, or becomes pending
+                                              ▼
+                                           ECHOED
 """
 from common.atomics cimport atomic_u32_load, atomic_u32_store, atomic_u32_store_relaxed
 from engine.backpressure cimport has_taken_nothing, wait_with
@@ -46,14 +48,14 @@ from kernel.epoll cimport epoll_event
 from kernel.io_uring cimport (
     ECANCELED, IORING_CQE_BUFFER_SHIFT, IORING_CQE_F_BUFFER, IORING_CQE_F_MORE, Cqe,
 )
-from libc.errno cimport EAGAIN, EINTR, ENOBUFS, ENOMEM, errno
+from libc.errno cimport EAGAIN, EINTR, ENOBUFS, ENOMEM
 from libc.stdint cimport uint16_t, uint32_t
 from libc.stdlib cimport malloc
 from libc.string cimport memcpy
 
 
 cdef enum:
-    LOOKS_PER_TURN = 16  # then timers, and connections that epoll serves, get theirs
+    LOOKS_PER_TURN = 16  # then timers and epoll get their turn
 
 
 # ---- chunks of a connection, in the order in which they came ------------------------------------
@@ -83,7 +85,7 @@ cdef inline void _drop_all(Uring* ring, Connection* connection) noexcept nogil:
 
 
 cdef inline int _keep_all(Worker* worker, Connection* connection) noexcept nogil:
-    """What was received and not sent becomes `pending`. Returns 0 or -ENOMEM."""
+    """Move all chunks of a connection into `pending`. Return 0 or -ENOMEM."""
     cdef Uring* ring = ring_of(worker)
     cdef Chunk* chunk
     cdef unsigned char* pending
@@ -110,7 +112,7 @@ cdef inline int _keep_all(Worker* worker, Connection* connection) noexcept nogil
 # ---- what to do next with a connection ----------------------------------------------------------
 
 cdef inline bint ring_begin(Worker* worker, Connection* connection) noexcept nogil:
-    """Takes a new connection that has shown itself to be no stream."""
+    """Take over a new connection that is no stream."""
     if (ring_of(worker).is_over or connection.state != STATE_ECHOED
             or connection.flags & (CONNECTION_REGISTERED | CONNECTION_UNIX)):
         return False
@@ -120,19 +122,21 @@ cdef inline bint ring_begin(Worker* worker, Connection* connection) noexcept nog
 
 
 cdef inline int ring_arm(Worker* worker, Connection* connection) noexcept nogil:
+    """Prepare a request to receive. It takes the place of a registration with epoll."""
     uring_receive(ring_of(worker), connection)
     return 0
 
 
 cdef inline Served ring_serve(Worker* worker, Connection* connection, int reads) noexcept nogil:
-    """A completion says when there is something to do."""
+    """Do nothing: a completion says what there is to do."""
     return SERVED_ALL
 
 
 cdef inline bint ring_leave(
     Worker* worker, Connection* connection, bint is_whole, int reason,
 ) noexcept nogil:
-    """The socket is the ring's, too, until it has let go of it: before the next wait."""
+    """Cancel the request to receive. The kernel keeps the socket open until the ring has let go of
+    it, before the next wait."""
     if connection.flags & CONNECTION_RECEIVING:
         uring_let_go(ring_of(worker), connection)
     return is_whole
@@ -141,13 +145,14 @@ cdef inline bint ring_leave(
 cdef inline void _fail(
     Worker* worker, Connection* connection, int error, int kind,
 ) noexcept nogil:
+    """Close a connection after an error."""
     _drop_all(ring_of(worker), connection)
     connection_fail(worker, connection, error, kind)
 
 
 cdef inline void _give_to_worker(Worker* worker, Connection* connection) noexcept nogil:
-    """The ring has let go of it, and from here on it is as any other. An end of file that the ring
-    has seen is there to be seen again."""
+    """Give a connection to its worker: the ring has let go of it. If the client has sent its end of
+    file, recv returns it again."""
     cdef Served served
     cdef int result
     if connection.first_chunk != KECHO_NO_CHUNK:
@@ -164,7 +169,8 @@ cdef inline void _give_to_worker(Worker* worker, Connection* connection) noexcep
 cdef inline void _begin_to_leave(
     Uring* ring, Connection* connection, State state,
 ) noexcept nogil:
-    """At once, whatever is to be sent yet: until the ring lets go, it receives in each look."""
+    """Have the ring let go of a connection, even if bytes are to be sent: until then the ring
+    receives at each look."""
     if connection.state != STATE_RING:
         return
     connection_enter(connection, state)
@@ -173,7 +179,7 @@ cdef inline void _begin_to_leave(
 
 
 cdef inline void _end(Worker* worker, Connection* connection, int reason) noexcept nogil:
-    """The ring has let go of it, and nothing is to be sent."""
+    """End a connection: the ring has let go of it, and nothing is to be sent."""
     connection_settle(worker, connection, connection_finish(worker, connection, reason))
 
 
@@ -189,7 +195,7 @@ cdef inline void _end_overdue(Worker* worker, Connection* connection) noexcept n
 
 
 cdef inline void _go_on(Worker* worker, Uring* ring, Connection* connection) noexcept nogil:
-    """After a completion of a connection that is owned."""
+    """Take the next step with a connection that is owned, after a completion."""
     if connection.flags & CONNECTION_SENDING:
         return
     if connection.first_chunk != KECHO_NO_CHUNK and connection.state != STATE_RING_BLOCKED:
@@ -208,16 +214,16 @@ cdef inline void _go_on(Worker* worker, Uring* ring, Connection* connection) noe
     elif connection.state != STATE_RING or ring.is_over:
         _give_to_worker(worker, connection)
     else:
-        # There was no room for another completion.
+        # The request ended because there was no room for another completion.
         uring_receive(ring, connection)
         connection_settle(worker, connection, SERVED_ALL)
 
 
 cdef inline void ring_end(Worker* worker, Connection* connection, int reason) noexcept nogil:
-    """One at rest, which is overdue: it is closed when the ring has let go of it. Closed at once, what
-    the ring has received and not told yet would be lost behind a FIN, and a request that was
-    prepared for its descriptor would receive for whoever gets the number next. If something was
-    received, it is not overdue, and goes on with epoll."""
+    """Have an overdue connection at rest closed when the ring lets go of it. If it were closed at
+    once, bytes that the ring has received would be lost behind a FIN, and a request prepared for
+    the descriptor would receive for another connection that gets the same number. If bytes have
+    been received, the connection is not overdue, and goes on with epoll."""
     cdef Uring* ring = ring_of(worker)
     _begin_to_leave(ring, connection, STATE_RING_OVERDUE)
     _go_on(worker, ring, connection)
@@ -226,8 +232,8 @@ cdef inline void ring_end(Worker* worker, Connection* connection, int reason) no
 # ---- completions --------------------------------------------------------------------------------
 
 cdef inline bint _own(Connection* connection, uint32_t generation) noexcept nogil:
-    """Owns the connection that something was received for: one that is not at rest is owned. False:
-    it has been closed meanwhile."""
+    """Own the connection that bytes were received for. A connection that is not at rest is owned
+    already. Return False if it has been closed meanwhile."""
     if (connection.state != STATE_RING or connection.flags & CONNECTION_SENDING) and (
             ownership_generation(connection) == generation):
         return True
@@ -235,13 +241,13 @@ cdef inline bint _own(Connection* connection, uint32_t generation) noexcept nogi
 
 
 cdef inline bint _is_to_be_made_again(int result) noexcept nogil:
-    """A request that ended with this says nothing of its connection."""
+    """Check whether a request ended with a result that says nothing about its connection."""
     return result == -ECANCELED or result == -EAGAIN or result == -EINTR
 
 
 cdef inline void _note_end(Connection* connection, int result) noexcept nogil:
-    """Nothing more is received: at an end of file (0), or for an error. One that is BLOCKED finds
-    its end of file again when it has been given to its worker."""
+    """Note that nothing more is received: end of file (0), or an error. A BLOCKED connection gets
+    its end of file again from recv, when its worker has it."""
     if result < 0:
         connection_enter(connection, STATE_RING_BROKEN)
         connection.error = <uint16_t>-result
@@ -277,7 +283,7 @@ cdef inline void _received(
     elif has_chunk:
         chunk_give_back(ring, number)
     if size == -ENOBUFS:
-        # Received for again at once, it would only be in the way of those who have a buffer.
+        # Received for again at once, it would be in the way of connections that have a buffer.
         _begin_to_leave(ring, connection, STATE_RING_LEAVING)
     elif is_last and size <= 0 and not _is_to_be_made_again(size):
         _note_end(connection, size)
@@ -331,8 +337,8 @@ cdef inline void _complete_all(Worker* worker, Uring* ring) noexcept nogil:
 
 
 cdef inline int _turn(Worker* worker, Uring* ring, int timeout_ms) noexcept nogil:
-    """Waits for the ring, and echoes what it has received, a number of times if there is more, as
-    what is sent and the next look take one call together. Returns 0 or -errno."""
+    """Wait for the ring and echo what it has received. Look again a number of times if there is
+    more: sends and the next look share a system call. Return 0 or -errno."""
     cdef int looks = LOOKS_PER_TURN
     cdef bint receives
     uring_enter(ring, True, timeout_ms)
@@ -343,7 +349,7 @@ cdef inline int _turn(Worker* worker, Uring* ring, int timeout_ms) noexcept nogi
             return ring.failure
         looks -= 1
         receives = looks > 0 and not ring.epoll_is_ready
-        # It does not wait: what is to be sent has been when it returns.
+        # This call does not wait. All sends have ended when it returns.
         uring_enter(
             ring, receives or uring_has_overflowed(ring), -1 if receives else 0)
 
@@ -353,8 +359,8 @@ cdef inline int _turn(Worker* worker, Uring* ring, int timeout_ms) noexcept nogi
 cdef inline int ring_wait(
     Worker* worker, epoll_event* events, int most, int timeout_ms,
 ) noexcept nogil:
-    """Waits for the ring, and serves those whom it serves; then looks at the epoll set if that has
-    something. Where the ring serves nobody, it is not worth waiting for."""
+    """Wait for the ring and serve its connections. Then look at the epoll set, if the ring has
+    reported it. If the ring serves no connection, wait for the epoll set alone."""
     cdef Uring* ring = ring_of(worker)
     cdef int result
     if ring.receiving == 0 or ring.is_over:
@@ -364,8 +370,7 @@ cdef inline int ring_wait(
     result = _turn(worker, ring, timeout_ms)
     if result < 0:
         worker.fatal_syscall = "io_uring_enter"
-        errno = -result
-        return -1
+        return result
     if not ring.epoll_is_ready:
         return 0
     ring.epoll_is_ready = False
@@ -373,13 +378,13 @@ cdef inline int ring_wait(
 
 
 cdef inline int ring_stop(Worker* worker) noexcept nogil:
-    """Hands everybody over to epoll. Returns 0 or -errno."""
+    """Give all connections to their worker. Return 0 or -errno."""
     cdef Uring* ring = ring_of(worker)
     cdef int result = 0
     cdef uint32_t index
     cdef Connection* connection
     ring.is_over = True
-    # Each by itself: to find the next of all takes the kernel a search through all, each time.
+    # One by one: to cancel all at once, the kernel searches all requests for each of them.
     for index in range(slab_high_water(&worker.queue.slab)):
         connection = slab_get(&worker.queue.slab, index)
         if connection.flags & CONNECTION_RECEIVING and ownership_try(connection):

@@ -1,4 +1,5 @@
-"""sockmap: the kernel echoes TCP connections by itself; workers accept, count, time and close."""
+"""The sockmap engine: the kernel echoes TCP connections; workers accept, count, time and close
+them."""
 from engine.epoll.engine cimport epoll_engine
 from engine.layout cimport Control, EngineCalls
 from engine.sockmap.flow cimport flow_look
@@ -33,7 +34,7 @@ cdef inline int _arm_reports(Control* control, const char** call) noexcept nogil
 cdef inline int _open(
     Control* control, const int* fds, uint32_t count, const char** call,
 ) noexcept nogil:
-    """Takes the descriptors over, unless it fails."""
+    """Take over the descriptors in `fds`, unless it fails."""
     cdef Flows* flows
     cdef int result
     call[0] = "sockmap"
@@ -66,8 +67,9 @@ cdef inline void _close(Control* control) noexcept nogil:
 
 
 cdef inline void sockmap_engine(EngineCalls* engine) noexcept nogil:
+    """Fill the table."""
     epoll_engine(engine)
-    engine.begins_unread = True  # or there would be bytes that two could send
+    engine.begins_unread = True  # otherwise both could send bytes, in the wrong order
     engine.open = _open
     engine.close = _close
     engine.forget = _forget

@@ -1,11 +1,11 @@
-"""Flows: TCP connections that the kernel echoes by itself, until they end or too much waits to be
-sent. See ext/bpf/program.c for what it does meanwhile.
+"""Flows: TCP connections that the kernel echoes, until they end or too much waits to be sent.
+ext/bpf/program.c is the program that does it.
 
-User space puts an accepted socket into the kernel's map and has never read from it, so there is no
-byte that the two could send in the wrong order: what had come before is echoed by the kernel, too,
-when it is told to look. A socket in that map has its receive queue emptied at once, and tcp(7)'s
-figures tell what became of it: a byte was received, is queued by the program, which nobody counts,
-and is handed to the socket for sending. Closing throws the queue away.
+A socket enters the kernel's map right after accept, before anything is read. So no bytes can be
+sent in the wrong order: bytes that came earlier are echoed by the kernel as well, when it is told
+to look. A socket in the map has its receive queue emptied at once. tcp(7)'s figures tell what
+became of a byte: it was received, it is queued by the program (which no figure counts), it was
+handed to the socket for sending. Closing the socket discards the program's queue.
 """
 from common.flows cimport FLOW_BROKEN, FLOW_ECHOED, Flow, kecho_token
 from engine.layout cimport Connection, Control, Look
@@ -25,7 +25,7 @@ from libc.string cimport memset
 
 
 cdef enum:
-    LOOKS = 4  # at figures that an acknowledgement may make too small for a moment
+    LOOKS = 4  # at figures that are too low for a moment when an acknowledgement comes
 
 
 cdef inline int _cookie(int fd, uint64_t* cookie) noexcept nogil:
@@ -36,8 +36,8 @@ cdef inline int _cookie(int fd, uint64_t* cookie) noexcept nogil:
 
 
 cdef inline void flow_run(Connection* connection) noexcept nogil:
-    """Has TCP call the program for what is in the receive queue, under the socket's lock, and waits
-    for whoever does it already: tcp_set_rcvlowat()."""
+    """Have TCP run the program on the receive queue, under the socket's lock, after any run in
+    progress: tcp_set_rcvlowat()."""
     cdef int one = 1
     setsockopt(connection.fd, SOL_SOCKET, SO_RCVLOWAT, &one, sizeof(one))
 
@@ -45,8 +45,9 @@ cdef inline void flow_run(Connection* connection) noexcept nogil:
 cdef inline int flow_begin(
     Control* control, uint32_t queue, Connection* connection,
 ) noexcept nogil:
-    """Has the kernel echo a connection from which nothing has been read. Returns 0, or -errno: it
-    is to be served here. (EOPNOTSUPP: the client has sent its FIN already; E2BIG: too many.)"""
+    """Have the kernel echo a connection of which nothing has been read. Return 0, or -errno; then a
+    worker must echo it. (EOPNOTSUPP: the client has already sent its FIN. E2BIG: the map is full.)
+    """
     cdef Flows* flows = flows_of(control)
     cdef uint64_t cookie = 0
     cdef uint32_t fd = <uint32_t>connection.fd
@@ -73,7 +74,7 @@ cdef inline int flow_begin(
 
 
 cdef inline int flow_read(Control* control, Connection* connection, Flow* flow) noexcept nogil:
-    """The program's record of it, as it was a moment ago. Returns 0 or -errno."""
+    """Copy the program's record of a flow. Return 0 or -errno."""
     cdef uint64_t cookie = 0
     cdef int result = _cookie(connection.fd, &cookie)
     if result == 0:
@@ -82,18 +83,18 @@ cdef inline int flow_read(Control* control, Connection* connection, Flow* flow) 
 
 
 cdef inline bint flow_is_broken(Control* control, Connection* connection) noexcept nogil:
+    """Check whether the program has lost bytes of a flow."""
     cdef Flow flow
     return flow_read(control, connection, &flow) == 0 and flow.mode == FLOW_BROKEN
 
 
 cdef inline int flow_look(Connection* connection, Look* look) noexcept nogil:
-    """What became of its bytes. Returns 0 or -errno.
+    """Find out where a flow's bytes are. Return 0 or -errno.
 
-    `received` and what was acknowledged are of one moment; what the socket holds is asked for
-    afterwards. So of what had been received then, `handed` may be too little, and never too much:
-    bytes that are acknowledged between the two calls are in neither. (tcpi_bytes_sent less
-    tcpi_bytes_retrans would be more than was sent after a local drop, which counts a segment
-    twice.)
+    `received` and the acknowledged bytes are of one moment. What the socket holds is read
+    afterwards. So `handed` may be too low, but never too high: bytes that are acknowledged between
+    the two calls are in neither. (tcpi_bytes_sent less tcpi_bytes_retrans would be too high after a
+    local drop, which counts a segment twice.)
     """
     cdef tcp_info info
     cdef socklen_t size = sizeof(info)
@@ -115,14 +116,14 @@ cdef inline int flow_look(Connection* connection, Look* look) noexcept nogil:
 
 
 cdef inline int flow_take_error(Connection* connection, Look* look) noexcept nogil:
-    """What broke the socket, as -errno; 0: it is not broken. Reading SO_ERROR clears it: this is
-    only for who ends the connection then."""
+    """Return the error that broke a socket, as -errno, or 0. Reading SO_ERROR clears it, so the
+    caller must end the connection."""
     cdef int error = 0
     cdef socklen_t size = sizeof(error)
     cdef pollfd looked
     looked.fd = connection.fd
     looked.events = 0
-    # SO_ERROR also tells, and clears, what ICMP said and TCP bears: that is no POLLERR.
+    # SO_ERROR would also return, and clear, ICMP errors, which TCP survives. They set no POLLERR.
     if not look.is_closed and (poll(&looked, 1, 0) < 1 or not looked.revents & POLLERR):
         return 0
     if getsockopt(connection.fd, SOL_SOCKET, SO_ERROR, &error, &size) < 0:
@@ -140,14 +141,14 @@ cdef inline uint32_t flow_held_bytes(const Look* look) noexcept nogil:
 
 
 cdef inline bint flow_is_whole(Connection* connection) noexcept nogil:
-    """Everything that was received has been handed to the socket."""
+    """Check that everything received has been handed to the socket."""
     cdef Look look
     return flow_look(connection, &look) == 0 and look.received <= look.handed
 
 
 cdef inline int flow_check_end(Connection* connection) noexcept nogil:
-    """1: that, and the client sends nothing more; 0: not yet; -errno of a socket that is broken,
-    of which recv() says nothing behind a FIN."""
+    """Return 1 if that is so and the client has sent its FIN, 0 if not yet, or -errno if the socket
+    is broken: behind a FIN, recv() does not return the error."""
     cdef Look look
     cdef int result = flow_look(connection, &look)
     if result == 0:
@@ -158,9 +159,9 @@ cdef inline int flow_check_end(Connection* connection) noexcept nogil:
 
 
 cdef inline bint flow_leave(Control* control, Connection* connection) noexcept nogil:
-    """Takes a connection of which everything was handed back out of the kernel's hands: what comes
-    now stays in the receive queue. False: something came at the same moment, and was lost with the
-    queue."""
+    """Take a flow out of the kernel's hands after everything was handed back. Bytes that come now
+    stay in the receive queue. Return False if bytes came at that moment: they are lost with the
+    program's queue."""
     cdef uint64_t cookie = 0
     cdef Look look
     cdef Flow flow
@@ -170,7 +171,7 @@ cdef inline bint flow_leave(Control* control, Connection* connection) noexcept n
     if bpf_map_delete(flows_of(control).sockets_fd, &cookie) < 0:
         return False
     for _i in range(LOOKS):
-        # After TCP_INFO, which takes the socket's lock: the program may still have been running.
+        # After TCP_INFO, which takes the socket's lock: the program has run to its end by then.
         if (flow_look(connection, &look) < 0
                 or bpf_map_lookup(flows_of(control).flows_fd, &cookie, &flow) < 0
                 or flow.mode != FLOW_ECHOED):
@@ -181,7 +182,7 @@ cdef inline bint flow_leave(Control* control, Connection* connection) noexcept n
 
 
 cdef inline void flow_end(Control* control, Connection* connection) noexcept nogil:
-    """Forgets it; the socket leaves its map when it is closed, if it has not before."""
+    """Remove the record of a flow. Closing the socket removes it from its map."""
     cdef uint64_t cookie = 0
     if _cookie(connection.fd, &cookie) == 0:
         bpf_map_delete(flows_of(control).flows_fd, &cookie)

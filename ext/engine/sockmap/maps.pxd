@@ -1,4 +1,4 @@
-"""The maps that the kernel's program and the workers share: ext/bpf/program.c writes most of them."""
+"""The maps that the workers share with the kernel's program, ext/bpf/program.c."""
 from common.atomics cimport (
     atomic_u32_load, atomic_u32_load_relaxed, atomic_u64_load, atomic_u64_load_acquire,
     atomic_u64_load_relaxed, atomic_u64_store, atomic_u64_store_release,
@@ -28,8 +28,8 @@ cdef inline void flows_reset(Flows* flows) noexcept nogil:
 
 
 cdef inline int flows_open(Flows* flows, const int* fds, const char** call) noexcept nogil:
-    """Takes over the descriptors of _bpf.open_echo(). Returns 0, or -errno of what `call`
-    then names; flows_close() is due in either case, and closes only what was taken over."""
+    """Take over the descriptors of _bpf.open_echo(). Return 0, or -errno of what `call` then names.
+    flows_close() is due either way; it closes only what was taken over."""
     cdef size_t page = <size_t>sysconf(_SC_PAGESIZE)
     cdef void* memory
     call[0] = "mmap"
@@ -76,25 +76,27 @@ cdef inline void flows_close(Flows* flows) noexcept nogil:
 
 
 cdef inline void flows_disown(Flows* flows) noexcept nogil:
-    """Gives the descriptors back to whom they were taken from."""
+    """Give the descriptors back to the caller of flows_open()."""
     flows.sockets_fd = -1
     pthread_mutex_destroy(&flows.reports_lock)
 
 
 cdef inline uint64_t _share_bytes(Control* control, uint32_t active) noexcept nogil:
+    """Return how many bytes the kernel may hold for each connection."""
     cdef uint64_t most = control.queue_buffer_bytes * control.queue_count
     most //= max(active, <uint32_t>1)
     most = min(max(most, <uint64_t>KECHO_FLOW_CHARGE_LEAST), <uint64_t>KECHO_FLOW_CHARGE_MOST)
-    return min(most, control.queue_buffer_bytes)  # who waits alone is nobody's slowest reader
+    return min(most, control.queue_buffer_bytes)  # a single held connection is not evicted
 
 
 cdef inline void flows_share(Control* control) noexcept nogil:
-    """Bounds what the kernel may hold for one connection, so that all of them stay within
-    max_buffer_memory; where they are so many that each would get too little, it is the slowest
-    readers' being reset that keeps to it. Called whenever `active` has changed.
+    """Bound what the kernel may hold for one connection, so that all of them stay within
+    max_buffer_memory. With so many connections that a share would be too small, evicting the
+    slowest readers keeps the bound.
 
-    Workers may do so at once, and who has seen an earlier number write last: so each looks again
-    after it has written, until it finds what it would write.
+    Called whenever `active` has changed, by several workers at once. The one that saw the older
+    number may write last. So each looks again after it has written, until it finds what it would
+    write.
     """
     cdef Flows* flows = flows_of(control)
     cdef uint64_t most
@@ -106,7 +108,7 @@ cdef inline void flows_share(Control* control) noexcept nogil:
 
 
 cdef inline uint64_t flows_next(Flows* flows, bint* is_one) noexcept nogil:
-    """The next token of the reports, if there is one. Called with its lock held."""
+    """Return the next token of the reports, if there is one. Their lock is held."""
     cdef uint64_t at = atomic_u64_load_relaxed(flows.consumed)
     cdef const uint8_t* record
     cdef uint32_t header
@@ -127,8 +129,7 @@ cdef inline uint64_t flows_next(Flows* flows, bint* is_one) noexcept nogil:
 
 
 cdef inline bint flows_take_untold(Flows* flows) noexcept nogil:
-    """The reports had no room for some, until what has just been read. Called with their lock
-    held."""
+    """Check whether reports were dropped since the last call. Their lock is held."""
     cdef uint64_t untold = atomic_u64_load_relaxed(&flows.board.untold)
     if untold == flows.untold_seen:
         return False
@@ -139,8 +140,8 @@ cdef inline bint flows_take_untold(Flows* flows) noexcept nogil:
 cdef inline void flows_add_echoed(
     Control* control, uint32_t worker, uint64_t* bytes, uint64_t* chunks,
 ) noexcept nogil:
-    """What the kernel has echoed goes to the worker of the CPU that it was received on; under
-    percpu that is the one, and otherwise as good as any."""
+    """Add what the kernel has echoed on the CPUs of one worker. Under percpu that worker accepted
+    the connections; otherwise it is as good as any."""
     cdef FlowCounters* counters
     cdef uint32_t cpu = worker
     while cpu < KECHO_FLOW_CPUS:

@@ -1,10 +1,10 @@
-"""The reports of the kernel's program: which flow has changed its mode. They are in every
-queue's epoll set; whoever reads it has the connection reported to the queue that it belongs to."""
+"""The reports of the kernel's program: which flow has changed its mode. They are in every queue's
+epoll set. The worker that reads them has the connection reported to its own queue."""
 from common.flows cimport (
     FLOW_BROKEN, FLOW_ECHOED, Flow, kecho_token_generation, kecho_token_index, kecho_token_queue,
 )
 from engine.epoll.events cimport (
-    AWAIT_DATA, AWAIT_DATA_OR_ROOM, AWAIT_END, TOKEN_REPORTS, Awaited, awaited_by, epoll_report,
+    AWAIT_DATA, AWAIT_DATA_OR_ROOM, AWAIT_END, AWAIT_ROOM, TOKEN_REPORTS, Awaited, epoll_report,
 )
 from engine.layout cimport CONNECTION_ARMED_WRITE, Connection, Control, Queue
 from engine.slab cimport (
@@ -22,7 +22,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 
 cdef inline int reports_arm(Control* control, Queue* queue) noexcept nogil:
-    """Returns 0 or -errno."""
+    """Register the reports with a queue. Return 0 or -errno."""
     cdef epoll_event event
     event.events = EPOLLIN | EPOLLET
     if control.queue_count > 1:
@@ -34,12 +34,12 @@ cdef inline int reports_arm(Control* control, Queue* queue) noexcept nogil:
 
 
 cdef inline Awaited _awaited(Control* control, Connection* connection) noexcept nogil:
-    """What is to be reported of a flow: of one that is passed, bytes that are there and not read; of
-    one that is broken, there may be nothing but room to send. Flows that are as they were are not
-    to wake a worker for data."""
+    """Return what epoll is to report of a connection. PASSED: bytes that are there and not read.
+    BROKEN: there may be nothing but room to send. ECHOED: data is not for a worker and must not
+    wake one."""
     cdef Flow flow
     if flow_read(control, connection, &flow) < 0:
-        return awaited_by(connection)
+        return AWAIT_ROOM if connection.flags & CONNECTION_ARMED_WRITE else AWAIT_DATA
     if flow.mode == FLOW_ECHOED:
         return AWAIT_END
     if flow.mode == FLOW_BROKEN or connection.flags & CONNECTION_ARMED_WRITE:
@@ -50,8 +50,8 @@ cdef inline Awaited _awaited(Control* control, Connection* connection) noexcept 
 cdef inline void _report(
     Control* control, Queue* queue, uint32_t index, uint32_t generation,
 ) noexcept nogil:
-    """Has epoll report a connection to its queue. If a worker serves it at this moment, that one
-    looks again, and sees the mode."""
+    """Have epoll report a connection to its queue. If a worker owns it now, it looks again and sees
+    the mode."""
     cdef Connection* connection
     if index >= slab_high_water(&queue.slab):
         return
@@ -59,14 +59,14 @@ cdef inline void _report(
     if ownership_claim(connection, generation, False) != CLAIM_WON:
         return
     while True:
-        # One that is not registered yet is being accepted; it cannot be claimed then.
+        # It is registered: a connection that is being accepted is owned.
         epoll_report(queue, connection, EPOLL_CTL_MOD, _awaited(control, connection))
         if ownership_release(connection):
             return
 
 
 cdef inline void _report_untold(Control* control) noexcept nogil:
-    """All that are open: one that was handed over may have been broken since, and is in no list."""
+    """Report all open connections: one of them has changed its mode without a report."""
     cdef uint32_t number, index
     cdef Queue* queue
     cdef Connection* connection
@@ -78,6 +78,7 @@ cdef inline void _report_untold(Control* control) noexcept nogil:
 
 
 cdef inline void reports_read(Control* control) noexcept nogil:
+    """Read all reports and have epoll report their connections."""
     cdef Flows* flows = flows_of(control)
     cdef uint64_t token
     cdef uint32_t queue

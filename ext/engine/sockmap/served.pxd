@@ -1,5 +1,4 @@
-"""Connections that the kernel echoes: what is left to do for one when something is reported of it,
-or its time has come to be looked at."""
+"""Connections that the kernel echoes: what workers do with them."""
 from common.atomics cimport atomic_u32_store_relaxed, atomic_u64_load_relaxed
 from common.flows cimport FLOW_BROKEN, FLOW_ECHOED, Flow
 from engine.connection cimport connection_arm, connection_close, connection_fail, connection_leave
@@ -25,7 +24,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 
 cdef inline bint sockmap_begin(Worker* worker, Connection* connection) noexcept nogil:
-    """Hands a connection of which nothing has been read to the kernel."""
+    """Hand a connection of which nothing has been read to the kernel."""
     cdef uint32_t queue = <uint32_t>(worker.queue - worker.control.queues)
     if connection.flags & CONNECTION_UNIX or worker.is_draining:
         return False
@@ -38,8 +37,8 @@ cdef inline bint sockmap_begin(Worker* worker, Connection* connection) noexcept 
 
 
 cdef inline int sockmap_arm(Worker* worker, Connection* connection) noexcept nogil:
-    """Of one that the kernel echoes, data would be reported all the same, and wake a worker for
-    each echo."""
+    """Have the next event be reported. For a connection that the kernel echoes, epoll would report
+    data as well, and wake a worker for each echo."""
     return epoll_arm(
         worker, connection,
         AWAIT_END if connection.state == STATE_IN_KERNEL else awaited_by(connection))
@@ -48,8 +47,8 @@ cdef inline int sockmap_arm(Worker* worker, Connection* connection) noexcept nog
 cdef inline bint sockmap_leave(
     Worker* worker, Connection* connection, bint is_whole, int reason,
 ) noexcept nogil:
-    """Forgets it. Whether it is whole: at an end of file that was looked at already, after which
-    nothing comes."""
+    """Take a connection out of the maps. Return whether all bytes were handed back. CLOSE_EOF means
+    that this was checked, and that nothing follows."""
     if is_whole and reason != CLOSE_EOF:
         if connection.state == STATE_IN_KERNEL:
             is_whole = flow_leave(worker.control, connection)
@@ -60,11 +59,12 @@ cdef inline bint sockmap_leave(
     return is_whole
 
 
-# ---- passed: by its worker ----------------------------------------------------------------------
+# ---- passed to its worker -----------------------------------------------------------------------
 
 cdef inline Served sockmap_at_eof(Worker* worker, Connection* connection) noexcept nogil:
-    """recv gives nothing until the kernel has sent what it holds: what is passed stands behind that
-    in one queue. An end of file is only one when that queue is empty."""
+    """Decide about an end of file. recv returns nothing until the kernel has sent what it holds,
+    because passed bytes are behind those in one queue. So the stream has only ended when that queue
+    is empty."""
     cdef int result = flow_check_end(connection)
     if result < 0:
         return connection_fail(worker, connection, -result, ERROR_RECV)
@@ -76,9 +76,8 @@ cdef inline Served sockmap_at_eof(Worker* worker, Connection* connection) noexce
 
 
 cdef inline Served _pass(Worker* worker, Connection* connection, int reads) noexcept nogil:
-    """Too much waits to be sent: what comes now is passed, and bounded by the socket's window.
-    Until the kernel has sent the rest, the connection stands among those whose client does not
-    read."""
+    """Have the kernel pass what comes to the worker: too much waits to be sent. The socket's window
+    then bounds it. The connection is held until the kernel has sent the rest."""
     cdef uint64_t most = atomic_u64_load_relaxed(&flows_of(worker.control).board.charge_most)
     cdef int result
     held_end(worker, connection)
@@ -95,11 +94,12 @@ cdef inline Served _pass(Worker* worker, Connection* connection, int reads) noex
     return echo(worker, connection, reads)
 
 
-# ---- in the kernel ------------------------------------------------------------------------------
+# ---- echoed by the kernel -----------------------------------------------------------------------
 
 cdef inline Served _take_back(Worker* worker, Connection* connection, int reads) noexcept nogil:
-    """In a drain, everything having been handed back: what still comes is answered here. Who has
-    sent something this very moment is reset, as one is whose bytes are not read any more."""
+    """Take a connection back in a drain, after everything was handed back. The worker echoes what
+    still comes. If the client sends at this very moment, the connection is reset, like one whose
+    bytes are not read any more."""
     cdef int result
     if not connection_leave(worker, connection, CLOSE_DRAINED):
         connection_close(worker, connection, CLOSE_DRAINED)
@@ -111,7 +111,7 @@ cdef inline Served _take_back(Worker* worker, Connection* connection, int reads)
 
 
 cdef inline Served sockmap_serve(Worker* worker, Connection* connection, int reads) noexcept nogil:
-    """Something is reported of it, or its time has come to be looked at."""
+    """Serve a connection: epoll has reported it, or a timer looks."""
     cdef Look look
     cdef Flow flow
     cdef int result
@@ -134,7 +134,7 @@ cdef inline Served sockmap_serve(Worker* worker, Connection* connection, int rea
     if note_held(worker, connection, &look):
         return SERVED_ALL
     if look.has_ended:
-        # The FIN may stand behind bytes that had come before. Unread they would make it a RST.
+        # Bytes may be in front of the FIN. If they stayed unread, close() would send RST.
         flow_run(connection)
         return connection_finish(worker, connection, CLOSE_EOF)
     if worker.is_draining:
