@@ -119,6 +119,6 @@ cdef inline void note_unseen(Worker* worker, Connection* connection) noexcept no
     """Note for the timers when bytes moved that no worker sees, and whether some are held."""
     cdef Look look
     if worker.control.engine.look(connection, &look) < 0 or look.is_closed:
-        return  # epoll reports it; whoever serves it then reads the error
+        return  # epoll reports it; the worker that serves it then reads the error
     note_movement(worker, connection, &look)
     note_held(worker, connection, &look)

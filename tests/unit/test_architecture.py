@@ -179,7 +179,7 @@ def test_only_pictures_know_matplotlib() -> None:
 
 
 def test_native_code_knows_nothing_of_the_package() -> None:
-    sources = native_sources(".pyx", ".pxd")
+    sources = native_sources(".pyx", ".pxd", ".pxi")
     assert sources
     for path in sources:
         named = re.findall(r"^\s*(?:from|import|cimport)\s+(\S+)", without_comments(path), re.M)
@@ -190,14 +190,14 @@ def test_native_code_knows_nothing_of_the_package() -> None:
 def test_only_the_face_of_a_native_part_lets_go_of_the_gil(part: str) -> None:
     users = {
         path.name
-        for path in native_sources(".pyx", ".pxd")
+        for path in native_sources(".pyx", ".pxd", ".pxi")
         if part_of(path) == part and re.search(r"\bwith\s+nogil\b", without_comments(path))
     }
     assert users == {f"{part}.pyx"}
 
 
 def test_a_native_part_shares_only_kernel_and_common_with_the_others() -> None:
-    for path in native_sources(".pyx", ".pxd"):
+    for path in native_sources(".pyx", ".pxd", ".pxi"):
         named = {one.split(".")[0] for one in cimported(path)}
         own = {part.name for part in NATIVE.iterdir()} - {"kernel", "common", part_of(path)}
         assert not own & named, path
@@ -241,7 +241,7 @@ def test_no_pair_of_c_files_includes_itself_by_way_of_others() -> None:
 
 
 def test_nothing_native_takes_the_gil() -> None:
-    for path in native_sources(".pyx", ".pxd"):
+    for path in native_sources(".pyx", ".pxd", ".pxi"):
         assert not re.search(r"\bwith\s+gil\b", without_comments(path)), path
     for path in native_sources(".c", ".h"):
         assert not re.search(r"\bPyGILState_|\bPyEval_RestoreThread", path.read_text()), path
@@ -253,7 +253,7 @@ def test_every_function_without_the_gil_raises_nothing() -> None:
         r"^[ \t]*cdef\b[^\n(]*?(\w+)\(([^()]|\([^()]*\))*\)([^:\n]*):\s*$", re.M
     )
     found = 0
-    for path in native_sources(".pyx", ".pxd"):
+    for path in native_sources(".pyx", ".pxd", ".pxi"):
         for function in definition.finditer(without_comments(path)):
             if re.search(r"\bnogil\b", function[3]):
                 found += 1
@@ -261,6 +261,6 @@ def test_every_function_without_the_gil_raises_nothing() -> None:
     written = sum(
         len(re.findall(r"\bnogil:", without_comments(path)))
         - len(re.findall(r"\bextern from .*\bnogil:|\bwith nogil:", without_comments(path)))
-        for path in native_sources(".pyx", ".pxd")
+        for path in native_sources(".pyx", ".pxd", ".pxi")
     )
     assert found == written > 0

@@ -20,7 +20,7 @@ from kernel.socket cimport (
 )
 from kernel.tcp cimport IPPROTO_TCP, TCP_INFO, TCP_STATE_CLOSE, TCP_STATE_CLOSE_WAIT, tcp_info
 from libc.errno cimport ECONNRESET, errno
-from libc.stdint cimport UINT32_MAX, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 
@@ -131,13 +131,6 @@ cdef inline int flow_take_error(Connection* connection, Look* look) noexcept nog
     if error == 0 and look.is_closed:
         return -ECONNRESET
     return -error
-
-
-cdef inline uint32_t flow_held_bytes(const Look* look) noexcept nogil:
-    """What was received and has not been handed to the socket."""
-    if look.received <= look.handed:
-        return 0
-    return <uint32_t>min(look.received - look.handed, <uint64_t>UINT32_MAX)
 
 
 cdef inline bint flow_is_whole(Connection* connection) noexcept nogil:
