@@ -1,4 +1,4 @@
-"""Who may know whom: the layers of ARCHITECTURE.md, read from the sources."""
+"""Who may import whom: the rules of ARCHITECTURE.md, read from the sources."""
 
 from __future__ import annotations
 
