@@ -195,6 +195,11 @@ def waited_for_cpu_ns(pid: int) -> int:
     )
 
 
+def others_are_ready() -> bool:
+    """Whether more than this process and the server have, or want, a CPU now: proc_loadavg(5)."""
+    return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0]) > 2
+
+
 @pytest.mark.alone
 @pytest.mark.e2e
 @pytest.mark.slow_under_sanitizers  # measures time
@@ -211,10 +216,11 @@ def test_a_worker_does_not_sleep_between_two_quick_messages(
         without_reason = 0
         for _ in range(40):
             waited_ns = [waited_for_cpu_ns(pid) for pid in (process.pid, os.getpid())]
+            is_disturbed = others_are_ready()
             slept = sleeps_in_a_round(process, client, pause_s)
             if slept < ROUND // 2:
                 break
-            if all(
+            if not (is_disturbed or others_are_ready()) and all(
                 waited_for_cpu_ns(pid) - before_ns < ROUND * 10_000
                 for pid, before_ns in zip((process.pid, os.getpid()), waited_ns, strict=True)
             ):

@@ -127,7 +127,8 @@ def test_more_streams_than_a_worker_keeps_get_on_alike(
         if max(had.values(), default=0) == chunks:
             break
         if len(had) == count:
-            assert max(had.values()) - min(had.values()) <= TURN
+            # On a busy machine a turn may be cut: what the kernel had no room for goes first.
+            assert max(had.values()) - min(had.values()) <= 2 * TURN
     assert sum(had.values()) > count * chunks / 2
 
 
