@@ -231,9 +231,9 @@ def _signals_in_a_pipe(signals: list[signal.Signals], is_last: bool) -> Iterator
         previous_mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
     try:
         yield pipe
+    finally:
         if is_last:
             previous = dict.fromkeys(previous, signal.SIG_IGN)
-    finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
         for number, handler in previous.items():
             # None: it was not set from Python, and cannot be put back from here.

@@ -126,6 +126,24 @@ def test_signals_until_the_very_end_do_not_change_the_status(
         assert "stopped after" in process.stderr
 
 
+def test_a_signal_after_a_failure_does_not_change_the_status() -> None:
+    script = """
+        import os, signal, sys
+        from kecho.server import cli, foreground
+
+        def fail(*_):
+            raise OSError(5, "it has failed")
+
+        foreground._wait_for_signals = fail
+        status = cli.main(["--port=0", "--no-sandbox"])
+        os.kill(os.getpid(), signal.SIGTERM)
+        sys.exit(status)
+    """
+    finished = run_python("-c", textwrap.dedent(script))
+    assert finished.returncode == 1
+    assert "it has failed" in finished.stderr
+
+
 def test_a_drain_ends_at_its_timeout(start_process: StartProcess, dispatch: str) -> None:
     process = start_process("--dispatch", dispatch, "--graceful-timeout=0.2")
     with reader_that_never_reads(process.port) as (client, sent):
